@@ -1,0 +1,107 @@
+"""A loss that a trainer's optimizer and student can be bound to, and freed from again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from dckd_losses.history import HistoryModel
+from dckd_losses.hooks import InputWatch, StepHook, StudentReference
+from dckd_losses.unwrap import unwrap_module, unwrap_optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Attachable(nn.Module):
+    """Base of `DCKDLoss`: the hooks it has outside itself. A copy of it has none.
+
+    Args:
+        student: the network in training, of which only a weak reference is kept.
+    """
+
+    history: HistoryModel | None
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self._student = StudentReference(unwrap_module(student))
+        self._step_handle: RemovableHandle | None = None
+        self._watch_handle: RemovableHandle | None = None
+        self._watch: InputWatch | None = None
+        self._trusted = False  # whether values were looked at since something changed
+
+    def attach(self, optimizer: object, source: nn.Module | None = None) -> Self:
+        """Let history follow the student: count this optimizer's real steps from now on.
+
+        Calls that gradient accumulation or a GradScaler leave out are not counted.
+
+        Args:
+            optimizer: the student's, or what Accelerate or Lightning wrapped around it.
+            source: whose weights history follows; the student where None, its moving average for
+                the released code's behaviour.
+
+        Returns:
+            the loss itself.
+
+        Raises:
+            ValueError: no optimizer, one that does not train the student, a source that is unlike
+                the student, or the loss is attached already.
+        """
+        if self._step_handle is not None:
+            raise ValueError("this loss is attached to an optimizer already: detach() it first")
+        inner = unwrap_optimizer(optimizer)
+        followed = self._student() if source is None else source
+        if followed is None:
+            raise ValueError("this loss does not know its student any more: pass source=student")
+        if source is None:
+            _check_trains(inner, followed)
+        if self.history is not None:
+            self.history.check(followed, devices=False)  # .to(device) may still follow
+        hook = StepHook(self.history, self._student if source is None else source)
+        self._step_handle = inner.register_step_post_hook(hook)
+        self._trusted = False
+        return self
+
+    def watch(self, module: nn.Module) -> Self:
+        """Take lq from what `module` is called with, for trainers that pass outputs only.
+
+        Args:
+            module: the student as the trainer calls it; its first tensor argument is lq.
+
+        Returns:
+            the loss itself.
+
+        Raises:
+            ValueError: the loss watches a module already.
+        """
+        if self._watch is not None:
+            raise ValueError("this loss watches a module already: detach() it first")
+        self._watch = InputWatch()
+        self._watch_handle = module.register_forward_pre_hook(self._watch, with_kwargs=True)
+        return self
+
+    def detach(self) -> Self:
+        """Remove every hook that `attach` and `watch` have left."""
+        for handle in (self._step_handle, self._watch_handle):
+            if handle is not None:
+                handle.remove()
+        self._step_handle = self._watch_handle = self._watch = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no hooks anywhere, so it is detached."""
+        detached = {"_step_handle": None, "_watch_handle": None, "_watch": None, "_trusted": False}
+        return {**self.__dict__, **detached}
+
+
+def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
+    """Require that the optimizer holds a parameter of the student."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in student.parameters()):
+        raise ValueError(
+            "this optimizer trains no parameter of the student that the loss was made from: attach "
+            "the student's own optimizer, or pass source="
+        )

@@ -1,0 +1,111 @@
+"""Read VQGAN encoder tensors from files, executing nothing that a file brings along."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+PREFIXES = ("encoder.", "quant_conv.", "quantize.")
+DIGEST = "tensors_sha256"  # metadata key under which `write_safetensors` leaves its own digest
+
+
+class _NamedOnly:
+    """Stands for a class that a pickle names, such as a Lightning callback, and never runs."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> _NamedOnly:
+        raise pickle.UnpicklingError(f"the file wants to call {cls.__name__}")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the tensors, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Read the encoder's tensors as float32.
+
+    Args:
+        path: a taming-transformers `.ckpt` (any pickle of torch is read with
+            `weights_only=True`) or an encoder-only `.safetensors`.
+
+    Returns:
+        `encoder.*`, `quant_conv.*` and `quantize.*`; everything else in the file is left out.
+
+    Raises:
+        RuntimeError: the file is missing, cut short, altered or of another kind; names it.
+    """
+    if not path.is_file():
+        raise RuntimeError(f"{path}: no such file")
+    read_file = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
+    try:
+        tensors = read_file(path)
+    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise _refusal(path, error) from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise _refusal(path, error) from error
+    wanted = {k: v.float() for k, v in tensors.items() if k.startswith(PREFIXES)}
+    if not wanted:
+        raise RuntimeError(f"{path}: holds no tensor named {', '.join(PREFIXES)}...")
+    return wanted
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, **metadata: str) -> None:
+    """Write tensors with their digest, so that `read` notices alteration; never half a file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, partial, {**metadata, DIGEST: digest(contiguous)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _refusal(path: Path, error: Exception) -> RuntimeError:
+    size = path.stat().st_size
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RuntimeError(
+        f"{path} ({size:,} bytes) is cut short, altered or not VQGAN weights: {reason}"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        expected = (file.metadata() or {}).get(DIGEST)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if expected is not None and digest(tensors) != expected:
+        raise ValueError(
+            f"sha256 of its tensors is {digest(tensors)}, it was written as {expected}"
+        )
+    return tensors
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    named: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise ValueError(f"its entry {broken} fails the checksum")
+        for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            named.append((type(name, (_NamedOnly,), {}), name))
+    with torch.serialization.safe_globals(named):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state_dict")
+    return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}

@@ -1,0 +1,217 @@
+"""Dynamic contrastive knowledge distillation: both losses over one pass of the encoder (Eq. 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from dckd_losses.attachable import Attachable
+from dckd_losses.checks import (
+    check_device,
+    check_images,
+    check_match,
+    check_negatives,
+    check_values,
+)
+from dckd_losses.dcr import DCRLoss
+from dckd_losses.dmm import DMMLoss
+from dckd_losses.encoder import VQGANEncoder, as_encoder
+from dckd_losses.history import HistoryModel
+from dckd_losses.negatives import NegativeGenerator
+from dckd_losses.ops import reference
+
+DCR_WEIGHT = 0.1  # paper, Table 7
+DMM_WEIGHT = 1e-3
+RELEASED_DMM_WEIGHT = 1e-3  # paper, Table 7; tuned with the released code's doubled softmax
+
+
+class DCKDLoss(Attachable):
+    """What DCKD adds to a training step: `dcr_weight * DCR + dmm_weight * DMM` (Eq. 10).
+
+    The reconstruction loss and the plain distillation loss stay the trainer's. The student's output
+    passes the encoder once with gradient; the teacher's output and the negatives pass it together
+    without.
+
+    Args:
+        student: the network in training. Its history is a copy; itself it is only referred to.
+        encoder: a name, a path or a module; see `VQGANEncoder`.
+        dcr_weight: weight of `DCRLoss`; at 0 it and the negatives are not computed.
+        dmm_weight: weight of `DMMLoss`; at 0 it is not computed.
+        history: the student's past; made with its defaults where None.
+        negatives: a `NegativeGenerator` or any callable from lq to (N, B, 3, H, W); made with its
+            defaults where None. With a plain callable no history is made.
+        form: of `DMMLoss`.
+
+    Shape:
+        student_out and teacher_out (B, 3, H, W), lq (B, 3, h, w), all in [0, 1] nominally, H and W
+        at least 16, to a scalar, float32 (float64 if the loss was moved there and student_out is).
+
+    Gradient:
+        to student_out only.
+
+    State:
+        `history.model.*`, `history.iteration`, `negatives.counter`: enough to continue bit for bit.
+
+    Attributes:
+        last: of the last call, detached: the scalars `dcr` and `dmm`, and for each level the
+            distances `positive` (to the teacher) and `negative` (to all negatives, summed). A term
+            with weight 0 is not there.
+
+    Raises:
+        ValueError: arguments, shapes, dtypes or devices do not fit. In the first call after
+            construction, `attach` or `load_state_dict` also where values are not finite, or those
+            of teacher_out or lq do not look like [0, 1].
+
+    Example:
+        >>> student = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3), torch.nn.PixelShuffle(2))
+        >>> optimizer = torch.optim.Adam(student.parameters())
+        >>> dckd = DCKDLoss(student, "compact").attach(optimizer)
+        >>> lq, teacher_out = torch.rand(1, 3, 18, 18), torch.rand(1, 3, 32, 32)
+        >>> dckd(student(lq), teacher_out, lq).backward()
+    """
+
+    negatives: Callable[[Tensor], Tensor]
+
+    def __init__(
+        self,
+        student: nn.Module,
+        encoder: str | PathLike[str] | nn.Module,
+        *,
+        dcr_weight: float = DCR_WEIGHT,
+        dmm_weight: float = DMM_WEIGHT,
+        history: HistoryModel | None = None,
+        negatives: Callable[[Tensor], Tensor] | None = None,
+        form: str = "cross_entropy",
+    ) -> None:
+        super().__init__(student)
+        if not (dcr_weight >= 0 and dmm_weight >= 0):
+            raise ValueError(f"weights must be at least 0, got {dcr_weight} and {dmm_weight}")
+        if isinstance(negatives, NegativeGenerator):
+            if history is not None and history is not negatives.history:
+                raise ValueError("negatives has a history of its own: pass one of the two")
+            history = negatives.history
+        elif negatives is None:
+            history = HistoryModel(student) if history is None else history
+            negatives = NegativeGenerator(history)
+        self.encoder = as_encoder(encoder)
+        self.dcr = DCRLoss(self.encoder)
+        self.dmm = DMMLoss(self.encoder, form=form)
+        self.dcr_weight = dcr_weight
+        self.dmm_weight = dmm_weight
+        self.history = history
+        self.negatives = negatives
+        self.last: dict[str, Tensor] = {}
+        self.register_load_state_dict_post_hook(_distrust)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def released(
+        cls,
+        student: nn.Module,
+        encoder: str | PathLike[str],
+        *,
+        history: HistoryModel | None = None,
+        seed: int = 0,
+    ) -> DCKDLoss:
+        """The settings of DCKD's released code, where they differ from its paper.
+
+        The encoder sees raw [0, 1] images, DMM is the doubled softmax at weight 1e-3, and of five
+        negatives one is made from the undegraded input. For the release's history pass
+        `source=ema_model` to `attach`.
+
+        Args:
+            student: as in `DCKDLoss`.
+            encoder: a name or a path.
+            history: as in `DCKDLoss`.
+            seed: of `NegativeGenerator`.
+        """
+        history = HistoryModel(student) if history is None else history
+        return cls(
+            student,
+            VQGANEncoder.from_pretrained(encoder, input_range=(0.0, 1.0)),
+            dmm_weight=RELEASED_DMM_WEIGHT,
+            negatives=NegativeGenerator(history, include_clean=True, seed=seed),
+            form="released",
+        )
+
+    def forward(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None = None) -> Tensor:
+        """The loss of one step.
+
+        Args:
+            student_out: what the student made of lq.
+            teacher_out: what the teacher made of lq.
+            lq: the degraded input; may be left out after `watch`.
+        """
+        if lq is None and self._watch is not None:
+            lq = self._watch.take(len(student_out))
+        self._check_tensors(student_out, teacher_out, lq)
+        if not self._trusted and not _captured():
+            self.check(student_out, teacher_out, lq)
+            self._trusted = True
+        contrastive, mapped = self.dcr_weight > 0, self.dmm_weight > 0
+        batch = len(student_out)
+        with torch.no_grad():
+            others = [teacher_out.detach()]
+            if contrastive and lq is not None:
+                negatives = self.negatives(lq)
+                check_negatives(negatives, student_out)
+                others.append(negatives.detach().flatten(0, 1))
+            fixed = self.encoder(torch.cat(others), coded=batch if mapped else 0)
+        student = self.encoder(student_out, coded=batch if mapped else 0)
+        terms, last = [], {}
+        if contrastive:
+            loss, last["positive"], last["negative"] = self.dcr.contrast(
+                student.levels, fixed.levels
+            )
+            terms.append(self.dcr_weight * loss)
+            last["dcr"] = loss.detach()
+        if mapped:
+            loss = self.dmm.divergence(student.code_logits, fixed.code_logits)
+            terms.append(self.dmm_weight * loss)
+            last["dmm"] = loss.detach()
+        self.last = last
+        total = torch.stack(terms).sum() if terms else 0 * student_out.sum()
+        return reference.as_loss(total, student_out)
+
+    def check(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None = None) -> None:
+        """Check types, shapes, devices and values now; reads from the device.
+
+        Raises:
+            ValueError: with what was seen and what is expected.
+        """
+        self._check_tensors(student_out, teacher_out, lq)
+        check_values("student_out", student_out, bounded=False)
+        check_values("teacher_out", teacher_out, bounded=True)
+        if lq is not None:
+            check_values("lq", lq, bounded=True)
+
+    def _check_tensors(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None) -> None:
+        check_images("student_out", student_out)
+        check_images("teacher_out", teacher_out)
+        check_match("teacher_out", teacher_out, "student_out", student_out)
+        if lq is None:
+            if self.dcr_weight > 0:
+                raise ValueError("lq is missing: pass it, or let watch(student) fetch it")
+            return
+        check_images("lq", lq, min_size=1)
+        if len(lq) != len(student_out):
+            raise ValueError(f"lq has {len(lq)} images, student_out has {len(student_out)}")
+        check_device("lq", lq, "student_out", student_out)
+
+    def extra_repr(self) -> str:
+        return f"dcr_weight={self.dcr_weight}, dmm_weight={self.dmm_weight}"
+
+
+def _captured() -> bool:
+    """Whether values cannot be looked at: torch.compile or a CUDA graph is recording."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _distrust(module: nn.Module, keys: object) -> None:
+    """Look at values again after new state was loaded."""
+    assert isinstance(module, DCKDLoss)
+    module._trusted = False

@@ -1,0 +1,113 @@
+"""Dynamic contrastive regularisation (Eq. 5)."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dckd_losses.checks import check_images, check_match, check_negatives
+from dckd_losses.encoder import as_encoder
+from dckd_losses.ops import reference
+
+LEVEL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # paper, appendix
+EPS = 1e-7  # released code: at first a clean negative equals the student
+
+
+class Contrast(NamedTuple):
+    """Eq. 5's value and its distances.
+
+    Attributes:
+        loss: the scalar.
+        positive: mean distance from student to teacher at each level, (L,).
+        negative: the same to each negative, summed over negatives, (L,).
+    """
+
+    loss: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+class DCRLoss(nn.Module):
+    """Pull the student's features to the teacher's, relative to their distance from negatives.
+
+    `sum_i w_i |S_i - T_i| / (sum_j |S_i - N_ij| + eps)` over five levels of a frozen encoder, norms
+    being means over everything and so the ratio one of batch means, as in the released code
+    (Eq. 5). Under data parallelism the ratio is each rank's own.
+
+    Args:
+        encoder: a name, a path or a module; see `VQGANEncoder`.
+        level_weights: w, from fine to coarse, one for each level of the encoder.
+        eps: keeps the ratio finite.
+
+    Shape:
+        student and teacher (B, 3, H, W), negatives (N, B, 3, H, W), in [0, 1] nominally, H and W
+        at least 16, to a scalar, float32 (float64 if the loss was moved there and student is).
+
+    Gradient:
+        to the student only, through both distances.
+
+    State:
+        none.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; or the encoder has other levels.
+
+    Example:
+        >>> dcr = DCRLoss("compact")
+        >>> student, teacher, negatives = torch.rand(7, 2, 3, 32, 32).split((1, 1, 5))
+        >>> dcr(student[0], teacher[0], negatives).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        encoder: str | PathLike[str] | nn.Module,
+        *,
+        level_weights: tuple[float, ...] = LEVEL_WEIGHTS,
+        eps: float = EPS,
+    ) -> None:
+        super().__init__()
+        if not level_weights or min(level_weights) < 0:
+            raise ValueError(f"level_weights must be numbers of at least 0, got {level_weights}")
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0, got {eps}")
+        self.encoder = as_encoder(encoder)
+        self.level_weights = tuple(float(weight) for weight in level_weights)
+        self.eps = eps
+
+    def forward(self, student: Tensor, teacher: Tensor, negatives: Tensor) -> Tensor:
+        """The loss of a student's output beside its teacher's and the negatives."""
+        check_images("student", student)
+        check_match("teacher", teacher, "student", student)
+        check_negatives(negatives, student)
+        with torch.no_grad():
+            others = torch.cat([teacher, negatives.flatten(0, 1)]).detach()
+            fixed = self.encoder(others, coded=0).levels
+        levels = self.encoder(student, coded=0).levels
+        return reference.as_loss(self.contrast(levels, fixed).loss, student)
+
+    def contrast(self, student: tuple[Tensor, ...], fixed: tuple[Tensor, ...]) -> Contrast:
+        """Eq. 5 on given levels.
+
+        Args:
+            student: the student's levels, (B, C, H, W) each.
+            fixed: those of teacher and negatives in one batch, ((1 + N) * B, C, H, W) each.
+        """
+        if len(student) != len(self.level_weights):
+            raise ValueError(
+                f"the encoder gives {len(student)} levels, level_weights has "
+                f"{len(self.level_weights)}"
+            )
+        gaps = []
+        for mine, others in zip(student, fixed, strict=True):
+            teacher, *negatives = torch.split(others, len(mine))
+            gaps.append(reference.level_gaps(mine, teacher, negatives))
+        positive, negative = zip(*gaps, strict=True)
+        return Contrast(
+            reference.contrast(positive, negative, self.level_weights, self.eps),
+            torch.stack(positive).detach(),
+            torch.stack(negative).detach(),
+        )

@@ -1,0 +1,189 @@
+"""The student's past self, which makes the negatives (Eq. 6)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dckd_losses.checks import check_images
+from dckd_losses.frozen import at_least_float32
+from dckd_losses.unwrap import restore_forward, unwrap_module
+
+DECAY = 0.1  # paper: "attenuation rate" alpha
+INTERVAL = 1000  # paper, Figure 8b: updates every 1000 steps at first
+INTERVAL_GROWTH = 1000  # released code: 1000, 2000, 3000
+GROWTH_EVERY = 100_000  # released code: one more for every 100,000 steps
+MAX_INTERVAL = 3000  # released code's last value; it has none beyond 300,000 steps
+
+
+class HistoryModel(nn.Module):
+    """A frozen copy of the student that follows it at intervals (Eq. 6).
+
+    Every so many steps its weights become `decay * history + (1 - decay) * source`, so what it
+    restores is the student's recent past. Buffers are copied as they are. The source is the
+    student by the paper; the released code passes the student's moving average, which makes the
+    history about 1000 steps older.
+
+    Args:
+        student: the network to copy; wrappers (DistributedDataParallel, torch.compile, Accelerate)
+            are taken off. It is not kept.
+        decay: alpha of Eq. 6, in [0, 1): the share of its old weights that history keeps.
+        interval: steps between updates at first.
+        interval_growth: steps by which the interval grows ...
+        growth_every: ... every so many steps.
+        max_interval: the interval's upper bound.
+
+    Shape:
+        lq (B, 3, h, w) to the student's output for it, without gradient.
+
+    State:
+        `model.*`, the history's weights, and `iteration`, the optimizer steps counted, int64.
+
+    Raises:
+        ValueError: an argument is out of range; or a source's parameters, buffers or device are
+            not those of the history.
+
+    Example:
+        >>> student = torch.nn.Conv2d(3, 3, 3, padding=1)
+        >>> history = HistoryModel(student, interval=2)
+        >>> [history.step(student) for _ in range(4)]
+        [False, True, False, True]
+    """
+
+    iteration: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        decay: float = DECAY,
+        interval: int = INTERVAL,
+        interval_growth: int = INTERVAL_GROWTH,
+        growth_every: int = GROWTH_EVERY,
+        max_interval: int = MAX_INTERVAL,
+    ) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        if min(interval, growth_every, max_interval) < 1 or interval_growth < 0:
+            raise ValueError(
+                "interval, growth_every and max_interval must be at least 1, interval_growth at "
+                f"least 0, got {interval}, {growth_every}, {max_interval} and {interval_growth}"
+            )
+        self.decay = decay
+        self.interval = interval
+        self.interval_growth = interval_growth
+        self.growth_every = growth_every
+        self.max_interval = max_interval
+        self.model = _frozen_copy(student)
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+        self._seen: tuple[Tensor, int, int] | None = None  # spares a device read a step
+
+    @torch.no_grad()
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore `lq` as the student would have some steps ago; `lq` itself is not touched."""
+        check_images("lq", lq, min_size=1)
+        out: Tensor = self.model(lq.clone())
+        return out
+
+    def step(self, source: nn.Module) -> bool:
+        """Count one optimizer step and update when due.
+
+        Args:
+            source: the module whose weights history follows.
+
+        Returns:
+            whether history was updated.
+        """
+        count = self._count() + 1
+        self.iteration.fill_(count)
+        self._seen = (self.iteration, self.iteration._version, count)
+        due = self.due(count)
+        if due:
+            self.update(source)
+        return due
+
+    def due(self, step: int) -> bool:
+        """Whether history is updated after optimizer step `step`, counted from 1."""
+        growth = self.interval_growth * ((step - 1) // self.growth_every)
+        return step % min(self.interval + growth, self.max_interval) == 0
+
+    @torch.no_grad()
+    def update(self, source: nn.Module) -> None:
+        """Move the history's weights towards the source's now (Eq. 6)."""
+        self.check(source)
+        source = unwrap_module(source)
+        mine, theirs = dict(self.model.named_parameters()), dict(source.named_parameters())
+        if mine:
+            old: list[Tensor] = list(mine.values())
+            new = [theirs[name].to(tensor.dtype) for name, tensor in mine.items()]
+            torch._foreach_lerp_(old, new, 1 - self.decay)
+        new_buffers = dict(source.named_buffers())
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(new_buffers[name])
+
+    def check(self, source: nn.Module, *, devices: bool = True) -> None:
+        """Require that a source has the history's parameters and buffers.
+
+        Args:
+            source: a module that history might follow.
+            devices: require the same devices too.
+
+        Raises:
+            ValueError: names the first tensor that differs, and what to do.
+        """
+        source = unwrap_module(source)
+        _check_same(_tensors(self.model), _tensors(source), devices)
+
+    def train(self, mode: bool = True) -> HistoryModel:
+        """Stay in eval mode whatever a parent's `train()` says."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HistoryModel:
+        super()._apply(at_least_float32(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _count(self) -> int:
+        if self._seen is not None:
+            buffer, version, count = self._seen
+            if buffer is self.iteration and buffer._version == version:
+                return count
+        return int(self.iteration)
+
+
+def _frozen_copy(student: nn.Module) -> nn.Module:
+    if not isinstance(student, nn.Module):
+        raise ValueError(f"student must be a module, got {type(student).__name__}")
+    model = copy.deepcopy(unwrap_module(student))
+    restore_forward(model)
+    for parameter in model.parameters():
+        parameter.grad = None
+    return model.requires_grad_(False).eval()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _check_same(mine: dict[str, Tensor], theirs: dict[str, Tensor], devices: bool) -> None:
+    """Require equal names and shapes, so that no update can silently miss a weight."""
+    odd = sorted(mine.keys() ^ theirs.keys())
+    if odd:
+        raise ValueError(
+            f"history and source differ in {len(odd)} names, such as {odd[0]!r}: pass the student "
+            "itself or its moving average, not a module around it"
+        )
+    for name, tensor in mine.items():
+        if tensor.shape != theirs[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} in the history and {tuple(theirs[name].shape)} "
+                "in the source: make the loss from the student that is trained"
+            )
+        if devices and tensor.device != theirs[name].device:
+            raise ValueError(
+                f"{name} is on {tensor.device} in the history and on {theirs[name].device} in the "
+                "source: move the loss with .to(device)"
+            )

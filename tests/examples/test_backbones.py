@@ -1,0 +1,150 @@
+"""The small networks, and the files they are kept in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from restoration.backbones import BACKBONES, ResidualSR, build, load, multiply_adds, save
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+def filled(channels: int = 4, blocks: int = 1, scale: int = 2) -> ResidualSR:
+    """A network whose tail is not zero, as after training."""
+    torch.manual_seed(0)
+    model = ResidualSR(channels, blocks, scale)
+    torch.nn.init.normal_(model.tail.weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_untrained_is_bicubic_and_trains(scale: int) -> None:
+    model = build("tiny", scale)
+    lq = torch.rand(2, 3, 5, 7)
+    bicubic = F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)
+    assert torch.equal(model(lq), bicubic)
+    model(lq).square().mean().backward()
+    assert model.tail.weight.grad is not None
+    assert model.tail.weight.grad.abs().sum() > 0
+
+
+def test_gradient_reaches_every_parameter_once_the_tail_is_not_zero() -> None:
+    model = filled()
+    model(torch.rand(1, 3, 6, 6)).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_each_output_pixel_sees_its_own_place() -> None:
+    """A network of 4 convolutions sees 4 pixels to each side, and bicubic 2: not the far end."""
+    model = filled().eval()
+    lq = torch.rand(1, 3, 1, 24)
+    moved = lq.clone()
+    moved[..., 0] = 1 - moved[..., 0]
+    change = (model(moved) - model(lq)).detach().abs().amax(dim=(0, 1, 2))
+    assert change[:2].min() > 1e-3
+    assert change[10:].max() == 0
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("tiny", 9_492), ("small", 152_332)])
+def test_sizes(name: str, parameters: int) -> None:
+    model = build(name, 2)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    # Every weight, and no bias, multiplies once at each LR pixel.
+    weights = sum(p.numel() for p in model.parameters() if p.ndim == 4)
+    assert multiply_adds(model, 1, 1) == weights
+    assert multiply_adds(model, 5, 8) == 40 * weights
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="'huge'; expected one of tiny, small"):
+        build("huge", 2)
+    with pytest.raises(ValueError, match="channels=0, blocks=1, scale=2; expected 1 or more"):
+        ResidualSR(0, 1, 2)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    model = filled(channels=5, blocks=2, scale=3)
+    save(model, tmp_path / "new" / "net.safetensors")
+    loaded = load(tmp_path / "new" / "net.safetensors")
+    assert (loaded.channels, loaded.blocks, loaded.scale) == (5, 2, 3)
+    assert not loaded.training
+    lq = torch.rand(1, 3, 6, 6)
+    assert torch.equal(loaded(lq), model(lq))
+
+
+def test_metadata_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save(build("tiny", 2), path, seed=3, arm="logits")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    shape = {key: str(value) for key, value in BACKBONES["tiny"].items()}
+    assert metadata == {"backbone": "tiny", **shape, "scale": "2", "seed": "3", "arm": "logits"}
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net.safetensors"
+    save(filled(), path)
+    old = path.read_bytes()
+
+    def disk_full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        save(build("tiny", 4), path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class TestRefusedFiles:
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError, match=r"absent\.safetensors: expected a safetensors"):
+            load(tmp_path / "absent.safetensors")
+
+    def test_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError, match="expected a safetensors file"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize("kept", [0, 6, 100, -1])
+    def test_cut_short(self, tmp_path: Path, kept: int) -> None:
+        path = tmp_path / "net.safetensors"
+        save(filled(), path)
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(RuntimeError, match=r"net\.safetensors: expected a safetensors file"):
+            load(path)
+
+    def test_pickle(self, tmp_path: Path) -> None:
+        torch.save(filled().state_dict(), tmp_path / "net.pth")
+        with pytest.raises(RuntimeError, match=r"net\.pth: expected a safetensors file"):
+            load(tmp_path / "net.pth")
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            None,
+            {"channels": "4", "blocks": "1"},
+            {"channels": "four", "blocks": "1", "scale": "2"},
+            {"channels": "4", "blocks": "-1", "scale": "2"},
+        ],
+    )
+    def test_without_our_metadata(self, tmp_path: Path, metadata: dict[str, str] | None) -> None:
+        path = tmp_path / "net.safetensors"
+        save_file(filled().state_dict(), path, metadata)
+        with pytest.raises(RuntimeError, match=r"net\.safetensors: got metadata .*channels, bloc"):
+            load(path)
+
+    @pytest.mark.parametrize(("key", "value"), [("channels", 8), ("blocks", 2), ("scale", 3)])
+    def test_tensors_that_do_not_fit(self, tmp_path: Path, key: str, value: int) -> None:
+        path = tmp_path / "net.safetensors"
+        save(filled(), path)
+        metadata = {"channels": "4", "blocks": "1", "scale": "2", key: str(value)}
+        save_file({k: v.clone() for k, v in load_file(path).items()}, tmp_path / "b", metadata)
+        with pytest.raises(RuntimeError, match="b: tensors do not fit metadata"):
+            load(tmp_path / "b")

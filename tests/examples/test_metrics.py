@@ -1,0 +1,166 @@
+"""PSNR and SSIM against plain computations that share no code with them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from restoration.metrics import Protocol, protocol, psnr, ssim, to_tensor, to_uint8
+from skimage.metrics import structural_similarity
+
+RGB = Protocol(y=None, crop=0, ssim="2d")
+
+
+@pytest.fixture
+def images() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 256, (24, 31, 3), dtype=np.uint8)
+    noise = rng.integers(-20, 21, target.shape)
+    return np.clip(target + noise, 0, 255).astype(np.uint8), target
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    red, green, blue = (image[..., c].astype(np.float64) for c in range(3))
+    return (65.481 * red + 128.553 * green + 24.966 * blue) / 255 + 16
+
+
+def flat(level: int) -> np.ndarray:
+    return np.full((12, 12, 3), level, np.uint8)
+
+
+def test_protocols_are_those_of_the_papers() -> None:
+    assert protocol("sr", 4) == Protocol(y="float", crop=4, ssim="2d")
+    assert protocol("deblur") == Protocol(y=None, crop=0, ssim="3d")
+    assert protocol("derain") == Protocol(y="rounded", crop=0, ssim="2d")
+    with pytest.raises(ValueError, match="'dehaze'; expected one of sr, deblur, derain"):
+        protocol("dehaze")
+
+
+def test_psnr_of_known_errors() -> None:
+    assert psnr(flat(100), flat(101), RGB) == pytest.approx(20 * math.log10(255))
+    # One gray level is 219/255 of a luma level, which rounding turns into a whole one here.
+    sr = psnr(flat(100), flat(101), protocol("sr"))
+    assert sr == pytest.approx(20 * math.log10(255 * 255 / 219))
+    assert psnr(flat(100), flat(101), protocol("derain")) == pytest.approx(20 * math.log10(255))
+
+
+@pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
+def test_identical_images(task: str, images: tuple[np.ndarray, np.ndarray]) -> None:
+    target = images[1]
+    assert psnr(target, target, protocol(task)) == math.inf
+    assert ssim(target, target, protocol(task)) == pytest.approx(1, abs=1e-12)
+
+
+def test_psnr_of_luma(images: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = map(luma, images)
+    exact = 10 * math.log10(255**2 / np.mean((x - y) ** 2))
+    rounded = 10 * math.log10(255**2 / np.mean((np.round(x) - np.round(y)) ** 2))
+    assert psnr(*images, Protocol("float", 0, "2d")) == pytest.approx(exact, abs=1e-9)
+    assert psnr(*images, Protocol("rounded", 0, "2d")) == pytest.approx(rounded, abs=1e-9)
+
+
+def test_rounding_the_luma_costs_decibels_near_the_target() -> None:
+    """The reason why deraining numbers need it: at 43 dB it takes off about a quarter."""
+    rng = np.random.default_rng(1)
+    target = rng.integers(20, 236, (96, 96, 3))
+    output = np.round(target + rng.normal(0, 2.7, target.shape))
+    pair = output.astype(np.uint8), target.astype(np.uint8)
+    drop = psnr(*pair, Protocol("float", 0, "2d")) - psnr(*pair, protocol("derain"))
+    assert 0.1 < drop < 0.5
+
+
+def test_the_border_is_left_out(images: tuple[np.ndarray, np.ndarray]) -> None:
+    output, target = images[1].copy(), images[1]
+    output[:3], output[-3:], output[:, :3], output[:, -3:] = 0, 0, 0, 0
+    assert psnr(output, target, protocol("sr", 3)) == math.inf
+    assert ssim(output, target, protocol("sr", 3)) == pytest.approx(1, abs=1e-12)
+    assert psnr(output, target, protocol("sr", 2)) < 30
+
+
+@pytest.mark.parametrize("y", ["float", "rounded"])
+def test_ssim_of_luma_agrees_with_scikit_image(
+    y: str, images: tuple[np.ndarray, np.ndarray]
+) -> None:
+    a, b = (luma(image)[2:-2, 2:-2] for image in images)
+    if y == "rounded":
+        a, b = np.round(a), np.round(b)
+    assert ssim(*images, Protocol(y, 2, "2d")) == pytest.approx(skimage_ssim(a, b), abs=1e-9)
+
+
+def test_ssim_of_rgb_is_the_mean_over_channels(images: tuple[np.ndarray, np.ndarray]) -> None:
+    a, b = (image.astype(np.float64) for image in images)
+    expected = np.mean([skimage_ssim(a[..., c], b[..., c]) for c in range(3)])
+    assert ssim(*images, RGB) == pytest.approx(expected, abs=1e-9)
+
+
+def skimage_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return structural_similarity(a, b, data_range=255, **options)
+
+
+def test_ssim_3d_is_one_filter_over_the_volume(images: tuple[np.ndarray, np.ndarray]) -> None:
+    line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    line /= line.sum()
+    kernel = torch.einsum("i,j,k->ijk", line, line, line)[None, None]
+
+    def mean(volume: torch.Tensor) -> torch.Tensor:
+        return F.conv3d(F.pad(volume[None, None], (5,) * 6, mode="replicate"), kernel)[0, 0]
+
+    x, y = (torch.from_numpy(image.astype(np.float64)) for image in images)
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = 2.55**2, 7.65**2
+    above = (2 * mx * my + c1) * (2 * vxy + c2)
+    expected = (above / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean().item()
+    assert ssim(*images, protocol("deblur")) == pytest.approx(expected, abs=1e-9)
+    assert abs(expected - ssim(*images, RGB)) > 1e-5  # planes give another number
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_bad_images_are_named(metric) -> None:  # type: ignore[no-untyped-def]
+    good = flat(0)
+    with pytest.raises(ValueError, match=r"output \(12, 11, 3\); expected .* \(12, 12, 3\)"):
+        metric(good[:, :11], good, RGB)
+    with pytest.raises(ValueError, match=r"float32 \(12, 12, 3\); expected uint8"):
+        metric(good.astype(np.float32), good, RGB)
+    with pytest.raises(ValueError, match=r"uint8 \(12, 12\); expected uint8 \(H, W, 3\)"):
+        metric(good, good[..., 0], RGB)
+    with pytest.raises(ValueError, match=r"12x12 pixels.* crop of 6"):
+        metric(good, good, protocol("sr", 6))
+
+
+def test_ssim_needs_one_window() -> None:
+    assert ssim(flat(0)[1:, 1:], flat(0)[1:, 1:], RGB) == 1
+    with pytest.raises(ValueError, match="10x12 pixels; expected 11 a side"):
+        ssim(flat(0)[2:], flat(0)[2:], RGB)
+
+
+def test_every_level_survives_a_round_trip() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, axis=2)
+    levels[..., 1] = levels[::-1, ::-1, 1]
+    tensor = to_tensor(levels)
+    assert tensor.dtype == torch.float32
+    assert tensor.shape == (3, 8, 32)
+    assert tensor.max() == 1
+    np.testing.assert_array_equal(to_uint8(tensor), levels)
+    np.testing.assert_array_equal(to_uint8(tensor[None].double()), levels)
+
+
+def test_to_uint8_clamps_and_rounds() -> None:
+    tensor = torch.tensor([-0.5, 0.6 / 255, 1.4 / 255, 7.0]).expand(3, 1, 4)
+    assert to_uint8(tensor)[0, :, 0].tolist() == [0, 1, 1, 255]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4), r"\(2, 3, 4, 4\); expected floats"),
+        (torch.zeros(4, 4, 3), r"\(4, 4, 3\); expected floats \(3, H, W\)"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "torch.uint8"),
+        (torch.full((3, 4, 4), torch.nan), "NaN"),
+    ],
+)
+def test_to_uint8_refuses(tensor: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_uint8(tensor)
