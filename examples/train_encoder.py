@@ -37,6 +37,8 @@ from dckd_losses.network import (
 )
 
 CELL = 16  # pixels a side that one code stands for
+CROPS = (48, 64, 96)  # GroupNorm sees the whole crop, so the encoder should know several sizes
+TEST_CROP = 96
 HELD_OUT_EVERY = 12  # every 12th photograph is never trained on
 
 
@@ -65,10 +67,10 @@ class Decoder(nn.Module):
         return out
 
 
-def random_crops(
-    images: list[np.ndarray], batch: int, size: int, rng: np.random.Generator
-) -> Tensor:
-    """A batch of random flipped crops, (batch, 3, size, size) in [-1, 1]."""
+def random_crops(images: list[np.ndarray], cells: int, rng: np.random.Generator) -> Tensor:
+    """A batch of random flipped crops of one size, about `cells` in all, values in [-1, 1]."""
+    size = int(rng.choice(CROPS))
+    batch = max(1, round(cells * (CELL / size) ** 2))
     crops = []
     for index in rng.integers(len(images), size=batch):
         image = images[index]
@@ -77,6 +79,13 @@ def random_crops(
         crop = image[top : top + size, left : left + size]
         crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def tiles(image: np.ndarray) -> Tensor:
+    """The image as (n, 3, TEST_CROP, TEST_CROP) in [-1, 1], its rest at two sides left out."""
+    x = torch.tensor(image).permute(2, 0, 1).float() / 127.5 - 1
+    x = x.unfold(1, TEST_CROP, TEST_CROP).unfold(2, TEST_CROP, TEST_CROP)
+    return x.permute(1, 2, 0, 3, 4).reshape(-1, 3, TEST_CROP, TEST_CROP)
 
 
 def psnr(output: Tensor, target: Tensor) -> float:
@@ -93,9 +102,7 @@ def evaluate(
     counts = torch.zeros(len(codes), device=codes.device)
     plain, coded, entropy = [], [], []
     for image in images:
-        height, width = (side // CELL * CELL for side in image.shape[:2])
-        crop = torch.tensor(image[None, :height, :width]).to(codes.device)
-        x = crop.permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = tiles(image).to(codes.device)
         last = network.levels(x)[-1]
         logits = network.code_logits(last)
         index = logits.argmax(1)
@@ -118,7 +125,8 @@ def begin_codebook(
 ) -> None:
     """Let the quantiser's k-means see latents of many crops at once."""
     latents = [network.latents(network.levels(next_batch())[-1]) for _ in range(8)]
-    quantizer(torch.cat(latents))
+    tokens = torch.cat([z.movedim(1, -1).flatten(0, 2) for z in latents])
+    quantizer(tokens.T[None, :, :, None])
 
 
 def parse() -> argparse.Namespace:
@@ -130,26 +138,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--code-channels", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=5000)
     parser.add_argument("--warm-up", type=int, default=2000, help="steps before quantisation")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--crop", type=int, default=64)
+    parser.add_argument("--cells", type=int, default=320, help="16x16 cells a step")
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
-def load_images(folder: Path | None, crop: int) -> list[np.ndarray]:
+def load_images(folder: Path | None) -> list[np.ndarray]:
     """Photographs of a folder that are large enough, or scikit-image's own."""
     if folder is None:
         return list(photographs("train").values())
     images = [read_image(path) for path in list_images(folder)]
-    return [image for image in images if min(image.shape[:2]) >= crop]
+    return [image for image in images if min(image.shape[:2]) >= TEST_CROP]
 
 
 def main() -> None:
     args = parse()
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    images = load_images(args.data, args.crop)
+    images = load_images(args.data)
     held_out = images[::HELD_OUT_EVERY]
     train = [image for i, image in enumerate(images) if i % HELD_OUT_EVERY]
     width = args.channels
@@ -182,16 +189,16 @@ def main() -> None:
         optimizer, args.lr, total_steps=args.iterations, pct_start=0.05
     )
 
-    def next_batch(size: int) -> Tensor:
-        x = random_crops(train, size, args.crop, rng).to(device)
+    def next_batch(cells: int) -> Tensor:
+        x = random_crops(train, cells, rng).to(device)
         return x.contiguous(memory_format=torch.channels_last)
 
     start = time.time()
     bar = tqdm(range(args.iterations), disable=not sys.stderr.isatty())
     for step in bar:
         if step == args.warm_up:
-            begin_codebook(quantizer, network, lambda: next_batch(64))
-        x = next_batch(args.batch_size)
+            begin_codebook(quantizer, network, lambda: next_batch(1024))
+        x = next_batch(args.cells)
         z, commitment = network.latents(network.levels(x)[-1]), x.new_zeros(())
         if step >= args.warm_up:
             z, _, commitment = quantizer(z)
