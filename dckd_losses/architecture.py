@@ -40,8 +40,8 @@ class Architecture:
         """
         if any(name.startswith(("quantize.embed.", "quantize.proj.")) for name in tensors):
             raise ValueError("this VQGAN has a Gumbel quantiser; a nearest-code one is expected")
-        needed = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")
-        missing = [name for name in needed if name not in tensors]
+        needed = ("encoder.conv_in", "encoder.conv_out", "quant_conv", "quantize.embedding")
+        missing = [f"{name}.weight" for name in needed if f"{name}.weight" not in tensors]
         if missing:
             raise ValueError(f"no VQGAN encoder: {', '.join(missing)} missing")
         levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")

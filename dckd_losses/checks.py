@@ -48,6 +48,8 @@ def check_negatives(negatives: Tensor, student: Tensor) -> None:
     if not isinstance(negatives, Tensor) or negatives.ndim != 5 or len(negatives) == 0:
         seen = tuple(negatives.shape) if isinstance(negatives, Tensor) else type(negatives).__name__
         raise ValueError(f"negatives must be (N, B, 3, H, W) with N at least 1, got {seen}")
+    if not negatives.is_floating_point():
+        raise ValueError(f"negatives must be floating point in [0, 1], got {negatives.dtype}")
     check_match("each negative", negatives[0], "student", student)
 
 

@@ -81,6 +81,7 @@ class DCRLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, negatives: Tensor) -> Tensor:
         """The loss of a student's output beside its teacher's and the negatives."""
         check_images("student", student)
+        check_images("teacher", teacher)
         check_match("teacher", teacher, "student", student)
         check_negatives(negatives, student)
         with torch.no_grad():

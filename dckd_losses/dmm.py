@@ -68,6 +68,7 @@ class DMMLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of a student's output beside its teacher's."""
         check_images("student", student)
+        check_images("teacher", teacher)
         check_match("teacher", teacher, "student", student)
         with torch.no_grad():
             target = self.encoder(teacher.detach()).code_logits

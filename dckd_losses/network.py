@@ -202,5 +202,6 @@ def build(tensors: Mapping[str, Tensor]) -> VQGANNetwork:
     try:
         network.load_state_dict(dict(tensors), strict=True, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"not a complete VQGAN encoder: {error}") from error
+        reasons = " ".join(str(error).split())
+        raise ValueError(f"not a complete VQGAN encoder: {reasons}") from error
     return network

@@ -1,6 +1,86 @@
-"""Make the examples' own modules importable, as they are for a script in examples/."""
+"""What several tests share: random encoders, small students, the examples' own modules."""
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
+
+from dckd_losses import VQGANEncoder
+from dckd_losses.network import Architecture, VQGANNetwork
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real images that the environment variable DCKD_DATA names."""
+    folder = os.environ.get("DCKD_DATA")
+    if not folder:
+        pytest.skip("DCKD_DATA names no folder of real images")
+    return Path(folder)
+
+
+@pytest.fixture
+def architecture() -> Architecture:
+    """The smallest network that has everything: two widths, attention, a few codes."""
+    return Architecture(
+        stem=32,
+        channels=(32, 32, 32, 64, 64),
+        blocks=1,
+        attention=(False, False, False, False, True),
+        z_channels=8,
+        code_channels=6,
+        codes=11,
+    )
+
+
+@pytest.fixture
+def tensors(architecture: Architecture) -> dict[str, Tensor]:
+    """Random weights of that architecture, norms and biases included."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = VQGANNetwork(architecture)
+        return {name: w + 0.05 * torch.randn_like(w) for name, w in network.state_dict().items()}
+
+
+@pytest.fixture
+def encoder(tensors: dict[str, Tensor]) -> VQGANEncoder:
+    from dckd_losses.network import build
+
+    return VQGANEncoder(build(tensors))
+
+
+class Student(nn.Module):
+    """Doubles the size of an image; has a buffer that training moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, lq: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        out: Tensor = self.layers(lq)
+        return out
+
+
+@pytest.fixture
+def student() -> Student:
+    torch.manual_seed(1)
+    return Student()
+
+
+@pytest.fixture
+def images() -> Callable[..., Tensor]:
+    """Random images in [0, 1] of a shape; other numbers each time."""
+    generator = torch.Generator().manual_seed(2)
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return make

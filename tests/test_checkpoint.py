@@ -1,0 +1,214 @@
+"""Reading weights: formats, damage, and pickles that would like to run something."""
+
+import os
+import pickle
+import sys
+import types
+import zipfile
+
+import pytest
+import torch
+
+from dckd_losses import VQGANEncoder
+from dckd_losses.checkpoint import DIGEST, digest, read, write_safetensors
+
+
+def lightning_checkpoint(tensors, path, **more):
+    """A taming checkpoint: decoder, loss and optimizer beside the encoder, a class as a key."""
+    module = types.ModuleType("pytorch_lightning.callbacks.somewhere_old")
+    callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = callback
+    sys.modules[module.__name__] = module
+    try:
+        content = {
+            "epoch": 3,
+            "pytorch-lightning_version": "1.0.8",
+            "callbacks": {callback: {"best_model_score": torch.tensor(0.5)}},
+            "state_dict": {
+                **tensors,
+                "decoder.conv_in.weight": torch.zeros(2, 2),
+                "post_quant_conv.weight": torch.zeros(2, 2),
+                "loss.logvar": torch.zeros(()),
+            },
+            **more,
+        }
+        torch.save(content, path)
+    finally:
+        del sys.modules[module.__name__]
+    return path
+
+
+@pytest.fixture
+def good(tensors, tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    write_safetensors(tensors, path)
+    return path
+
+
+def test_reads_a_lightning_checkpoint_and_nothing_but_the_encoder(tensors, tmp_path):
+    path = lightning_checkpoint(tensors, tmp_path / "last.ckpt")
+    seen = read(path)
+    assert seen.keys() == tensors.keys()
+    assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
+
+
+def test_every_format_gives_the_same_levels(tensors, good, tmp_path, images):
+    torch.save(tensors, tmp_path / "plain.pt")
+    torch.save({"state_dict": tensors}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    lightning_checkpoint(tensors, tmp_path / "last.ckpt")
+    x = images(1, 3, 33, 40)
+    expected = VQGANEncoder.from_pretrained(good)(x)
+    for name in ("plain.pt", "old.pt", "last.ckpt"):
+        for path in (tmp_path / name, str(tmp_path / name)):
+            seen = VQGANEncoder.from_pretrained(path)(x)
+            assert torch.equal(seen.code_logits, expected.code_logits)
+            assert all(map(torch.equal, seen.levels, expected.levels))
+
+
+def test_half_precision_files_are_computed_in_float32(tensors, tmp_path):
+    write_safetensors({k: v.half() for k, v in tensors.items()}, tmp_path / "half.safetensors")
+    assert {t.dtype for t in read(tmp_path / "half.safetensors").values()} == {torch.float32}
+
+
+class Caller:
+    """Pickles into a call of something."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("where", ["callbacks", "state_dict"])
+@pytest.mark.parametrize("function", [os.system, eval, print, pickle.loads])
+def test_a_pickle_that_calls_something_is_refused_whole(tensors, tmp_path, where, function):
+    mark = tmp_path / "executed"
+    argument = f"touch {mark}" if function is os.system else f"open({str(mark)!r}, 'w')"
+    argument = argument.encode() if function is pickle.loads else argument
+    evil = Caller(function, argument)
+    more = {"callbacks": {"x": evil}} if where == "callbacks" else {
+        "state_dict": {**tensors, "loss.extra": evil}
+    }  # fmt: skip
+    path = lightning_checkpoint(tensors, tmp_path / "evil.ckpt", **more)
+    with pytest.raises(RuntimeError, match=r"evil\.ckpt"):
+        VQGANEncoder.from_pretrained(path)
+    assert not mark.exists()
+
+
+def test_a_state_dict_without_an_encoder_is_refused(tmp_path):
+    torch.save({"state_dict": {"decoder.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(RuntimeError, match=r"other\.ckpt: holds no tensor named encoder\."):
+        read(tmp_path / "other.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(RuntimeError, match=r"list\.ckpt .*holds no state_dict"):
+        read(tmp_path / "list.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_a_cut_file_is_refused(tensors, tmp_path, kind, share):
+    path = tmp_path / f"cut.{kind}"
+    write_safetensors(tensors, path) if kind == "safetensors" else torch.save(tensors, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(RuntimeError, match=rf"cut\.{kind} \({path.stat().st_size:,} bytes\)"):
+        VQGANEncoder.from_pretrained(path)
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_an_altered_byte_is_refused(tensors, tmp_path, kind, share):
+    path = tmp_path / f"altered.{kind}"
+    write_safetensors(tensors, path) if kind == "safetensors" else torch.save(tensors, path)
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RuntimeError, match=rf"altered\.{kind}"):
+        VQGANEncoder.from_pretrained(path)
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    for name, content in (
+        ("page.ckpt", b"<html>404</html>"),
+        ("page.safetensors", b"<html>404 not found</html>"),
+        ("list.ckpt", pickle.dumps([1])),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RuntimeError, match=name.replace(".", r"\.")):
+            VQGANEncoder.from_pretrained(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "zip.ckpt", "w") as archive:
+        archive.writestr("a", "b")
+    with pytest.raises(RuntimeError, match=r"zip\.ckpt"):
+        VQGANEncoder.from_pretrained(tmp_path / "zip.ckpt")
+    with pytest.raises(RuntimeError, match=r"nowhere\.ckpt: no such file"):
+        VQGANEncoder.from_pretrained(tmp_path / "nowhere.ckpt")
+    with pytest.raises(RuntimeError, match="no such file"):
+        VQGANEncoder.from_pretrained(tmp_path)
+
+
+def without(tensors, name):
+    return {k: v for k, v in tensors.items() if not k.startswith(name)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: without(t, "encoder.down.4."), "has 4 levels; 5 are expected"),
+        (lambda t: without(t, "encoder.mid.block_1.norm1"), "mid.block_1.norm1"),
+        (lambda t: without(t, "quant_conv"), "quant_conv.weight missing"),
+        (lambda t: without(t, "encoder.conv_out"), "encoder.conv_out.weight missing"),
+        (lambda t: {**t, "encoder.more": torch.zeros(1)}, "encoder.more"),
+        (
+            lambda t: {**without(t, "quantize"), "quantize.embed.weight": torch.zeros(8, 8)},
+            "Gumbel quantiser",
+        ),
+        (
+            lambda t: {**t, "quantize.embedding.weight": torch.zeros(8, 9)},
+            "codes have 9: not one nearest-code VQGAN",
+        ),
+        (lambda t: {**t, "encoder.conv_in.bias": torch.zeros(5)}, "conv_in.bias"),
+        (
+            lambda t: {**t, "encoder.conv_in.weight": torch.zeros(20, 3, 3, 3)},
+            r"\[20\] are not multiples of 32",
+        ),
+    ],
+)
+def test_another_network_is_refused_by_name(tensors, tmp_path, change, message):
+    path = tmp_path / "other.safetensors"
+    write_safetensors(change(tensors), path)
+    with pytest.raises(RuntimeError, match=rf"other\.safetensors: .*{message}"):
+        VQGANEncoder.from_pretrained(path)
+
+
+def test_digest_depends_on_names_shapes_and_values():
+    a, b = torch.arange(6.0), torch.arange(6.0) + 1
+    seen = {
+        digest(t)
+        for t in ({"x": a}, {"y": a}, {"x": b}, {"x": a.view(2, 3)}, {"x": a.double()}, {})
+    }
+    assert len(seen) == 6
+    assert digest({"x": a, "y": b}) == digest({"y": b, "x": a})
+
+
+def test_writing_leaves_no_half_file(tensors, good, tmp_path, monkeypatch):
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.safetensors"]
+    before = good.read_bytes()
+
+    def fail(*args):
+        args[1].write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("dckd_losses.checkpoint.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_safetensors(tensors, good)
+    assert good.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.safetensors"]
+
+
+def test_a_file_without_digest_is_read(tensors, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "foreign.safetensors", {"made": "elsewhere"})
+    assert read(tmp_path / "foreign.safetensors").keys() == tensors.keys()
+    assert DIGEST == "tensors_sha256"

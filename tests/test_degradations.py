@@ -1,0 +1,181 @@
+"""Blur, noise, resize and mix: shapes, ranges, distributions, and torch's own resampling."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dckd_losses.degradations import (
+    DEGRADATIONS,
+    RandomBlur,
+    RandomMix,
+    RandomNoise,
+    RandomResize,
+    resize_matrix,
+)
+from dckd_losses.draws import Draws
+
+ALL = sorted(DEGRADATIONS)
+
+
+def draws(counter=0, seed=0):
+    return Draws(seed, 0, torch.tensor(counter))
+
+
+def photograph(batch=2, height=24, width=31):
+    """Smooth image-like content within [0.2, 0.8]."""
+    y, x = torch.meshgrid(torch.arange(height) / 5, torch.arange(width) / 7, indexing="ij")
+    channels = [0.5 + 0.3 * torch.sin(y * (c + 1) + x) for c in range(3)]
+    return torch.stack(channels).expand(batch, -1, -1, -1).contiguous()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 3, 24, 31), (2, 3, 1, 9)])
+def test_keeps_shape_dtype_and_range(name, shape, images):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        lq = images(*shape).to(dtype)
+        before = lq.clone()
+        seen = DEGRADATIONS[name]()(lq, draws())
+        assert seen.shape == lq.shape
+        assert seen.dtype == dtype
+        assert seen.min() >= 0 and seen.max() <= 1
+        assert torch.equal(lq, before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_changes_every_image_its_own_way(name):
+    lq = photograph(8)
+    seen = DEGRADATIONS[name]()(lq, draws())
+    changes = (seen - lq).flatten(1).abs().mean(1)
+    assert (changes > 0).all()
+    assert len(changes.unique()) == 8
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_is_a_function_of_the_draws(name):
+    lq, degrade = photograph(), DEGRADATIONS[name]()
+    assert torch.equal(degrade(lq, draws(3)), degrade(lq, draws(3)))
+    assert not torch.equal(degrade(lq, draws(3)), degrade(lq, draws(4)))
+
+
+def test_noise_has_the_released_distribution():
+    lq = torch.full((400, 3, 32, 32), 0.5)
+    noise = RandomNoise()(lq, draws()) - lq
+    gray = (noise[:, 0] == noise[:, 1]).flatten(1).all(1)
+    assert 0.42 < gray.float().mean() < 0.58
+    sigma = noise.flatten(2).std(2)
+    sigma = sigma.mean(1) * 255
+    assert 0.8 < sigma.min() < 2.5 and 28 < sigma.max() < 31.5
+    assert 14.5 < sigma.mean() < 16.5
+    colour = noise[~gray]
+    pair = torch.stack([colour[:, 0].flatten(), colour[:, 1].flatten()])
+    assert abs(torch.corrcoef(pair)[0, 1]) < 0.02
+    patterns = noise[gray][:2, 0] / noise[gray][:2, 0].flatten(1).std(1)[:, None, None]
+    assert not torch.allclose(patterns[0], patterns[1], atol=0.5), "a pattern for each image"
+
+
+def test_noise_is_clipped():
+    seen = RandomNoise((0.5, 0.5))(torch.rand(4, 3, 16, 16), draws())
+    assert seen.min() == 0 and seen.max() == 1
+
+
+def test_blur_of_a_point_is_its_kernel():
+    lq = torch.zeros(200, 3, 25, 25)
+    lq[:, :, 12, 12] = 1
+    seen = RandomBlur()(lq, draws())
+    torch.testing.assert_close(seen.sum((2, 3)), torch.ones(200, 3))
+    torch.testing.assert_close(seen, seen.flip(2).flip(3))
+    assert not torch.allclose(seen, seen.transpose(2, 3)), "each axis on its own"
+    reach = (seen[:, 0].sum(1) > 0).sum(1)
+    assert set(reach.tolist()) <= {1, 3, 5, 7, 9, 11}
+    assert reach.max() == 11
+    rank_one = seen[:, 0].sum(2)[:, :, None] * seen[:, 0].sum(1)[:, None, :]
+    torch.testing.assert_close(seen[:, 0], rank_one)
+
+
+def test_blur_is_gaussian_within_its_kernel():
+    lq = torch.zeros(1, 3, 25, 25)
+    lq[:, :, 12, 12] = 1
+    seen = RandomBlur(sizes=(7,), sigma=(1.5, 1.5))(lq, draws())[0, 0].sum(0)
+    taps = torch.exp(-0.5 * (torch.arange(-3, 4) / 1.5) ** 2)
+    torch.testing.assert_close(seen[9:16], taps / taps.sum())
+    assert not seen[:9].any() and not seen[16:].any()
+
+
+@pytest.mark.parametrize("size", [(24, 31), (6, 6)])
+def test_blur_reflects_at_borders(size):
+    lq = torch.rand(1, 3, *size)
+    seen = RandomBlur(sizes=(11,), sigma=(2.0, 2.0))(lq, draws())
+    taps = torch.exp(-0.5 * (torch.arange(-5, 6) / 2) ** 2)
+    taps = taps / taps.sum()
+    weight = (taps[:, None] * taps)[None, None].expand(3, -1, -1, -1)
+    expected = F.conv2d(F.pad(lq, (5, 5, 5, 5), mode="reflect"), weight, groups=3)
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "name"), [(0, "area"), (1, "bilinear"), (2, "bicubic")])
+@pytest.mark.parametrize(("source", "target"), [(17, 11), (17, 25), (17, 17), (5, 3), (1, 2)])
+def test_resize_matrix_equals_torch(mode, name, source, target):
+    x = torch.rand(1, 1, source, source)
+    matrix = resize_matrix(
+        torch.tensor([source, 9]), torch.tensor([target, 9]), 17, 25, torch.tensor([mode, 1])
+    )
+    assert matrix.shape == (2, 25, 17)
+    seen = matrix[0, :target, :source] @ x @ matrix[0, :target, :source].T
+    expected = F.interpolate(x, size=(target, target), mode=name)
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+    assert not matrix[0, :target, source:].any()
+    torch.testing.assert_close(matrix.sum(2), torch.ones(2, 25))
+
+
+def test_resize_shrinks_three_times_in_four(monkeypatch):
+    seen = []
+
+    def spy(source, target, *rest):
+        seen.append((source, target))
+        return resize_matrix(source, target, *rest)
+
+    monkeypatch.setattr("dckd_losses.degradations.resize_matrix", spy)
+    RandomResize()(torch.rand(400, 3, 40, 40), draws())
+    small = next(target for source, target in seen if (source == 40).all())
+    assert 0.68 < (small < 40).float().mean() < 0.82
+    assert small.min() >= 20 and small.max() <= 60
+
+
+def test_resize_keeps_flat_images_flat():
+    lq = torch.full((16, 3, 20, 23), 0.4)
+    torch.testing.assert_close(RandomResize()(lq, draws()), lq)
+
+
+def test_mix_applies_a_random_subset_but_never_none():
+    """Marks instead of real steps: which of them each image has been through."""
+
+    def mark(value):
+        return lambda images, draws: images + value
+
+    mix = RandomMix(mark(1), mark(10), mark(100))
+    seen = mix(torch.zeros(7000, 3, 2, 2), draws())[:, 0, 0, 0]
+    values, counts = seen.unique(return_counts=True)
+    assert values.tolist() == [1, 10, 11, 100, 101, 110, 111]
+    assert counts.min() > 850 and counts.max() < 1150
+
+
+def test_mix_goes_blur_resize_noise():
+    order = []
+
+    def step(name):
+        return lambda images, draws: order.append(name) or images
+
+    RandomMix(step("blur"), step("resize"), step("noise"))(torch.zeros(1, 3, 2, 2), draws())
+    assert order == ["blur", "resize", "noise"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_compiles_without_a_break(name):
+    degrade, lq = DEGRADATIONS[name](), photograph()
+
+    def run(lq, counter):
+        return degrade(lq, Draws(0, 0, counter))
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    counter = torch.tensor(5)
+    torch.testing.assert_close(compiled(lq, counter), run(lq, counter))

@@ -1,0 +1,82 @@
+"""Random numbers as a pure function."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dckd_losses.draws import Draws
+
+
+def draws(seed=0, rank=0, counter=0):
+    return Draws(seed, rank, torch.tensor(counter))
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 1000), st.integers(0, 2**40))
+@settings(deadline=None)
+def test_same_arguments_same_bytes(seed, rank, counter):
+    one, two = draws(seed, rank, counter), draws(seed, rank, counter)
+    assert torch.equal(one.uniform(3, 5), two.uniform(3, 5))
+    assert torch.equal(one.normal(4), two.normal(4))
+
+
+@given(st.integers(0, 2**40), st.integers(0, 100), st.integers(0, 2**40))
+@settings(deadline=None)
+def test_any_other_argument_other_numbers(seed, rank, counter):
+    mine = draws(seed, rank, counter).uniform(64)
+    for other in ((seed + 1, rank, counter), (seed, rank + 1, counter), (seed, rank, counter + 1)):
+        assert not torch.equal(mine, draws(*other).uniform(64))
+
+
+def test_streams_of_one_call_differ():
+    one = draws()
+    assert not torch.equal(one.uniform(64), one.uniform(64))
+
+
+def test_negative_and_large_seeds():
+    assert not torch.equal(draws(-1).uniform(8), draws(1).uniform(8))
+    draws(2**70).uniform(8)
+
+
+def test_uniform_is_uniform():
+    x = draws(5).uniform(200_000)
+    assert x.dtype == torch.float32
+    assert x.min() >= 0 and x.max() < 1
+    assert torch.allclose(torch.histc(x, 20, 0, 1) / 1e4, torch.ones(20), atol=0.05)
+    assert abs(torch.corrcoef(torch.stack([x[:-1], x[1:]]))[0, 1]) < 0.01
+
+
+def test_neighbouring_calls_are_independent():
+    x = torch.stack([draws(0, 0, c).uniform(50_000) for c in range(6)])
+    off_diagonal = torch.corrcoef(x) - torch.eye(6)
+    assert off_diagonal.abs().max() < 0.02
+
+
+def test_normal_has_its_moments():
+    x = draws(6).normal(200_000).double()
+    assert abs(x.mean()) < 0.01
+    assert abs(x.std() - 1) < 0.01
+    assert abs((x**4).mean() - 3) < 0.1
+    assert x.isfinite().all()
+
+
+def test_integers_and_ranges():
+    x = draws(7).integers(5, 10_000)
+    assert x.dtype == torch.int64
+    assert torch.bincount(x, minlength=5).min() > 1800
+    y = draws(8).between(-2, 3, 1000)
+    assert -2 <= y.min() < -1.9 and 2.9 < y.max() < 3
+
+
+def test_global_generator_is_untouched():
+    state = torch.get_rng_state()
+    draws().normal(10)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_compiles_to_the_same_bits():
+    def noise(counter):
+        return Draws(3, 1, counter).uniform(257)
+
+    compiled = torch.compile(noise, fullgraph=True, backend="aot_eager")
+    for counter in (0, 1, 2**33):
+        assert torch.equal(compiled(torch.tensor(counter)), noise(torch.tensor(counter)))

@@ -1,0 +1,264 @@
+"""The encoder against taming-transformers' own, and the behaviour users rely on."""
+
+import copy
+import math
+import pickle
+
+import oracle
+import pytest
+import torch
+from taming.modules.diffusionmodules.model import Encoder as TamingEncoder
+from torch import nn
+
+from dckd_losses import DCRLoss, DMMLoss, Encoding, VQGANEncoder
+from dckd_losses.encoder import FrozenEncoder, as_encoder
+from dckd_losses.network import build
+
+F16 = {"ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "attn_resolutions": [16]}
+COMPACT = {"ch": 32, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 1, "attn_resolutions": [16]}
+MORE_ATTENTION = {
+    "ch": 32, "ch_mult": (1, 2, 2, 3, 3), "num_res_blocks": 2, "attn_resolutions": [32, 16]
+}  # fmt: skip
+
+
+class Taming(nn.Module):
+    """taming's encoder, quant_conv and codebook with random weights."""
+
+    def __init__(self, z_channels, codes, **arguments):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = TamingEncoder(
+            **arguments, out_ch=3, in_channels=3, resolution=256, z_channels=z_channels,
+            double_z=False,
+        )  # fmt: skip
+        self.quant_conv = nn.Conv2d(z_channels, z_channels, 1)
+        self.quantize = nn.Module()
+        self.quantize.embedding = nn.Embedding(codes, z_channels)
+        for parameter in self.parameters():  # norms and biases at their start would hide mistakes
+            parameter.data += 0.02 * torch.randn_like(parameter)
+
+    def levels_and_logits(self, x):
+        """By hooks on taming's own forward; logits by distances, not by the shortcut."""
+        taps = {}
+        for i, stage in enumerate(self.encoder.down):
+            stage.block[0].register_forward_hook(lambda m, a, out, i=i: taps.update({i: out}))
+        z = self.quant_conv(self.encoder(x))
+        codes = self.quantize.embedding.weight
+        distances = (z[:, None] - codes[None, :, :, None, None]).square().sum(2)
+        return [taps[i] for i in range(5)], -distances + z.square().sum(1, keepdim=True)
+
+
+def relative(seen, expected):
+    return ((seen - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "z_channels", "codes", "size"),
+    [
+        (F16, 256, 1024, (50, 67)),
+        (COMPACT, 64, 256, (50, 67)),
+        (COMPACT, 64, 256, (16, 16)),
+        (MORE_ATTENTION, 24, 40, (64, 33)),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_equals_taming(arguments, z_channels, codes, size, dtype, bound):
+    taming = Taming(z_channels, codes, **arguments).to(dtype)
+    encoder = VQGANEncoder(build(copy.deepcopy(taming.state_dict())))
+    x = torch.rand(2, 3, *size, dtype=dtype)
+    with torch.no_grad():
+        levels, logits = taming.levels_and_logits(2 * x - 1)
+        seen = encoder(x)
+    assert len(seen.levels) == 5
+    for mine, theirs in zip(seen.levels, levels, strict=True):
+        assert mine.dtype == dtype
+        assert relative(mine, theirs) < bound
+    assert relative(seen.code_logits, logits) < bound
+
+
+def test_reads_the_16384_codes_of_the_larger_vqgan():
+    taming = Taming(256, 16384, **COMPACT)
+    assert VQGANEncoder(build(taming.state_dict())).network.architecture.codes == 16384
+
+
+def test_softmax_of_the_logits_is_the_code_distribution(encoder, images):
+    encoder = encoder.double()
+    x = images(1, 3, 32, 48, dtype=torch.float64)
+    network = encoder.network
+    with torch.no_grad():
+        z = network.latents(network.levels(2 * x - 1)[-1])
+        seen = encoder(x).code_logits.softmax(1)
+    codes = network.quantize.embedding.weight.tolist()
+    for row in range(2):
+        for column in range(3):
+            expected = oracle.code_distribution(z[0, :, row, column].tolist(), codes)
+            assert seen[0, :, row, column].tolist() == pytest.approx(expected, rel=1e-10)
+
+
+def test_input_range(encoder, tensors, images):
+    x = images(1, 3, 32, 32)
+    raw = VQGANEncoder(build(tensors), input_range=(0, 1))
+    torch.testing.assert_close(raw(2 * x - 1).levels[0], encoder(x).levels[0])
+    assert not torch.allclose(raw(x).levels[0], encoder(x).levels[0])
+
+
+def test_coded_limits_the_logits_to_the_first_images(encoder, images):
+    x = images(3, 3, 32, 32)
+    everything, some, none = encoder(x), encoder(x, coded=2), encoder(x, coded=0)
+    assert [len(e.levels[0]) for e in (everything, some, none)] == [3, 3, 3]
+    assert none.code_logits is None
+    torch.testing.assert_close(some.code_logits, everything.code_logits[:2])
+
+
+def test_without_logits_the_network_stops_after_the_last_level(encoder, images):
+    calls = []
+    encoder.network.encoder.mid.register_forward_hook(lambda *_: calls.append(1))
+    encoder(images(1, 3, 32, 32), coded=0)
+    assert not calls
+    encoder(images(1, 3, 32, 32))
+    assert calls
+
+
+def test_gradient_reaches_the_images_only(encoder, images):
+    x = images(1, 3, 32, 32).requires_grad_()
+    levels, logits = encoder(x)
+    (sum(level.sum() for level in levels) + logits.sum()).backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in encoder.network.parameters())
+
+
+class Parent(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+
+def test_invisible_to_a_parent(encoder):
+    parent = Parent(encoder)
+    assert not parent.state_dict()
+    assert not list(parent.parameters())
+    assert not list(parent.buffers())
+    assert len(list(parent.modules())) == 2
+
+
+def test_stays_in_eval_mode(encoder):
+    Parent(encoder).train()
+    encoder.train()
+    assert not encoder.training
+    assert not any(module.training for module in encoder.network.modules())
+
+
+def test_follows_a_parent_to_a_device_and_to_float64_but_not_below_float32(encoder):
+    parent, weight = Parent(encoder), "quant_conv.weight"
+    parent.half().bfloat16().to(torch.float16)
+    assert encoder.network.get_parameter(weight).dtype == torch.float32
+    parent.double()
+    assert encoder.network.get_parameter(weight).dtype == torch.float64
+    parent.float().to("meta")
+    assert encoder.network.get_parameter(weight).device.type == "meta"
+
+
+def test_half_casts_lose_no_digit(encoder, images):
+    x = images(1, 3, 32, 32)
+    before = encoder(x).code_logits
+    Parent(encoder).half()
+    assert torch.equal(encoder(x).code_logits, before)
+
+
+def test_computes_in_its_own_precision_under_autocast(encoder, images):
+    x = images(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = encoder(x)
+    outside = encoder(x)
+    assert torch.equal(inside.code_logits, outside.code_logits)
+    assert torch.equal(inside.levels[2], outside.levels[2])
+
+
+def test_takes_half_precision_images(encoder, images):
+    x = images(1, 3, 32, 32).bfloat16()
+    assert torch.equal(encoder(x).code_logits, encoder(x.float()).code_logits)
+
+
+def test_bfloat16_precision_is_close_but_not_equal(tensors, encoder, images):
+    x = images(2, 3, 64, 64)
+    quick = VQGANEncoder(build(tensors), precision="bfloat16")(x)
+    exact = encoder(x)
+    assert quick.levels[0].dtype == torch.float32
+    assert 0 < relative(quick.levels[3], exact.levels[3]) < 3e-2
+
+
+def test_copies_and_pickles(encoder, images):
+    x = images(1, 3, 32, 32)
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert torch.equal(other(x).code_logits, encoder(x).code_logits)
+        assert other.network is not encoder.network
+        assert not other.training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_range": (1, 0)}, r"low < high, got \(1, 0\)"),
+        ({"precision": "float8"}, "one of .*got 'float8'"),
+    ],
+)
+def test_refuses_arguments(tensors, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VQGANEncoder(build(tensors), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.rand(3, 32, 32), r"\(B, 3, H, W\), got \(3, 32, 32\)"),
+        (torch.rand(1, 1, 32, 32), r"got \(1, 1, 32, 32\)"),
+        (torch.rand(0, 3, 32, 32), r"got \(0, 3, 32, 32\)"),
+        (torch.rand(1, 3, 15, 40), "at least 16x16 pixels, got 15x40"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "floating point.*uint8"),
+        ([[1.0]], "must be a tensor, got list"),
+        (torch.rand(1, 3, 32, 32, device="meta"), r"meta.*cpu.*\.to\(device\)"),
+    ],
+)
+def test_refuses_images(encoder, bad, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(bad)
+
+
+class Pyramid(nn.Module):
+    """Somebody's own features: two levels and three codes."""
+
+    def __init__(self, codes=True):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.codes = codes
+
+    def forward(self, x):
+        small = nn.functional.avg_pool2d(self.conv(x), 16)
+        return [self.conv(x), small], small if self.codes else None
+
+
+def test_any_module_is_an_encoder(images):
+    mine = Pyramid()
+    encoder = as_encoder(mine)
+    assert isinstance(encoder, FrozenEncoder)
+    x = images(4, 3, 32, 32)
+    seen = encoder(x, coded=3)
+    assert isinstance(seen, Encoding)
+    assert [len(level) for level in seen.levels] == [4, 4]
+    assert len(seen.code_logits) == 3
+    assert math.isfinite(DMMLoss(mine)(x, x.flip(0)))
+    assert mine.conv.weight.requires_grad, "the caller's module is left alone"
+    with pytest.raises(ValueError, match="2 levels, level_weights has 5"):
+        DCRLoss(mine)(x, x, x[None])
+    assert math.isfinite(DCRLoss(mine, level_weights=(1, 1))(x, x.flip(0), x.flip(2)[None]))
+    with pytest.raises(ValueError, match="no code logits"):
+        DMMLoss(Pyramid(codes=False))(x, x)
+
+
+def test_refuses_what_is_no_encoder():
+    with pytest.raises(ValueError, match="a name, a path or a module, got int"):
+        as_encoder(3)
+
+
+def test_losses_share_an_encoder_that_they_are_given(encoder):
+    assert DCRLoss(encoder).encoder is DMMLoss(encoder).encoder is encoder

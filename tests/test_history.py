@@ -1,0 +1,232 @@
+"""Eq. 6: the closed form, the schedule, and what trainers do to students."""
+
+import copy
+import pickle
+
+import oracle
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import Student
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.parallel import DataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from dckd_losses import HistoryModel
+
+
+def numbers(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()
+
+
+def shaken(student):
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += torch.randn_like(parameter)
+    return student
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.0, 0.9])
+def test_closed_form(student, decay):
+    student.double()
+    history = HistoryModel(student, decay=decay)
+    start, sources = numbers(student), []
+    for _ in range(4):
+        history.update(shaken(student))
+        sources.append(numbers(student))
+    assert numbers(history.model) == pytest.approx(oracle.history(start, sources, decay), rel=1e-12)
+
+
+def test_paper_schedule():
+    history = HistoryModel(Student())
+    due = [t for t in range(1, 402_001) if history.due(t)]
+    assert due == oracle.due_steps(402_000, 1000, 1000, 100_000, 3000)
+    assert due[:2] == [1000, 2000]
+    assert 100_000 in due
+    assert {101_000, 103_000}.isdisjoint(due)
+    assert {102_000, 200_000, 201_000, 399_000, 402_000} <= set(due)
+
+
+@given(*(st.integers(1, 20) for _ in range(4)))
+@settings(deadline=None, max_examples=40)
+def test_any_schedule(interval, growth, every, most):
+    history = HistoryModel(
+        nn.Linear(1, 1),
+        interval=interval,
+        interval_growth=growth,
+        growth_every=every,
+        max_interval=most,
+    )
+    source = nn.Linear(1, 1)
+    moved = [t for t in range(1, 101) if history.step(source)]
+    assert moved == oracle.due_steps(100, interval, growth, every, most)
+    assert history.iteration.item() == 100
+
+
+def test_step_moves_only_when_due(student):
+    history = HistoryModel(student, interval=3)
+    shaken(student)
+    before = numbers(history.model)
+    assert [history.step(student) for _ in range(2)] == [False, False]
+    assert numbers(history.model) == before
+    assert history.step(student)
+    assert numbers(history.model) != before
+
+
+def test_step_counts_from_the_buffer_whoever_wrote_it(student):
+    history = HistoryModel(student, interval=10)
+    history.step(student)
+    history.iteration.fill_(8)
+    assert not history.step(student)
+    assert history.step(student)
+    history.load_state_dict({**history.state_dict(), "iteration": torch.tensor(19)})
+    assert history.step(student)
+
+
+def test_forward_is_the_old_student_without_gradient(student, images):
+    lq = images(2, 3, 8, 8).requires_grad_()
+    history = HistoryModel(student)
+    before = student.eval()(lq)
+    shaken(student)
+    assert torch.equal(history(lq), before)
+    assert not history(lq).requires_grad
+
+
+def test_is_frozen_unwrapped_and_in_eval_mode(student):
+    student(torch.rand(1, 3, 4, 4)).sum().backward()
+    history = HistoryModel(student.train()).train()
+    assert not any(m.training for m in history.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in history.parameters())
+    assert student.training
+    assert all(p.requires_grad for p in student.parameters())
+    assert history.model is not student
+
+
+def test_buffers_are_copied_as_they_are(student):
+    history = HistoryModel(student)
+    student.train()(torch.rand(1, 3, 4, 4))
+    history.update(student)
+    assert history.model.calls == student.calls == 1
+
+
+def test_does_not_change_its_input_even_if_the_student_does(images):
+    class InPlace(nn.Module):
+        """As spandrel's RCAN, which multiplies its input in place."""
+
+        def forward(self, x):
+            x *= 255
+            return x / 255
+
+    lq = images(1, 3, 4, 4)
+    before = lq.clone()
+    history = HistoryModel(InPlace())
+    torch.testing.assert_close(history(lq), before)
+    assert torch.equal(lq, before)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [DataParallel, AveragedModel, torch.compile, lambda m: torch.compile(DataParallel(m))],
+    ids=["DataParallel", "AveragedModel", "compile", "both"],
+)
+def test_wrappers_are_taken_off(student, wrap):
+    history = HistoryModel(wrap(student), decay=0.0)
+    assert type(history.model) is Student
+    wrapped = wrap(shaken(student))
+    history.update(wrapped)
+    assert numbers(history.model) == numbers(student)
+
+
+def test_unwraps_accelerates_patched_forward(student, images):
+    """Its mixed precision replaces `forward` by a closure over the original's weights."""
+    lq = images(1, 3, 4, 4)
+    prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(student)
+    history = HistoryModel(prepared)
+    before = history(lq)
+    shaken(student)
+    assert torch.equal(history(lq), before)
+    student.eval()
+    assert "forward" in vars(student), "the caller's model stays patched"
+
+
+@pytest.mark.parametrize("changed", ["names", "shapes", "devices", "buffers"])
+def test_refuses_another_source(student, changed):
+    history, other = HistoryModel(student), copy.deepcopy(student)
+    if changed == "names":
+        other, message = nn.Sequential(other), "names, such as .*pass the student itself"
+    elif changed == "shapes":
+        other.layers[0].bias = nn.Parameter(torch.zeros(1))
+        message = r"layers.0.bias is \(12,\) in the history and \(1,\)"
+    elif changed == "buffers":
+        other.register_buffer("more", torch.zeros(1))
+        message = "names, such as 'more'"
+    else:
+        other.to("meta")
+        message = r"on cpu in the history and on meta.*\.to\(device\)"
+    before = numbers(history.model)
+    with pytest.raises(ValueError, match=message):
+        history.update(other)
+    assert numbers(history.model) == before
+
+
+def test_casts_below_float32_only_move(student):
+    history = HistoryModel(student).half()
+    assert next(history.model.parameters()).dtype == torch.float32
+    assert next(history.double().model.parameters()).dtype == torch.float64
+    assert history.iteration.dtype == torch.int64
+
+
+def test_follows_a_source_of_another_dtype(student):
+    history = HistoryModel(student, decay=0.0)
+    history.update(copy.deepcopy(student).double())
+    assert numbers(history.model) == numbers(student)
+    assert next(history.model.parameters()).dtype == torch.float32
+
+
+def test_state_dict_continues(student, images):
+    history = HistoryModel(student, interval=2)
+    history.step(student)
+    other = HistoryModel(shaken(copy.deepcopy(student)), interval=2)
+    other.load_state_dict(history.state_dict())
+    assert set(history.state_dict()) == {"iteration"} | {
+        f"model.{name}" for name in student.state_dict()
+    }
+    shaken(student)
+    assert history.step(student) and other.step(student)
+    lq = images(1, 3, 4, 4)
+    assert torch.equal(history(lq), other(lq))
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_count_on_their_own(student, clone):
+    history = HistoryModel(student)
+    history.step(student)
+    other = clone(history)
+    other.step(student)
+    assert history.iteration == 1
+    assert other.iteration == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+        ({"decay": -0.1}, "decay"),
+        ({"interval": 0}, "at least 1"),
+        ({"growth_every": 0}, "at least 1"),
+        ({"max_interval": 0}, "at least 1"),
+        ({"interval_growth": -1}, "at least 0"),
+    ],
+)
+def test_refuses_arguments(student, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HistoryModel(student, **arguments)
+
+
+def test_refuses_what_is_no_module_or_no_image(student):
+    with pytest.raises(ValueError, match="student must be a module, got function"):
+        HistoryModel(lambda x: x)
+    with pytest.raises(ValueError, match=r"lq must be \(B, 3, H, W\)"):
+        HistoryModel(student)(torch.rand(3, 8, 8))
