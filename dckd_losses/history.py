@@ -86,8 +86,8 @@ class HistoryModel(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         """Restore `lq` as the student would have some steps ago; `lq` itself is not touched."""
         check_images("lq", lq, min_size=1)
-        weight = next((p for p in self.model.parameters() if p.is_floating_point()), lq)
-        out: Tensor = self.model(lq.to(weight.dtype, copy=True))
+        dtypes = [p.dtype for p in self.model.parameters() if p.is_floating_point()]
+        out: Tensor = self.model(lq.to(dtypes[0] if dtypes else lq.dtype, copy=True))
         return out
 
     def step(self, source: nn.Module) -> bool:

@@ -2,17 +2,20 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
 
 from dckd_losses import VQGANEncoder
-from dckd_losses.network import Architecture, VQGANNetwork
+from dckd_losses.network import Architecture, VQGANNetwork, build
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +52,19 @@ def tensors(architecture: Architecture) -> dict[str, Tensor]:
 
 @pytest.fixture
 def encoder(tensors: dict[str, Tensor]) -> VQGANEncoder:
-    from dckd_losses.network import build
-
     return VQGANEncoder(build(tensors))
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Callable[..., Accelerator]]:
+    """Makes an Accelerator on the CPU; its process-wide settings do not leak between tests."""
+
+    def make(**settings: Any) -> Accelerator:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(cpu=True, **settings)
+
+    yield make
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Student(nn.Module):

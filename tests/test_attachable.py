@@ -7,7 +7,6 @@ import weakref
 
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import Student
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -121,8 +120,8 @@ def test_a_dropped_student_is_reported(encoder):
     optimizer.step()
 
 
-def test_gradient_accumulation_counts_optimizer_steps(dckd, student, optimizer):
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+def test_gradient_accumulation_counts_optimizer_steps(dckd, student, optimizer, accelerator):
+    accelerator = accelerator(gradient_accumulation_steps=2)
     student, optimizer = accelerator.prepare(student, optimizer)
     dckd.attach(optimizer)
     for _ in range(6):

@@ -6,7 +6,6 @@ import pickle
 import oracle
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import Student
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,10 +138,10 @@ def test_wrappers_are_taken_off(student, wrap):
     assert numbers(history.model) == numbers(student)
 
 
-def test_unwraps_accelerates_patched_forward(student, images):
+def test_unwraps_accelerates_patched_forward(student, images, accelerator):
     """Its mixed precision replaces `forward` by a closure over the original's weights."""
     lq = images(1, 3, 4, 4)
-    prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(student)
+    prepared = accelerator(mixed_precision="bf16").prepare_model(student)
     history = HistoryModel(prepared)
     before = history(lq)
     shaken(student)
