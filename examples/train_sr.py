@@ -1,33 +1,35 @@
 """Distil a small super-resolution student with DCKD, and see what it learned.
 
-    python examples/train_sr.py                                  # five minutes, nothing to download
-    python examples/train_sr.py --method scratch                 # the same without a teacher
+    python examples/train_sr.py                      # minutes on a laptop, nothing to download
+    python examples/train_sr.py --method scratch     # the same without a teacher
     python examples/train_sr.py --data DIV2K --val Set5 --scale 4 --teacher teacher_x4.safetensors
 
-Several GPUs: `accelerate launch examples/train_sr.py ...`. Ctrl-C stops after the current step;
-the same command with --resume continues as if nothing had happened.
+On several GPUs: accelerate launch, or torchrun --nproc_per_node N, examples/train_sr.py ...
+Ctrl-C stops after the current step; the same command with --resume goes on as if it had not.
 """
 
 import argparse
-import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from restoration import backbones, figures
+from restoration import backbones
+from restoration.checkpoints import checksum
+from restoration.console import RefusedError, StoppedError, refusing
 from restoration.data import Pair, RandomCrops, load_pairs, pairs_from_images, photographs
-from restoration.degrade import matlab_bicubic
-from restoration.evaluation import Scores, evaluate, restore
+from restoration.evaluation import evaluate
 from restoration.recipes import SMALL_SR, Recipe
-from restoration.trainer import InterruptedRunError, Run, train
+from restoration.report import description, report
+from restoration.trainer import Run, train
 from torch import nn
 
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator
 
-TEACHERS = {2: Path(__file__).parent / "assets" / "sr_x2_teacher.safetensors"}
+TEACHERS = {2: Path(__file__).parent / "assets" / "sr_x2_teacher.safetensors"}  # by scale
 TEACHER_BACKBONE = "small"  # what the embedded teachers are
 METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "scratch": None,
@@ -36,110 +38,133 @@ METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "dmm": (False, True),
     "dckd": (True, True),
 }
+RECIPE_OPTIONS = {
+    "iterations": "optimizer steps",
+    "batch_size": "crops a step and process",
+    "crop": "LR pixels a side",
+}
+OTHER_OPTIONS = ("data", "val", "encoder", "teacher", "output", "resume", "skip_bad")
+FACTS = ("scale", "method", "iterations", "seed")  # options that metrics.json repeats
+MIN_OUTPUT = 16  # pixels a side that the encoder needs
 
 
 def main() -> int:
-    """Run the command line; 0, 2 where the input is at fault, 130 where it was interrupted."""
+    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
     try:
         run(arguments())
-    except InterruptedRunError as stop:
-        print(stop, file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (StoppedError, KeyboardInterrupt) as stop:
+        said = str(stop) or "stopped"
+        print(f"{said}: the same command with --resume goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 
 def arguments() -> argparse.Namespace:
     """What the command line asks for."""
-    lines = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(description=lines[0])
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("--data", type=Path, help="folder of training photographs (default: scikit-image's)")
-    add("--val", type=Path, action="append", help="folder to validate on; repeatable")
-    add("--scale", type=int, default=2, help="HR size over LR size (default: 2)")
+    add("--data", type=Path, metavar="DIR", help="training images (default: scikit-image's)")
+    add("--val", type=Path, metavar="DIR", action="append", help="validation images; repeatable")
+    add("--scale", type=int, metavar="N", default=2, help="HR size over LR size (default: 2)")
     add("--backbone", choices=list(backbones.BACKBONES), default="tiny", help="the student")
     add("--method", choices=list(METHODS), default="dckd", help="which losses (default: dckd)")
-    add("--encoder", default="compact", help="compact, vqgan-f16-1024, vqgan-f16-16384 or a path")
-    add("--teacher", type=Path, help="a .safetensors file of this script (default: embedded, x2)")
-    add("--dcr-weight", type=float, help="weight of DCR (default: the library's)")
-    add("--dmm-weight", type=float, help="weight of DMM (default: the library's)")
-    add("--iterations", type=int, default=SMALL_SR.iterations)
-    add("--batch-size", type=int, default=SMALL_SR.batch_size, help="crops a step and process")
-    add("--crop", type=int, default=SMALL_SR.crop, help="LR pixels a side")
-    add("--seed", type=int, default=0)
-    add("--output", type=Path, help="folder to write (default: runs/sr_x{scale}_{method}_{seed})")
-    add("--resume", action="store_true", help="continue an interrupted run")
+    add("--encoder", metavar="NAME", default="compact", help="name or path (default: compact)")
+    add(
+        "--teacher", type=Path, metavar="FILE", help="another run's student (default: embedded, x2)"
+    )
+    add("--dcr-weight", type=float, metavar="W", help="of its loss (default: the library's)")
+    add("--dmm-weight", type=float, metavar="W", help="of its loss (default: the library's)")
+    for option, meaning in RECIPE_OPTIONS.items():
+        default = getattr(SMALL_SR, option)
+        text = f"{meaning} (default: {default})"
+        add(f"--{option.replace('_', '-')}", type=int, metavar="N", default=default, help=text)
+    add("--seed", type=int, metavar="N", default=0, help="of weights, crops and negatives")
+    add("--output", type=Path, metavar="DIR", help="default: runs/sr_x{scale}_{method}_{seed}")
+    add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--skip-bad", action="store_true", help="leave unreadable images out")
     return parser.parse_args()
 
 
 def run(args: argparse.Namespace) -> None:
     """Train, evaluate, and write the results."""
-    recipe = replace(
-        SMALL_SR, iterations=args.iterations, batch_size=args.batch_size, crop=args.crop
-    )
     folder = args.output or Path("runs") / f"sr_x{args.scale}_{args.method}_{args.seed}"
-    accelerator = Accelerator()
-    if args.data is None:
-        pairs = pairs_from_images(photographs("train"), args.scale)
-    else:
-        pairs = load_pairs(args.data, args.scale, skip_bad=args.skip_bad)
-    val_sets = validation_sets(args)
-    set_seed(args.seed)
-    student = backbones.build(args.backbone, args.scale)
-    teacher = open_teacher(args)
-    job = Run(
-        folder=folder,
-        settings=settings(args, recipe),
-        recipe=recipe,
-        crops=RandomCrops(
-            pairs,
-            crop=recipe.crop,
-            scale=args.scale,
-            length=recipe.iterations * recipe.batch_size * accelerator.num_processes,
-            seed=args.seed,
-        ),
-        student=student,
-        teacher=None if args.method == "scratch" else teacher,
-        dckd=distillation(args, student, recipe),
-        validate=lambda model: evaluate(model, next(iter(val_sets.values())), args.scale)["psnr"],
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+    with refusing():  # what a command line can have wrong shows here, the quick things first
+        check(args, folder)
+        # without cpu=True, torchrun's processes on a machine without GPUs would not meet
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        recipe = replace(SMALL_SR, **{name: getattr(args, name) for name in RECIPE_OPTIONS})
+        teacher = open_teacher(args)
+        set_seed(args.seed)
+        student = backbones.build(args.backbone, args.scale)
+        dckd = distillation(args, student, recipe)
+        pairs, val_sets = load_data(args)
+        length = recipe.iterations * recipe.batch_size * accelerator.num_processes
+        crops = RandomCrops(
+            pairs, crop=recipe.crop, scale=args.scale, length=length, seed=args.seed
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+    first_set = next(iter(val_sets.values()))
+    job = Run(folder, recipe, crops, student)
+    job.teacher = None if args.method == "scratch" else teacher
+    job.dckd = dckd
+    job.validate = lambda model: evaluate(model, first_set, args.scale)["psnr"]
+    job.settings = settings(args, accelerator, job, dckd and dckd.encoder.network)
     if accelerator.is_main_process:
-        describe(args, job, teacher, len(pairs))
+        processes = f"{accelerator.num_processes} x {accelerator.device.type}"
+        print(description(args, job, teacher, processes), flush=True)
     train(job, accelerator, resume=args.resume)
     if accelerator.is_main_process:
-        report(args, job, teacher, val_sets)
+        backbones.save(student, folder / "student.safetensors", task="sr", method=args.method)
+        models = {"input": None, "student": student}
+        if teacher is not None:
+            models["teacher"] = teacher.to(accelerator.device)
+        facts = {"task": "sr", **{name: getattr(args, name) for name in FACTS}}
+        print(report(folder, facts, models, val_sets, job.records))
+        print(f"written to {folder}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
     accelerator.end_training()
 
 
-def validation_sets(args: argparse.Namespace) -> dict[str, list[Pair]]:
-    """Pairs by the name of their set; scikit-image's held-out photographs where none is named."""
-    if not args.val:
-        return {"photographs": pairs_from_images(photographs("held_out"), args.scale)}
-    names = [folder.resolve().name for folder in args.val]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--val folders must have different names, got {', '.join(names)}")
-    loaded = (load_pairs(folder, args.scale, skip_bad=args.skip_bad) for folder in args.val)
-    return dict(zip(names, loaded, strict=True))
+def check(args: argparse.Namespace, folder: Path) -> None:
+    """Refuse numbers out of range and a file in the output's place."""
+    if args.scale < 2:
+        raise ValueError(f"got --scale {args.scale}; expected 2 or more")
+    output = args.crop * args.scale
+    if 0 < output < MIN_OUTPUT:
+        raise ValueError(
+            f"got --crop {args.crop} at scale {args.scale}: outputs of {output}x{output} pixels; "
+            f"expected {MIN_OUTPUT}x{MIN_OUTPUT} or more"
+        )
+    for name in ("dcr_weight", "dmm_weight"):
+        weight = getattr(args, name)
+        if weight is not None and not 0 <= weight < float("inf"):
+            raise ValueError(f"got --{name.replace('_', '-')} {weight}; expected 0 or more")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {folder}: found a file; expected a folder or nothing")
 
 
 def open_teacher(args: argparse.Namespace) -> backbones.ResidualSR | None:
-    """The teacher of a file or the embedded one; needed by every method but scratch."""
-    training_one = args.method == "scratch" and args.backbone == TEACHER_BACKBONE
-    path = args.teacher or (None if training_one else TEACHERS.get(args.scale))
+    """The teacher of a file or the embedded one; every method but scratch needs one."""
+    trains_teacher = args.method == "scratch" and args.backbone == TEACHER_BACKBONE
+    path = args.teacher or (None if trains_teacher else TEACHERS.get(args.scale))
     if path is None and args.method == "scratch":
         return None
     if path is None:
         raise ValueError(
-            f"no teacher is embedded for x{args.scale}: train one by --backbone {TEACHER_BACKBONE} "
-            f"--method scratch --scale {args.scale} and pass its student.safetensors as --teacher"
+            f"no teacher is embedded for scale {args.scale}: train one by --scale {args.scale} "
+            f"--method scratch --backbone {TEACHER_BACKBONE} and pass it by --teacher"
         )
     teacher = backbones.load(path)
     if teacher.scale != args.scale:
         raise ValueError(f"{path}: a network for x{teacher.scale}; expected x{args.scale}")
+    if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
+        raise ValueError(f"{path}: this teacher's output is not finite; expected an image")
     return teacher
 
 
@@ -156,92 +181,36 @@ def distillation(args: argparse.Namespace, student: nn.Module, recipe: Recipe) -
     return DCKDLoss(student, args.encoder, negatives=negatives, **chosen)
 
 
-def settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
-    """What determines the student's weights."""
-    names = ("scale", "backbone", "method", "seed", "encoder", "dcr_weight", "dmm_weight")
-    paths = {name: str(getattr(args, name) or "") for name in ("data", "teacher")}
-    return {name: getattr(args, name) for name in names} | paths | {"recipe": str(asdict(recipe))}
+def load_data(args: argparse.Namespace) -> tuple[list[Pair], dict[str, list[Pair]]]:
+    """Training pairs, and validation pairs by the name of their set."""
+    scale, skip_bad, folders = args.scale, args.skip_bad, args.val or []
+    if args.data is None:
+        pairs = pairs_from_images(photographs("train"), scale)
+    else:
+        pairs = load_pairs(args.data, scale, skip_bad=skip_bad)
+    if not folders:
+        return pairs, {"photographs": pairs_from_images(photographs("held_out"), scale)}
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got --val folders {', '.join(names)}; expected different names")
+    sets = (load_pairs(folder, scale, skip_bad=skip_bad) for folder in folders)
+    return pairs, dict(zip(names, sets, strict=True))
 
 
-def describe(
-    args: argparse.Namespace, job: Run, teacher: backbones.ResidualSR | None, images: int
-) -> None:
-    """Say at the start what will happen."""
-    print(f"{args.method}, x{args.scale}, {images} training photographs, seed {args.seed}")
-    print(f"student: {cost(job.student)}")
-    if teacher is not None:
-        print(f"teacher: {cost(teacher)}")
-    print(", ".join(f"{name} {value}" for name, value in asdict(job.recipe).items()))
-
-
-def cost(model: nn.Module) -> str:
-    """Parameters, and multiply-adds for one LR pixel."""
-    parameters = sum(p.numel() for p in model.parameters())
-    return (
-        f"{parameters:,} parameters, {backbones.multiply_adds(model, 32, 32) // 1024:,} "
-        "multiply-adds a pixel of the input"
-    )
-
-
-def report(
-    args: argparse.Namespace,
-    job: Run,
-    teacher: backbones.ResidualSR | None,
-    val_sets: dict[str, list[Pair]],
-) -> None:
-    """Evaluate input, student and teacher; print the table and write every result."""
-    models = {"input": None, "student": job.student}
-    if teacher is not None:
-        models["teacher"] = teacher.to(next(job.student.parameters()).device)
-    scores = {
-        name: {who: evaluate(model, pairs, args.scale) for who, model in models.items()}
-        for name, pairs in val_sets.items()
+def settings(
+    args: argparse.Namespace, accelerator: Accelerator, job: Run, encoder: nn.Module | None
+) -> dict[str, Any]:
+    """What determines the student's weights: options, and checksums of what was read."""
+    options = {name: value for name, value in vars(args).items() if name not in OTHER_OPTIONS}
+    images = [image for _, *both in job.crops.pairs for image in both]
+    networks = {"teacher": job.teacher, "encoder": encoder}
+    read = {name: net.state_dict().values() for name, net in networks.items() if net is not None}
+    return {
+        **options,
+        **{name: checksum(arrays) for name, arrays in {"data": images, **read}.items()},
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
     }
-    print(table(scores))
-    metrics = {
-        "task": "sr",
-        "scale": args.scale,
-        "method": args.method,
-        "iterations": args.iterations,
-        "seed": args.seed,
-        "val": {
-            name: {who: {k: s[k] for k in ("psnr", "ssim")} for who, s in by_model.items()}
-            for name, by_model in scores.items()
-        },
-    }
-    (job.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (job.folder / "log.json").write_text(json.dumps(job.records, indent=1) + "\n")
-    backbones.save(job.student, job.folder / "student.safetensors", task="sr", method=args.method)
-    name, pairs = next(iter(val_sets.items()))
-    figures.curves(job.records, scores[name]["input"]["psnr"], job.folder / "curves.png")
-    figures.side_by_side(
-        [versions(pair, models, scores[name], args.scale) for pair in pairs[:4]],
-        job.folder / "side_by_side.png",
-    )
-    print(f"written to {job.folder}: " + ", ".join(sorted(p.name for p in job.folder.iterdir())))
-
-
-def table(scores: dict[str, dict[str, Scores]]) -> str:
-    """One line a validation set: PSNR and SSIM of each model."""
-    models = list(next(iter(scores.values())))
-    width = max(map(len, [*scores, "Y-PSNR/dB, SSIM"]))
-    titles = ["bicubic" if who == "input" else who for who in models]
-    lines = [f"{'Y-PSNR/dB, SSIM':{width}}" + "".join(f"{title:>16}" for title in titles)]
-    for name, by_model in scores.items():
-        cells = (f"{by_model[who]['psnr']:.2f} {by_model[who]['ssim']:.4f}" for who in models)
-        lines.append(f"{name:{width}}" + "".join(f"{cell:>16}" for cell in cells))
-    return "\n".join(lines)
-
-
-def versions(
-    pair: Pair, models: dict[str, Any], scores: dict[str, Scores], scale: int
-) -> dict[str, tuple[Any, float | None]]:
-    """One image as each of the models makes it, with its PSNR, and the ground truth."""
-    made: dict[str, tuple[Any, float | None]] = {}
-    for who, model in models.items():
-        image = matlab_bicubic(pair.lq, scale) if model is None else restore(model, pair.lq)
-        made["bicubic" if model is None else who] = image, scores[who]["images"][pair.name]["psnr"]
-    return {**made, "ground truth": (pair.hq, None)}
 
 
 if __name__ == "__main__":

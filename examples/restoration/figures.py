@@ -3,68 +3,82 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .degrade import Image
 
-mpl.use("agg")
 SIZE = 96  # pixels a side of the compared crops
 STEP = 16  # grid on which the most telling crop is looked for
+LOG_SPAN = 10  # a loss that changes more than this much is drawn on a logarithmic axis
 
 
-def curves(records: Sequence[Mapping[str, float]], baseline: float, path: Path) -> None:
+def curves(records: Sequence[Mapping[str, float]], levels: Mapping[str, float], path: Path) -> None:
     """Losses and validation PSNR over the steps.
 
     Args:
-        records: of the trainer: `step`, losses by name, now and then `psnr`.
-        baseline: PSNR of the degraded input, dB.
+        records: the trainer's: `step`, losses by name, now and then `psnr`.
+        levels: PSNR in dB, by name, to draw as horizontal lines: the input's, the teacher's.
         path: PNG to write.
     """
-    losses = sorted({name for record in records for name in record} - {"step", "psnr"})
+    losses = [name for name in records[0] if name not in ("step", "psnr")]
     figure = Figure(figsize=(3.2 * (len(losses) + 1), 2.8), layout="constrained")
-    axes = figure.subplots(1, len(losses) + 1)
-    for axis, name in zip(axes, [*losses, "psnr"], strict=True):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        axis.plot(*zip(*points, strict=True), marker="o" if name == "psnr" else None)
-        axis.set(title="validation PSNR (dB)" if name == "psnr" else name, xlabel="step")
-        axis.grid(alpha=0.3)
-        if name == "psnr":
-            axis.axhline(baseline, color="gray", linestyle="--", label="bicubic")
-            axis.legend()
-        elif min(y for _, y in points) > 0:
+    *loss_axes, psnr_axis = figure.subplots(1, len(losses) + 1)
+    for axis, name in zip(loss_axes, losses, strict=True):
+        values = _plot(axis, records, name, title=f"{name} loss")
+        if 0 < LOG_SPAN * min(values) < max(values):
             axis.set_yscale("log")
+    _plot(psnr_axis, records, "psnr", title="validation PSNR (dB)", label="student", marker="o")
+    for style, (name, level) in zip(("--", ":", "-."), levels.items(), strict=False):
+        psnr_axis.axhline(level, color="gray", linestyle=style, label=name)
+    psnr_axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def side_by_side(images: Sequence[Mapping[str, tuple[Image, float | None]]], path: Path) -> None:
-    """One row an image: the crop where the last two columns but the truth differ from the first.
+def _plot(
+    axis: Axes, records: Sequence[Mapping[str, float]], name: str, *, title: str, **style: str
+) -> list[float]:
+    """Draw one curve; its values."""
+    points = [(record["step"], record[name]) for record in records if name in record]
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    axis.plot(steps, values, **style)  # type: ignore[arg-type]
+    axis.set_title(title)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+    return values
+
+
+def side_by_side(
+    images: Mapping[str, Mapping[str, tuple[Image, float | None]]], path: Path
+) -> None:
+    """One row an image: the crop where its first version is farthest from its last.
 
     Args:
-        images: for each image its versions by title, first the input's, last the ground truth's,
-            each uint8 RGB (H, W, 3) with its PSNR in dB (None for the truth).
+        images: by name, each image's versions by title, the input's first, the ground truth's
+            last: uint8 RGB (H, W, 3) with the whole image's PSNR in dB (None for the truth).
         path: PNG to write.
     """
-    columns = len(images[0])
-    figure = Figure(figsize=(2.3 * columns, 2.5 * len(images)), layout="constrained")
+    columns = max(len(versions) for versions in images.values())
+    figure = Figure(figsize=(2.4 * columns, 2.6 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), columns, squeeze=False)
-    for row, versions in zip(axes, images, strict=True):
+    for row, (name, versions) in zip(axes, images.items(), strict=True):
         pixels = [image for image, _ in versions.values()]
         top, left = telling_crop(pixels[0], pixels[-1])
         for axis, (title, (image, psnr)) in zip(row, versions.items(), strict=True):
             axis.imshow(image[top : top + SIZE, left : left + SIZE], interpolation="nearest")
-            axis.set_title(title if psnr is None else f"{title} {psnr:.2f} dB", fontsize=9)
-            axis.set_axis_off()
+            axis.set_title(title if psnr is None else f"{title}, {psnr:.2f} dB", fontsize=10)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name if len(name) <= 24 else f"...{name[-21:]}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 
-def telling_crop(first: Image, truth: Image) -> tuple[int, int]:
-    """Top left corner of the crop where the input differs most from the truth."""
-    error = np.square(first.astype(float) - truth).sum(2)
+def telling_crop(first: Image, last: Image) -> tuple[int, int]:
+    """Top left corner of the crop, SIZE pixels a side, where two images differ most."""
+    error = np.square(first.astype(float) - last).sum(2)
     corners = [
         (top, left)
-        for top in range(0, max(1, error.shape[0] - SIZE), STEP)
-        for left in range(0, max(1, error.shape[1] - SIZE), STEP)
+        for top in range(0, max(1, error.shape[0] - SIZE + 1), STEP)
+        for left in range(0, max(1, error.shape[1] - SIZE + 1), STEP)
     ]
-    return max(corners, key=lambda c: error[c[0] : c[0] + SIZE, c[1] : c[1] + SIZE].sum())
+    return max(corners, key=lambda c: float(error[c[0] : c[0] + SIZE, c[1] : c[1] + SIZE].sum()))

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+HISTORY_UPDATES = 250  # of a run: the paper's history moves every 1000 of 250,000 steps
+MIN_HISTORY_INTERVAL = 50  # steps; a short run's history would otherwise be the student itself
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -16,8 +19,9 @@ class Recipe:
         lr_end: and at the end of the cosine.
         warm_up: steps over which lr rises from zero.
         betas: Adam's.
-        history_interval: steps between the history's first updates; the paper's 1000 of 250,000
-            steps, in proportion but not below 20.
+
+    Raises:
+        ValueError: iterations, batch_size or crop is below 1.
     """
 
     iterations: int
@@ -27,14 +31,16 @@ class Recipe:
     lr_end: float = 1e-5
     warm_up: int = 50
     betas: tuple[float, float] = (0.9, 0.99)
-    history_interval: int = 50
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.batch_size, self.crop) < 1:
-            raise ValueError(
-                f"got {self.iterations} iterations, batch size {self.batch_size}, crop "
-                f"{self.crop}; expected 1 or more each"
-            )
+        for name in ("iterations", "batch_size", "crop"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"got {name} {getattr(self, name)}; expected 1 or more")
+
+    @property
+    def history_interval(self) -> int:
+        """Steps between the first updates of DCKD's history."""
+        return max(MIN_HISTORY_INTERVAL, self.iterations // HISTORY_UPDATES)
 
     def lr_at(self, step: int) -> float:
         """Step size of optimizer step `step`, counted from 0: a ramp, then half a cosine."""

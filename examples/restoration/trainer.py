@@ -1,14 +1,9 @@
 """The training loop of the examples: two lines of it are DCKD."""
 
-import json
-import pickle
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,20 +11,18 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from dckd_losses import DCKDLoss
 
+from . import checkpoints
+from .console import Progress, RefusedError, StoppedError, refusing, stop_signals
 from .data import RandomCrops
 from .recipes import Recipe
 
 LOG_EVERY = 20  # steps between records of the losses and looks at the values
-CHECKPOINTS = 20  # checkpoints a run
-VALIDATIONS = 10  # validations a run
-
-
-class InterruptedRunError(Exception):
-    """The run was asked to stop and has left a checkpoint."""
+VALIDATIONS = 10  # a run
+CHECKPOINTS = 20  # a run, but no further apart than
+CHECKPOINT_EVERY = 1000  # steps
 
 
 @dataclass
@@ -37,24 +30,26 @@ class Run:
     """One training run: what is trained on what, and where it is kept.
 
     Attributes:
-        folder: where the checkpoint and the log go.
-        settings: whatever determines the result; a checkpoint of other settings is refused.
+        folder: where the checkpoint goes.
         recipe: the numbers.
         crops: training data, one item a crop, in the order of training.
         student: the network in training.
         teacher: its outputs are distilled; None to train on the ground truth alone.
         dckd: DCKD's losses; None to leave them out.
         validate: PSNR of the student, or None to skip.
+        settings: whatever determines the weights; a checkpoint of other settings is refused.
+        records: losses and now and then the PSNR, each with its `step`.
+        step: optimizer steps done.
     """
 
     folder: Path
-    settings: dict[str, Any]
     recipe: Recipe
     crops: RandomCrops
     student: nn.Module
     teacher: nn.Module | None = None
     dckd: DCKDLoss | None = None
     validate: Callable[[nn.Module], float] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, float]] = field(default_factory=list)
     step: int = 0
 
@@ -62,6 +57,10 @@ class Run:
     def checkpoint(self) -> Path:
         """The one file that a run is continued from."""
         return self.folder / "checkpoint.pt"
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return self.step == self.recipe.iterations or self.step % max(1, every) == 0
 
 
 def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
@@ -73,68 +72,72 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
         resume: continue from the run's checkpoint where there is one, bit for bit.
 
     Raises:
-        InterruptedRunError: SIGINT or SIGTERM came; the checkpoint is written.
-        ValueError: the checkpoint is of a run with other settings.
-        RuntimeError: the checkpoint cannot be read.
+        RefusedError: the checkpoint is unreadable or of other settings, or a value is not finite.
+        StoppedError: SIGINT or SIGTERM came; the checkpoint is written.
     """
-    recipe = run.recipe
-    optimizer = torch.optim.Adam(run.student.parameters(), lr=recipe.lr, betas=recipe.betas)
-    if resume and run.checkpoint.exists():
-        _load(run, optimizer)
-    student, optimizer = accelerator.prepare(run.student, optimizer)
+    recipe, main = run.recipe, accelerator.is_main_process
+    adam = torch.optim.Adam(run.student.parameters(), lr=recipe.lr, betas=recipe.betas)
+    student, optimizer = accelerator.prepare(run.student.train(), adam)
+    _begin(run, adam, accelerator, resume)
     if run.teacher is not None:
         run.teacher.to(accelerator.device).eval().requires_grad_(False)
     if run.dckd is not None:
-        run.dckd.attach(optimizer).to(accelerator.device)  # the first of DCKD's two lines
-    per_step = recipe.batch_size * accelerator.num_processes
-    rest = Subset(run.crops, range(run.step * per_step, recipe.iterations * per_step))
-    loader = accelerator.prepare(DataLoader(rest, batch_size=recipe.batch_size))
-    bar = tqdm(
-        total=recipe.iterations,
-        initial=run.step,
-        unit="it",
-        disable=not accelerator.is_main_process,
-        mininterval=0.5,
-    )
-    with _stop_signal() as stopped, bar:
-        for lq, target in loader:
-            for group in optimizer.param_groups:
+        run.dckd.to(accelerator.device).attach(optimizer)  # the first of DCKD's two lines
+    first = run.step
+    checkpoint_every = min(CHECKPOINT_EVERY, recipe.iterations // CHECKPOINTS)
+    with stop_signals() as signals, Progress(recipe.iterations, first, not main) as progress:
+        for lq, target in _batches(run, accelerator):
+            for group in adam.param_groups:
                 group["lr"] = recipe.lr_at(run.step)
-            parts = _step(run, student, optimizer, accelerator, lq, target)
+            look = run.step == first or run.step % LOG_EVERY == 0
+            parts = _step(run, student, optimizer, accelerator, lq, target, look)
             run.step += 1
-            bar.update()
-            _record(run, parts, bar)
-            due = run.step % max(1, recipe.iterations // CHECKPOINTS) == 0
-            if (due or stopped()) and accelerator.is_main_process:
-                _save(run, optimizer)
-            if stopped():
-                raise InterruptedRunError(f"stopped after step {run.step}; --resume continues")
-    run.student.eval()
+            progress.step()
+            stop = _agreed(bool(signals), accelerator)
+            save = stop or run.due(checkpoint_every)
+            if look or save or run.due(LOG_EVERY):
+                _record(run, parts, progress, main)
+            if save and main:
+                _save(run, adam, accelerator)
+            if stop:
+                accelerator.wait_for_everyone()  # launchers end the others once one has left
+                raise StoppedError(f"stopped after step {run.step} of {recipe.iterations}")
     if run.dckd is not None:
         run.dckd.detach()
+    accelerator.unwrap_model(student, keep_fp32_wrapper=False).eval()
+
+
+def _batches(run: Run, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
+    """What is left of the crops; of n processes' batches, each step takes the next n."""
+    size = run.recipe.batch_size
+    rest = range(run.step * size * accelerator.num_processes, len(run.crops))
+    loader = DataLoader(Subset(run.crops, rest), batch_size=size)
+    batches: Iterable[tuple[Tensor, Tensor]] = accelerator.prepare(loader)
+    return batches
 
 
 def _step(
     run: Run,
     student: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     accelerator: Accelerator,
     lq: Tensor,
     target: Tensor,
+    look: bool,
 ) -> dict[str, Tensor]:
-    """One optimizer step; the parts of its loss."""
-    student.train()
-    output = student(lq)
-    parts = {"l1": F.l1_loss(output.float(), target)}
+    """One optimizer step, where asked to after a look at the values; the parts of its loss."""
+    output = student(lq).float()
+    parts = {"l1": F.l1_loss(output, target)}
     loss = parts["l1"]
     if run.teacher is not None:
         with torch.no_grad(), accelerator.autocast():
             teacher_output = run.teacher(lq).float()
-        parts["kd"] = F.l1_loss(output.float(), teacher_output)
+        parts["kd"] = F.l1_loss(output, teacher_output)
         loss = loss + parts["kd"]
         if run.dckd is not None:
-            if run.step % LOG_EVERY == 0:
-                run.dckd.check(output, teacher_output, lq)
+            if look:
+                with refusing():
+                    run.dckd.check(output, teacher_output, lq)
             loss = loss + run.dckd(output, teacher_output, lq)  # the second line
             parts |= {k: v for k, v in run.dckd.last.items() if k in ("dcr", "dmm")}
     optimizer.zero_grad()
@@ -143,68 +146,54 @@ def _step(
     return parts
 
 
-def _record(run: Run, parts: dict[str, Tensor], bar: "tqdm[Any]") -> None:
-    """Keep and show the losses now and then, and the validation PSNR more rarely."""
-    last = run.step == run.recipe.iterations
-    validate = last or run.step % max(1, run.recipe.iterations // VALIDATIONS) == 0
-    if not (validate or run.step % LOG_EVERY == 0):
+def _agreed(stop: bool, accelerator: Accelerator) -> bool:
+    """Whether any process is to stop: one that left alone would keep the others waiting."""
+    if accelerator.num_processes == 1:
+        return stop
+    if stop:
+        accelerator.set_trigger()
+    return bool(accelerator.check_trigger())
+
+
+def _record(run: Run, parts: dict[str, Tensor], progress: Progress, main: bool) -> None:
+    """Require finite losses; keep and show them now and then, and the PSNR more rarely."""
+    losses = {name: part.item() for name, part in parts.items()}
+    text = " ".join(f"{name} {value:.3g}" for name, value in losses.items())
+    if not all(map(math.isfinite, losses.values())):
+        raise RefusedError(f"step {run.step}: got losses {text}; expected finite ones")
+    validation = run.due(run.recipe.iterations // VALIDATIONS)
+    if validation or run.due(LOG_EVERY):
+        run.records.append({"step": float(run.step), **losses})
+    if validation and run.validate is not None and main:
+        run.records[-1]["psnr"] = run.validate(run.student)
+    known = [record["psnr"] for record in run.records if "psnr" in record]
+    progress.show(f"{text} psnr {known[-1]:.2f}" if known else text, milestone=validation)
+
+
+def _begin(run: Run, adam: torch.optim.Optimizer, accelerator: Accelerator, resume: bool) -> None:
+    """Continue from the checkpoint, or put an old one aside: --resume may have been forgotten."""
+    if not run.checkpoint.exists():
         return
-    record = {"step": float(run.step)} | {name: part.item() for name, part in parts.items()}
-    if not all(map(torch.isfinite, parts.values())):
-        raise ValueError(f"step {run.step}: the loss is not finite: {record}; try a smaller lr")
-    if validate and run.validate is not None and not bar.disable:
-        record["psnr"] = run.validate(run.student)
-    run.records.append(record)
-    bar.set_postfix({name: f"{value:.4g}" for name, value in record.items() if name != "step"})
-
-
-def _save(run: Run, optimizer: Any) -> None:
-    """Write the checkpoint, at once or not at all."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "settings": json.dumps(run.settings),
-        "step": run.step,
-        "records": run.records,
-        "student": run.student.state_dict(),
-        "optimizer": getattr(optimizer, "optimizer", optimizer).state_dict(),
-        "dckd": run.dckd.state_dict() if run.dckd is not None else {},
-    }
-    partial = run.checkpoint.with_suffix(".part")
-    torch.save(content, partial)
-    partial.replace(run.checkpoint)
-
-
-def _load(run: Run, optimizer: torch.optim.Optimizer) -> None:
-    try:
-        content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-        settings = json.loads(content["settings"])
-    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise RuntimeError(f"{run.checkpoint}: not a checkpoint of this script: {error}") from error
-    odd = {k: (settings.get(k), v) for k, v in run.settings.items() if settings.get(k) != v}
-    if odd:
-        seen = ", ".join(f"{name} {old} then, {new} now" for name, (old, new) in odd.items())
-        raise ValueError(f"{run.checkpoint} is of another run: {seen}")
+    if not resume:
+        if accelerator.is_main_process:
+            run.checkpoint.replace(run.folder / "checkpoint.old.pt")
+        return
+    with refusing():
+        content = checkpoints.load(run.checkpoint, run.settings)
     run.step, run.records = content["step"], content["records"]
-    run.student.load_state_dict(content["student"])
-    optimizer.load_state_dict(content["optimizer"])
-    if run.dckd is not None:
-        run.dckd.load_state_dict(content["dckd"])
+    for name, part in _stateful(run, adam, accelerator).items():
+        part.load_state_dict(content[name])
 
 
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Let SIGINT and SIGTERM end the run after the current step; a second one ends it at once."""
-    seen: list[int] = []
+def _save(run: Run, adam: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+    stateful = _stateful(run, adam, accelerator)
+    states = {name: part.state_dict() for name, part in stateful.items()}
+    content = {"step": run.step, "records": run.records, **states}
+    checkpoints.save(run.checkpoint, run.settings, content)
 
-    def remember(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        signal.signal(number, previous[number])
 
-    previous = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if seen:
-            print(file=sys.stderr)
+def _stateful(run: Run, adam: torch.optim.Optimizer, accelerator: Accelerator) -> dict[str, Any]:
+    """All that a step depends on; its crops and learning rate follow from its number."""
+    parts = {"student": run.student, "optimizer": adam, "dckd": run.dckd}
+    parts["scaler"] = accelerator.scaler  # of float16
+    return {name: part for name, part in parts.items() if part is not None}

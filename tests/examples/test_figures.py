@@ -1,0 +1,93 @@
+"""Pictures: written, of the right crops, and robust to short runs and small images."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image as Pillow
+from restoration import figures
+
+RECORDS = [
+    {"step": 20.0, "l1": 0.5, "kd": 0.2},
+    {"step": 40.0, "l1": 0.04, "kd": 0.19, "psnr": 30.0},
+    {"step": 60.0, "l1": 0.03, "kd": 0.18, "psnr": 31.0},
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved."""
+    saved: list[Figure] = []
+    savefig = Figure.savefig
+
+    def keep(self: Figure, *args: object, **kwargs: object) -> None:
+        saved.append(self)
+        savefig(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
+
+
+def test_curves_draws_every_loss_and_the_psnr(drawn: list[Figure], tmp_path: Path) -> None:
+    figures.curves(RECORDS, {"bicubic": 29.0, "teacher": 33.0}, tmp_path / "curves.png")
+    axes = drawn[0].axes
+    assert [axis.get_title() for axis in axes] == ["l1 loss", "kd loss", "validation PSNR (dB)"]
+    np.testing.assert_array_equal(
+        axes[0].lines[0].get_xydata(), [(20, 0.5), (40, 0.04), (60, 0.03)]
+    )
+    student, bicubic, teacher = axes[2].lines
+    np.testing.assert_array_equal(student.get_xydata(), [(40, 30), (60, 31)])
+    assert [line.get_label() for line in (bicubic, teacher)] == ["bicubic", "teacher"]
+    assert list(bicubic.get_ydata()) == [29.0, 29.0]
+    assert [axis.get_yscale() for axis in axes] == ["log", "linear", "linear"]
+    assert Pillow.open(tmp_path / "curves.png").size[0] > 900
+
+
+def test_curves_of_one_step_without_validation(tmp_path: Path) -> None:
+    figures.curves([{"step": 1.0, "l1": 0.0}], {}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_side_by_side_shows_the_same_crop_of_each_version(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    truth = np.zeros((200, 300, 3), np.uint8)
+    lq = truth.copy()
+    lq[110:180, 170:250] = 200  # the only difference lies within the crop at (96, 160)
+    versions = {"bicubic": (lq, 20.0), "student": (lq, 21.256), "ground truth": (truth, None)}
+    images = {"cat": versions, "x" * 40: versions}
+    figures.side_by_side(images, tmp_path / "side.png")
+    axes = drawn[0].axes
+    titles = [axis.get_title() for axis in axes]
+    assert titles == ["bicubic, 20.00 dB", "student, 21.26 dB", "ground truth"] * 2
+    assert axes[0].get_ylabel() == "cat"
+    assert len(axes[3].get_ylabel()) == 24
+    top, left = figures.telling_crop(lq, truth)
+    for axis, (image, _) in zip(axes, versions.values(), strict=False):
+        crop = image[top : top + figures.SIZE, left : left + figures.SIZE]
+        np.testing.assert_array_equal(axis.images[0].get_array(), crop)
+    assert top <= 110 and top + figures.SIZE >= 180
+    assert left <= 170 and left + figures.SIZE >= 250
+
+
+def test_telling_crop_reaches_the_last_row_and_fits_small_images() -> None:
+    truth = np.zeros((figures.SIZE + figures.STEP, figures.SIZE, 3), np.uint8)
+    lq = truth.copy()
+    lq[-1] = 255
+    assert figures.telling_crop(lq, truth) == (figures.STEP, 0)
+    assert figures.telling_crop(lq[:20, :20], truth[:20, :20]) == (0, 0)
+
+
+def test_no_title_is_cut(drawn: list[Figure], tmp_path: Path) -> None:
+    image = np.zeros((40, 50, 3), np.uint8)
+    titles = ("bicubic", "student", "teacher", "ground truth")
+    figures.side_by_side({"a": {title: (image, 31.5) for title in titles}}, tmp_path / "a.png")
+    figures.curves(RECORDS, {"bicubic": 29.0}, tmp_path / "b.png")
+    for figure in drawn:
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = [axis.title.get_window_extent(renderer) for axis in figure.axes]
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))

@@ -1,0 +1,571 @@
+"""The main example as a user runs it: results, interruptions, several processes, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import train_sr
+from PIL import Image as Pillow
+from restoration import backbones, checkpoints
+from restoration.degrade import matlab_bicubic
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+SCRIPT = [sys.executable, "examples/train_sr.py"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+
+def write(path: Path, height: int, width: int, seed: int) -> Path:
+    small = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(matlab_bicubic(small, 4)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small training and validation sets."""
+    folder = tmp_path_factory.mktemp("sets")
+    for seed in range(3):
+        write(folder / "train" / f"{seed}.png", 10 + seed, 12, seed)
+    write(folder / "val" / "a.png", 10, 11, 8)
+    write(folder / "val" / "b.png", 11, 10, 9)
+    return folder
+
+
+@pytest.fixture
+def small(sets: Path, tmp_path: Path) -> list[str]:
+    """Options of a run that takes a moment."""
+    return options(
+        data=sets / "train", val=sets / "val", iterations=3, batch_size=1, crop=8, output=tmp_path
+    )
+
+
+def options(**chosen: object) -> list[str]:
+    return [
+        part for key, value in chosen.items() for part in (f"--{key.replace('_', '-')}", str(value))
+    ]
+
+
+def command(
+    *args: object, launcher: Sequence[str] = SCRIPT[:1]
+) -> subprocess.CompletedProcess[str]:
+    line = [*launcher, SCRIPT[1], *map(str, args)]
+    return subprocess.run(
+        line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@contextmanager
+def started(
+    *args: object, launcher: Sequence[str] = SCRIPT[:1]
+) -> Iterator["subprocess.Popen[str]"]:
+    line = [*launcher, SCRIPT[1], *map(str, args)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        line, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(lines: Any, text: str) -> None:
+    """Read a pipe up to a line that contains a text."""
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(seen))
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
+    """The script within this process."""
+    monkeypatch.setattr(sys, "argv", ["train_sr.py", *map(str, args)])
+    return train_sr.main()
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The student's weights, to the bit."""
+    tensors = load_file(folder / "student.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work gets slower with more, above all where other tests run beside it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results") / "deep" / "run"
+
+
+@pytest.fixture(scope="module")
+def done(sets: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """A run by default but for its size; its results are in `folder`."""
+    return command(
+        *options(data=sets / "train", val=sets / "val", iterations=12, batch_size=1, crop=8),
+        *options(seed=3, output=folder),
+    )
+
+
+class TestResults:
+    def test_it_ends_well_and_writes_every_file(
+        self, done: "subprocess.CompletedProcess[str]", folder: Path
+    ) -> None:
+        assert done.returncode == 0, done.stderr
+        names = "checkpoint.pt curves.png log.json metrics.json side_by_side.png"
+        assert {path.name for path in folder.iterdir()} == {*names.split(), "student.safetensors"}
+        for picture in ("curves.png", "side_by_side.png"):
+            assert min(Pillow.open(folder / picture).size) > 200
+
+    def test_metrics_are_exactly_these(
+        self, done: "subprocess.CompletedProcess[str]", folder: Path
+    ) -> None:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        val = metrics.pop("val")
+        facts = {"task": "sr", "scale": 2, "method": "dckd", "iterations": 12, "seed": 3}
+        assert metrics == facts
+        assert list(val) == ["val"]
+        assert list(val["val"]) == ["input", "student", "teacher"]
+        for score in val["val"].values():
+            assert list(score) == ["psnr", "ssim"]
+            assert 10 < score["psnr"] < 60
+            assert 0 < score["ssim"] < 1
+
+    @pytest.mark.parametrize("who", ["input", "student", "teacher"])
+    def test_evaluate_agrees_and_needs_nothing_else(
+        self, done: object, folder: Path, sets: Path, who: str, tmp_path: Path
+    ) -> None:
+        files = {"input": "bicubic", "teacher": train_sr.TEACHERS[2]}
+        model = files.get(who, folder / "student.safetensors")
+        out = tmp_path / "scores.json"
+        line = [sys.executable, "examples/evaluate.py", "--task", "sr", "--scale", "2"]
+        line += ["--model", str(model), "--data", str(sets / "val"), "--json", str(out)]
+        subprocess.run(line, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+        scores = json.loads(out.read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        for key, value in metrics["val"]["val"][who].items():
+            assert scores[key] == pytest.approx(value, abs=1e-6)
+
+    def test_the_student_was_trained(self, done: object, folder: Path) -> None:
+        student = backbones.load(folder / "student.safetensors")
+        assert student.tail.weight.abs().max() > 0
+
+    def test_what_it_prints(self, done: "subprocess.CompletedProcess[str]", folder: Path) -> None:
+        recipe, table = done.stdout.split("PSNR (dB) and SSIM on Y")
+        assert len(recipe.splitlines()) <= 20
+        assert max(map(len, recipe.splitlines())) <= 100 + len(str(folder))
+        for fact in ("l1 + kd + 0.1 dcr", "9,492 parameters", "152,332", "compact", "seed 3"):
+            assert fact in recipe
+        assert table.splitlines()[0].split() == ["bicubic", "student", "teacher"]
+        scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["val"]["val"]
+        for score in scores.values():
+            assert f"{score['psnr']:.2f} / {score['ssim']:.4f}" in table.splitlines()[1]
+
+    def test_a_log_file_gets_one_line_a_validation(
+        self, done: "subprocess.CompletedProcess[str]"
+    ) -> None:
+        assert "\r" not in done.stderr
+        lines = [line for line in done.stderr.splitlines() if "left" in line]
+        assert len(lines) == 12
+        for part in ("12/12 ", "it/s", "left", "l1 ", "kd ", "dcr ", "dmm ", "psnr "):
+            assert part in lines[-1]
+
+
+class TestMethods:
+    def test_they_differ_in_nothing_but_the_losses(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        starts, orders = [], []
+        crops = train_sr.RandomCrops.__getitem__
+
+        def spy(self: Any, index: int) -> Any:
+            orders[-1].append((index, crops(self, index)[0].sum().item()))
+            return crops(self, index)
+
+        def no_training(job: Any, *args: object, **kwargs: object) -> None:
+            starts.append({name: p.clone() for name, p in job.student.state_dict().items()})
+            train(job, *args, **kwargs)
+
+        train = train_sr.train
+        monkeypatch.setattr(train_sr.RandomCrops, "__getitem__", spy)
+        monkeypatch.setattr(train_sr, "train", no_training)
+        students = []
+        for method in train_sr.METHODS:
+            orders.append([])
+            assert main(monkeypatch, *small, "--method", method) == 0
+            students.append(weights(tmp_path))
+            log = json.loads((tmp_path / "log.json").read_text(encoding="utf-8"))
+            losses = {"scratch": [], "logits": ["kd"], "dcr": ["kd", "dcr"], "dmm": ["kd", "dmm"]}
+            expected = ["step", "l1", *losses.get(method, ["kd", "dcr", "dmm"]), "psnr"]
+            assert list(log[0]) == expected
+        assert len(orders[0]) == 3
+        for start, order in zip(starts, orders, strict=True):
+            assert order == orders[0]
+            assert all(torch.equal(start[name], starts[0][name]) for name in starts[0])
+        assert all(a != b for a, b in combinations(students, 2))
+
+    def test_dckd_of_weight_zero_is_logits_bit_for_bit(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        students = []
+        for options in (["logits"], ["dckd", "--dcr-weight", "0", "--dmm-weight", "0"]):
+            assert main(monkeypatch, *small, "--method", *options) == 0
+            students.append(weights(tmp_path))
+        assert students[0] == students[1]
+
+    def test_the_seed_decides(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        students = []
+        for seed in (0, 0, 1):
+            assert main(monkeypatch, *small, "--method", "logits", "--seed", seed) == 0
+            students.append(weights(tmp_path))
+        assert students[0] == students[1] != students[2]
+
+    def test_scratch_needs_no_teacher(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert main(monkeypatch, *small, "--method", "scratch", "--scale", 3) == 0
+        metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+        assert list(metrics["val"]["val"]) == ["input", "student"]
+        teacher = backbones.load(tmp_path / "student.safetensors")
+        assert teacher.scale == 3
+        backbones.save(teacher, tmp_path / "teacher.safetensors")
+        taught = ["--method", "logits", "--scale", 3, "--teacher", tmp_path / "teacher.safetensors"]
+        assert main(monkeypatch, *small, *taught) == 0
+
+
+@posix
+class TestInterruptions:
+    @pytest.fixture
+    def line(self, sets: Path) -> list[str]:
+        return options(data=sets / "train", val=sets / "val", iterations=60, batch_size=1, crop=8)
+
+    def test_any_interruption_and_resume_is_bit_identical(
+        self, line: list[str], tmp_path: Path
+    ) -> None:
+        straight, broken = tmp_path / "straight", tmp_path / "broken"
+        assert command(*line, "--output", straight).returncode == 0
+        resumed = [*line, "--output", broken, "--resume"]
+        with started(*line, "--output", broken) as process:
+            until(process.stdout, "output")
+            process.kill()
+        for number in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
+            with started(*resumed) as process:
+                until(process.stderr, "left")
+                process.send_signal(number)
+                _, stderr = process.communicate()
+            if number != signal.SIGKILL:
+                assert process.returncode == 130
+                said = [text for text in stderr.splitlines() if "left" not in text]
+                assert len(said) == 1
+                assert said[0].startswith("stopped after step ")
+                assert "the same command with --resume" in said[0]
+            assert not (broken / "metrics.json").exists()
+        for _ in range(2):  # the second time with nothing left to do
+            done = command(*resumed)
+            assert done.returncode == 0, done.stderr
+            assert weights(broken) == weights(straight)
+            for name in ("metrics.json", "log.json"):
+                assert (broken / name).read_bytes() == (straight / name).read_bytes(), name
+            (broken / "student.safetensors").unlink()
+        assert_same_state(straight, broken)
+
+    def test_ctrl_c_outside_the_training_says_the_same(
+        self, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def interrupted(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(train_sr, "load_data", interrupted)
+        assert main(monkeypatch, *small) == 130
+        stderr = capsys.readouterr().err
+        assert stderr == "stopped: the same command with --resume goes on from there\n"
+
+    def test_two_processes_stop_together_when_one_is_asked_to(
+        self,
+        line: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        straight, broken = tmp_path / "straight", tmp_path / "broken"
+        line = [*line, "--method", "dcr"]
+        done = command(*line, "--output", straight, launcher=LAUNCH)
+        assert done.returncode == 0, done.stderr
+        assert "2 x cpu" in done.stdout
+        assert done.stdout.count("output") == 1
+        with started(*line, "--output", broken, launcher=LAUNCH) as process:
+            until(process.stderr, "left")
+            workers = sorted(psutil.Process(process.pid).children(), key=lambda p: p.pid)
+            workers[-1].terminate()  # one of them alone
+            process.communicate(timeout=60)
+        assert (broken / "checkpoint.pt").exists()
+        assert not (broken / "metrics.json").exists()
+        done = command(*line, "--output", broken, "--resume", launcher=LAUNCH)
+        assert done.returncode == 0, done.stderr
+        assert weights(broken) == weights(straight)
+        assert_same_state(straight, broken)
+        capsys.readouterr()
+        assert main(monkeypatch, *line, "--output", broken, "--resume") == 2
+        assert "processes was 2, is 1" in capsys.readouterr().err
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Two checkpoints hold the same student, history and counters."""
+    states = []
+    for folder in (one, other):
+        saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+        states.append(saved["content"]["dckd"] | saved["content"]["student"])
+    assert states[0]["negatives.counter"] == 60
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_students_of_two_processes_agree(small: list[str], tmp_path: Path) -> None:
+    """Every process writes what it has: they must be equal, and equal one of twice the batch."""
+    script = tmp_path / "both.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'examples')!r})\n"
+        "import torch, train_sr\n"
+        "train = train_sr.train\n"
+        "def both(job, *args, **kwargs):\n"
+        "    train(job, *args, **kwargs)\n"
+        "    torch.save(job.student.state_dict(), "
+        f"os.path.join({str(tmp_path)!r}, os.environ.get('RANK', 'alone')))\n"
+        "train_sr.train = both\n"
+        "sys.exit(train_sr.main())\n",
+        encoding="utf-8",
+    )
+    line = [str(script), *small, "--method", "logits", "--iterations", "5"]
+    for launcher in (LAUNCH, [sys.executable]):
+        batch = ["--batch-size", "2"] if launcher is not LAUNCH else []
+        subprocess.run(
+            [*launcher, *line, *batch], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True
+        )
+    first, second, alone = (torch.load(tmp_path / name) for name in ("0", "1", "alone"))
+    for name in first:
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-3, atol=1e-5)
+
+
+class TestBadInput:
+    @pytest.fixture
+    def refused(
+        self, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> Any:
+        """Run with the options changed; requires one line with these parts, before training."""
+
+        def no_training(*args: object, **kwargs: object) -> None:
+            raise AssertionError("training began")
+
+        def refuse(args: Sequence[object], *parts: str) -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(train_sr, "train", no_training)
+                assert main(patch, *small, *args) == 2
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.startswith("error: ")
+            assert captured.err.count("\n") == 1
+            for part in parts:
+                assert part in captured.err
+
+        return refuse
+
+    def test_by_subprocess_one_line_and_two(self, small: list[str], tmp_path: Path) -> None:
+        done = command(*small, "--data", tmp_path / "absent")
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr == (
+            f"error: {tmp_path / 'absent'}: found nothing; expected a folder of images\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("args", "parts"),
+        [
+            (["--scale", 1], ["got --scale 1; expected 2 or more"]),
+            (["--scale", 0], ["got --scale 0; expected 2 or more"]),
+            (["--scale", -2], ["got --scale -2; expected 2 or more"]),
+            (["--scale", 5], ["no teacher is embedded for scale 5", "--teacher"]),
+            (["--crop", 7], ["outputs of 14x14 pixels; expected 16x16 or more"]),
+            (["--crop", 7, "--method", "logits"], ["14x14", "16x16"]),
+            (["--crop", 0], ["crop 0; expected 1 or more"]),
+            (["--crop", 60], ["LR is 24x20; expected 60x60 or more"]),
+            (["--iterations", 0], ["iterations 0; expected 1 or more"]),
+            (["--batch-size", -1], ["batch_size -1; expected 1 or more"]),
+            (["--dcr-weight", -1], ["--dcr-weight -1.0; expected 0 or more"]),
+            (["--dmm-weight", "nan"], ["--dmm-weight nan; expected 0 or more"]),
+            (["--dmm-weight", -1, "--method", "logits"], ["--dmm-weight -1.0"]),
+            (["--seed", -1], ["Seed must be between"]),
+            (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
+            (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
+            (["--teacher", "no.safetensors"], ["no.safetensors: expected a safetensors file"]),
+        ],
+    )
+    def test_options(self, refused: Any, args: list[object], parts: list[str]) -> None:
+        refused(args, *parts)
+
+    def test_data_folders(self, refused: Any, sets: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        refused(["--data", tmp_path / "empty"], "empty: found no image")
+        refused(["--val", tmp_path / "empty"], "empty: found no image")
+        refused(["--data", sets / "train" / "0.png"], "0.png: found a file")
+        refused(["--val", sets / "val"], "val, val; expected different names")
+        write(tmp_path / "x3" / "HR" / "a.png", 12, 12, 0)
+        lr = write(tmp_path / "x3" / "LR_bicubic" / "X2" / "a.png", 4, 4, 0)
+        refused(["--data", tmp_path / "x3"], f"{lr} is 16x16; expected 24x24 for scale 2")
+
+    def test_a_truncated_image_is_named_and_may_be_skipped(
+        self, refused: Any, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        good = write(tmp_path / "data" / "good.png", 10, 10, 0)
+        bad = good.with_name("bad.png")
+        bad.write_bytes(good.read_bytes()[:400])
+        refused(["--data", bad.parent], str(bad), "--skip-bad")
+        line = [*small, "--method", "scratch", "--data", bad.parent, "--skip-bad"]
+        assert main(monkeypatch, *line) == 0
+
+    def test_weights_that_are_cut_or_altered(self, refused: Any, tmp_path: Path) -> None:
+        from dckd_losses.weights import COMPACT
+
+        for option, source in (("--teacher", train_sr.TEACHERS[2]), ("--encoder", COMPACT)):
+            data = bytearray(source.read_bytes())
+            path = tmp_path / "weights.safetensors"
+            path.write_bytes(data[: len(data) // 2])
+            refused([option, path], str(path))
+            data[20] ^= 0xFF
+            path.write_bytes(data)
+            refused([option, path], str(path))
+
+    def test_networks_that_do_not_fit(self, refused: Any, tmp_path: Path) -> None:
+        path = tmp_path / "teacher.safetensors"
+        backbones.save(backbones.build("tiny", 3), path)
+        refused(["--teacher", path], f"{path}: a network for x3; expected x2")
+        broken = backbones.build("tiny", 2)
+        torch.nn.init.constant_(broken.head.weight, torch.nan)
+        backbones.save(broken, path)
+        refused(["--teacher", path], f"{path}: this teacher's output is not finite")
+        refused(["--teacher", path, "--method", "logits"], "not finite")
+        save_file({"weight": torch.ones(1)}, path)
+        refused(["--teacher", path], str(path), "metadata")
+        refused(["--encoder", path], str(path))
+
+    def test_output_is_a_file(self, refused: Any, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_text("kept", encoding="utf-8")
+        refused(["--output", path], f"{path}: found a file; expected a folder")
+        refused(["--output", path / "below"], str(path))
+        assert path.read_text(encoding="utf-8") == "kept"
+
+    def test_nothing_is_written_before_the_input_is_known_to_be_good(
+        self, refused: Any, tmp_path: Path
+    ) -> None:
+        refused(["--output", tmp_path / "new", "--crop", 60], "60x60")
+        assert not (tmp_path / "new").exists()
+
+    def test_networks_are_opened_before_the_data(
+        self, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        absent = ["--data", tmp_path / "absent"]
+        refused([*absent, "--encoder", "vqgan"], "unknown encoder")
+        refused([*absent, "--teacher", "no.safetensors"], "no.safetensors")
+        refused([*absent, "--dcr-weight", -1], "--dcr-weight")
+
+    @pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError, AssertionError])
+    def test_a_bug_keeps_its_traceback(
+        self, small: list[str], monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    ) -> None:
+        def buggy(*args: object) -> None:
+            raise error("a bug")
+
+        monkeypatch.setattr(train_sr, "load_data", buggy)
+        with pytest.raises(error, match="a bug"):
+            main(monkeypatch, *small)
+
+    def test_checkpoints_of_other_settings_and_altered_ones(
+        self,
+        small: list[str],
+        sets: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        line = [*small, "--method", "logits"]
+        assert main(monkeypatch, *line) == 0
+        teacher = tmp_path / "teacher.safetensors"
+        backbones.save(backbones.build("tiny", 2), teacher)
+        for change, seen in (
+            (["--seed", 1], "seed was 0, is 1"),
+            (["--iterations", 9], "iterations was 3, is 9"),
+            (["--crop", 9], "crop was 8, is 9"),
+            (["--method", "scratch"], "method was logits, is scratch"),
+            (["--dcr-weight", 0.5], "dcr_weight was None, is 0.5"),
+            (["--data", sets / "val"], "data was crc32"),
+            (["--teacher", teacher], "teacher was crc32"),
+        ):
+            capsys.readouterr()
+            assert main(monkeypatch, *line, "--resume", *change) == 2
+            stderr = capsys.readouterr().err
+            assert stderr.startswith(f"error: {tmp_path / 'checkpoint.pt'} is of a run")
+            assert seen in stderr
+            assert stderr.count("\n") == 1
+        embedded = ["--teacher", train_sr.TEACHERS[2], "--encoder", "unused"]
+        assert main(monkeypatch, *line, "--resume", *embedded) == 0  # the same by another name
+        saved = bytearray((tmp_path / "checkpoint.pt").read_bytes())
+        for broken in (saved[: len(saved) // 2], saved[:-1], b"", altered(saved)):
+            (tmp_path / "checkpoint.pt").write_bytes(broken)
+            capsys.readouterr()
+            assert main(monkeypatch, *line, "--resume") == 2
+            stderr = capsys.readouterr().err
+            assert f"error: {tmp_path / 'checkpoint.pt'}: cut short, altered" in stderr
+            assert stderr.count("\n") == 1
+
+
+def altered(data: bytearray) -> bytearray:
+    """A checkpoint with another bit in the middle of its bytes."""
+    changed = bytearray(data)
+    changed[len(changed) // 2] ^= 1
+    return changed
+
+
+def test_a_data_set_without_options_is_scikit_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_sr.py"])
+    args = train_sr.arguments()
+    assert (args.scale, args.method, args.encoder, args.backbone) == (2, "dckd", "compact", "tiny")
+    pairs, val_sets = train_sr.load_data(args)
+    held_out = {pair.name for pair in val_sets["photographs"]}
+    assert len(held_out) >= 3
+    assert not held_out & {pair.name for pair in pairs}
+
+
+def test_settings_leave_out_only_what_cannot_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_sr.py"])
+    decided = set(vars(train_sr.arguments())) - set(train_sr.OTHER_OPTIONS)
+    recipe = {"iterations", "batch_size", "crop"}
+    assert decided == recipe | {
+        *("scale", "backbone", "method", "dcr_weight", "dmm_weight", "seed"),
+    }
+    assert checkpoints.checksum([]) == "crc32 00000000"
