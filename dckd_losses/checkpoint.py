@@ -6,7 +6,8 @@ import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,11 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         RuntimeError: the file is missing, cut short, altered or of another kind; names it.
     """
-    if not path.is_file():
-        raise RuntimeError(f"{path}: no such file")
-    read_file = _read_safetensors if path.suffix == ".safetensors" else _read_pickle
-    try:
-        tensors = read_file(path)
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise _refusal(path, error) from error
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise _refusal(path, error) from error
+    if path.suffix == ".safetensors":
+        tensors, _ = read_safetensors(path)
+    else:
+        with _refusing(path):
+            tensors = _read_pickle(path)
     wanted = {k: v.float() for k, v in tensors.items() if k.startswith(PREFIXES)}
     if not wanted:
         raise RuntimeError(f"{path}: holds no tensor named {', '.join(PREFIXES)}...")
@@ -75,23 +72,37 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, **metadata: str
         partial.unlink(missing_ok=True)
 
 
-def _refusal(path: Path, error: Exception) -> RuntimeError:
-    size = path.stat().st_size
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return RuntimeError(
-        f"{path} ({size:,} bytes) is cut short, altered or not VQGAN weights: {reason}"
-    )
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata, and compare the digest where the file has one.
+
+    Raises:
+        RuntimeError: the file is missing, cut short, altered or of another kind; names it.
+    """
+    with _refusing(path):
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        seen, expected = digest(tensors), metadata.get(DIGEST)
+        if expected not in (None, seen):
+            raise ValueError(f"sha256 of its tensors is {seen}, it was written as {expected}")
+    return tensors, metadata
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        expected = (file.metadata() or {}).get(DIGEST)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if expected is not None and digest(tensors) != expected:
-        raise ValueError(
-            f"sha256 of its tensors is {digest(tensors)}, it was written as {expected}"
-        )
-    return tensors
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes its reader say into one kind of error."""
+    if not path.is_file():
+        raise RuntimeError(f"{path}: no such file")
+    try:
+        yield
+    except (
+        SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile,
+        RuntimeError, ValueError, EOFError, OSError, KeyError,
+    ) as error:  # fmt: skip
+        size, said = path.stat().st_size, str(error).splitlines() or [type(error).__name__]
+        raise RuntimeError(
+            f"{path} ({size:,} bytes) is cut short, altered or not such weights: {said[0]}"
+        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

@@ -1,14 +1,13 @@
 """Small residual super-resolution networks: a student and a teacher that train on a laptop."""
 
-import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from dckd_losses.checkpoint import read_safetensors, write_safetensors
 
 BACKBONES = {
     "tiny": {"channels": 12, "blocks": 3},  # the student: 9,492 parameters for x2
@@ -90,30 +89,18 @@ def save(model: ResidualSR, path: str | Path, **metadata: object) -> None:
     path = Path(path)
     facts = {**metadata, "backbone": _name(model)}
     facts |= {key: getattr(model, key) for key in SHAPE}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    data = to_bytes(tensors, {key: str(value) for key, value in facts.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")  # same folder: replace is atomic
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_safetensors(model.state_dict(), path, **{key: str(v) for key, v in facts.items()})
 
 
 def load(path: str | Path) -> ResidualSR:
     """Read a network that `save` wrote, in eval mode.
 
     Raises:
-        RuntimeError: For a file that is missing, cut short, not safetensors, without the metadata
-            of `save`, or with tensors that do not fit them; names the file.
+        RuntimeError: For a file that is missing, cut short, altered, not safetensors, without the
+            metadata of `save`, or with tensors that do not fit them; names the file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise RuntimeError(f"{path}: expected a safetensors file; got: {error}") from error
+    tensors, metadata = read_safetensors(Path(path))
     try:
         model = ResidualSR(**{key: int(metadata[key]) for key in SHAPE})
         model.load_state_dict(tensors)

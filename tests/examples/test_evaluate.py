@@ -123,7 +123,7 @@ def test_command_reports_bad_input_without_a_traceback(folder: Path, tmp_path: P
     refused(command(*bicubic, tmp_path / "absent"), "absent: found nothing; expected a folder")
     refused(
         command("--scale", 2, "--model", tmp_path / "no.safetensors", "--data", folder),
-        "no.safetensors: expected a safetensors file",
+        "no.safetensors: no such file",
     )
     half = folder / "half.png"
     half.write_bytes((folder / "a.png").read_bytes()[:300])

@@ -422,7 +422,7 @@ class TestBadInput:
             (["--seed", -1], ["Seed must be between"]),
             (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
             (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
-            (["--teacher", "no.safetensors"], ["no.safetensors: expected a safetensors file"]),
+            (["--teacher", "no.safetensors"], ["no.safetensors: no such file"]),
         ],
     )
     def test_options(self, refused: Any, args: list[object], parts: list[str]) -> None:
