@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-GROUPS = 32  # taming-transformers: every GroupNorm has 32 groups and eps 1e-6
+GROUPS = 32  # of every GroupNorm in taming-transformers
+EPS = 1e-6  # of every GroupNorm in taming-transformers
 LEVELS = 5  # DCKD, appendix: "five different layers"
 
 

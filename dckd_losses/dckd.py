@@ -18,10 +18,11 @@ from dckd_losses.checks import (
 )
 from dckd_losses.dcr import DCRLoss
 from dckd_losses.dmm import DMMLoss
-from dckd_losses.encoder import VQGANEncoder, as_encoder
+from dckd_losses.encoder import FeatureEncoder, VQGANEncoder, as_encoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
 from dckd_losses.ops import reference
+from dckd_losses.ops.feature_path import Images, Terms
 
 DCR_WEIGHT = 0.1  # paper, Table 7
 DMM_WEIGHT = 1e-3
@@ -73,6 +74,7 @@ class DCKDLoss(Attachable):
         >>> dckd(student(lq), teacher_out, lq).backward()
     """
 
+    encoder: FeatureEncoder
     negatives: Callable[[Tensor], Tensor]
 
     def __init__(
@@ -150,30 +152,39 @@ class DCKDLoss(Attachable):
         if not self._trusted and not _captured():
             self.check(student_out, teacher_out, lq)
             self._trusted = True
-        contrastive, mapped = self.dcr_weight > 0, self.dmm_weight > 0
-        batch = len(student_out)
-        with torch.no_grad():
-            others = [teacher_out.detach()]
-            if contrastive and lq is not None:
+        if not (self.dcr_weight or self.dmm_weight):
+            self.last = {}
+            return reference.as_loss(0 * student_out.sum(), student_out)
+        images = Images(student_out, teacher_out.detach())
+        if self.dcr_weight and lq is not None:
+            with torch.no_grad():
                 negatives = self.negatives(lq)
-                check_negatives(negatives, student_out)
-                others.append(negatives.detach().flatten(0, 1))
-            fixed = self.encoder(torch.cat(others), coded=batch if mapped else 0)
-        student = self.encoder(student_out, coded=batch if mapped else 0)
-        terms, last = [], {}
-        if contrastive:
-            loss, last["positive"], last["negative"] = self.dcr.contrast(
-                student.levels, fixed.levels
-            )
-            terms.append(self.dcr_weight * loss)
-            last["dcr"] = loss.detach()
-        if mapped:
-            loss = self.dmm.divergence(student.code_logits, fixed.code_logits)
-            terms.append(self.dmm_weight * loss)
-            last["dmm"] = loss.detach()
-        self.last = last
-        total = torch.stack(terms).sum() if terms else 0 * student_out.sum()
-        return reference.as_loss(total, student_out)
+            check_negatives(negatives, student_out)
+            images.negatives = negatives.detach()
+        if self.dmm_weight:
+            images.divergence = self.dmm.divergence
+        loss, terms = self.encoder.compare(images, self._weighted)
+        self._remember(terms)
+        return reference.as_loss(loss, student_out)
+
+    def _weighted(self, terms: Terms) -> Tensor:
+        """Eq. 10's two terms."""
+        parts = []
+        if self.dcr_weight:
+            parts.append(self.dcr_weight * self.dcr.ratio(terms))
+        if terms.divergence is not None:
+            parts.append(self.dmm_weight * terms.divergence)
+        return torch.stack(parts).sum()
+
+    def _remember(self, terms: Terms) -> None:
+        last = {}
+        if self.dcr_weight:
+            last["dcr"] = self.dcr.ratio(terms)
+            last["positive"] = torch.stack(terms.positive)
+            last["negative"] = torch.stack(terms.negative)
+        if terms.divergence is not None:
+            last["dmm"] = terms.divergence
+        self.last = {name: value.detach() for name, value in last.items()}
 
     def check(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None = None) -> None:
         """Check types, shapes, devices and values now; reads from the device.

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from dckd_losses.checks import check_images, check_match, check_negatives
-from dckd_losses.encoder import as_encoder
+from dckd_losses.encoder import FeatureEncoder, as_encoder
 from dckd_losses.ops import reference
+from dckd_losses.ops.feature_path import Images, Terms
 
 LEVEL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # paper, appendix
 EPS = 1e-7  # released code: at first a clean negative equals the student
-
-
-class Contrast(NamedTuple):
-    """Eq. 5's value and its distances.
-
-    Attributes:
-        loss: the scalar.
-        positive: mean distance from student to teacher at each level, (L,).
-        negative: the same to each negative, summed over negatives, (L,).
-    """
-
-    loss: Tensor
-    positive: Tensor
-    negative: Tensor
 
 
 class DCRLoss(nn.Module):
@@ -62,6 +47,8 @@ class DCRLoss(nn.Module):
         torch.Size([])
     """
 
+    encoder: FeatureEncoder
+
     def __init__(
         self,
         encoder: str | PathLike[str] | nn.Module,
@@ -84,31 +71,19 @@ class DCRLoss(nn.Module):
         check_images("teacher", teacher)
         check_match("teacher", teacher, "student", student)
         check_negatives(negatives, student)
-        with torch.no_grad():
-            others = torch.cat([teacher, negatives.flatten(0, 1)]).detach()
-            fixed = self.encoder(others, coded=0).levels
-        levels = self.encoder(student, coded=0).levels
-        return reference.as_loss(self.contrast(levels, fixed).loss, student)
+        images = Images(student, teacher.detach(), negatives.detach())
+        loss, _ = self.encoder.compare(images, self.ratio)
+        return reference.as_loss(loss, student)
 
-    def contrast(self, student: tuple[Tensor, ...], fixed: tuple[Tensor, ...]) -> Contrast:
-        """Eq. 5 on given levels.
+    def ratio(self, terms: Terms) -> Tensor:
+        """Eq. 5 from its distances.
 
-        Args:
-            student: the student's levels, (B, C, H, W) each.
-            fixed: those of teacher and negatives in one batch, ((1 + N) * B, C, H, W) each.
+        Raises:
+            ValueError: there are not as many levels as weights.
         """
-        if len(student) != len(self.level_weights):
+        if len(terms.positive) != len(self.level_weights):
             raise ValueError(
-                f"the encoder gives {len(student)} levels, level_weights has "
+                f"the encoder gives {len(terms.positive)} levels, level_weights has "
                 f"{len(self.level_weights)}"
             )
-        gaps = []
-        for mine, others in zip(student, fixed, strict=True):
-            teacher, *negatives = torch.split(others, len(mine))
-            gaps.append(reference.level_gaps(mine, teacher, negatives))
-        positive, negative = zip(*gaps, strict=True)
-        return Contrast(
-            reference.contrast(positive, negative, self.level_weights, self.eps),
-            torch.stack(positive).detach(),
-            torch.stack(negative).detach(),
-        )
+        return reference.contrast(terms.positive, terms.negative, self.level_weights, self.eps)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from os import PathLike
 
-import torch
 from torch import Tensor, nn
 
 from dckd_losses.checks import check_images, check_match
-from dckd_losses.encoder import as_encoder
+from dckd_losses.encoder import FeatureEncoder, as_encoder
 from dckd_losses.ops import reference
+from dckd_losses.ops.feature_path import Images, Terms
 
 FORMS = {
     "cross_entropy": reference.cross_entropy,
@@ -49,6 +49,8 @@ class DMMLoss(nn.Module):
         torch.Size([])
     """
 
+    encoder: FeatureEncoder
+
     def __init__(
         self,
         encoder: str | PathLike[str] | nn.Module,
@@ -70,13 +72,15 @@ class DMMLoss(nn.Module):
         check_images("student", student)
         check_images("teacher", teacher)
         check_match("teacher", teacher, "student", student)
-        with torch.no_grad():
-            target = self.encoder(teacher.detach()).code_logits
-        logits = self.encoder(student).code_logits
-        return reference.as_loss(self.divergence(logits, target), student)
+        images = Images(student, teacher.detach(), divergence=self.divergence)
+        loss, _ = self.encoder.compare(images, _divergence)
+        return reference.as_loss(loss, student)
 
-    def divergence(self, student: Tensor | None, teacher: Tensor | None) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Eq. 9 on given code logits, (B, K, h, w) each."""
-        if student is None or teacher is None:
-            raise ValueError("this encoder gives no code logits, which DMM needs")
         return FORMS[self.form](student, teacher, self.temperature)
+
+
+def _divergence(terms: Terms) -> Tensor:
+    assert terms.divergence is not None
+    return terms.divergence

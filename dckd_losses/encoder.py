@@ -13,8 +13,24 @@ from dckd_losses import weights
 from dckd_losses.checks import check_device, check_images
 from dckd_losses.frozen import FrozenModule
 from dckd_losses.network import VQGANNetwork, build
+from dckd_losses.ops.feature_path import Images, Objective, Terms, plain, stream, two_pass
 
 PRECISIONS = ("float32", "bfloat16")
+IMPLS = ("auto", "plain", "fused")
+MODES = ("stream", "twopass")
+PIXELS_IN_FLIGHT = 256 * 256  # of the others' images by default, at least one image
+
+
+class Path(NamedTuple):
+    """Which way images take through the encoder.
+
+    Attributes:
+        impl: "plain" or "fused".
+        reason: why this one.
+    """
+
+    impl: str
+    reason: str
 
 
 class Encoding(NamedTuple):
@@ -30,7 +46,36 @@ class Encoding(NamedTuple):
     code_logits: Tensor | None
 
 
-class FrozenEncoder(FrozenModule):
+class FeatureEncoder(FrozenModule):
+    """What the losses need of an encoder: `Encoding`s, and a way to compare a step's images."""
+
+    def forward(self, images: Tensor, *, coded: int | None = None) -> Encoding:
+        """Encode images; `coded` limits the code logits to the first so many of them."""
+        with torch.autocast(images.device.type, enabled=False):
+            levels, code_logits = self.network(images)
+        wanted = code_logits is not None and coded != 0
+        return Encoding(tuple(levels), code_logits[:coded] if wanted else None)
+
+    @property
+    def path(self) -> Path:
+        """Which way images take now, and why."""
+        return Path("plain", f"{type(self.network).__name__} is no VQGAN of this package")
+
+    def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
+        """The loss of a step's images, by the path that `path` names.
+
+        Args:
+            images: in [0, 1] nominally.
+            objective: from the terms to the loss.
+
+        Returns:
+            The loss, differentiable by the student's images, and its terms.
+        """
+        terms = plain(lambda x, coded: self(x, coded=coded), images)
+        return objective(terms), terms
+
+
+class FrozenEncoder(FeatureEncoder):
     """Any network as encoder: a frozen copy of a module that maps images to an `Encoding`.
 
     Args:
@@ -41,15 +86,8 @@ class FrozenEncoder(FrozenModule):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(copy.deepcopy(network))
 
-    def forward(self, images: Tensor, *, coded: int | None = None) -> Encoding:
-        """See `VQGANEncoder.forward`; here only the code logits' first images are kept."""
-        with torch.autocast(images.device.type, enabled=False):
-            levels, code_logits = self.network(images)
-        wanted = code_logits is not None and coded != 0
-        return Encoding(tuple(levels), code_logits[:coded] if wanted else None)
 
-
-class VQGANEncoder(FrozenModule):
+class VQGANEncoder(FeatureEncoder):
     """A VQGAN's encoder as a source of features and of code distributions.
 
     Both of DCKD's losses look at images through it: DCR at the output of each resolution's first
@@ -62,6 +100,13 @@ class VQGANEncoder(FrozenModule):
             taming-transformers trains on; (0, 1) is what DCKD's released code feeds.
         precision: "float32", or "bfloat16" for convolutions under autocast, which is faster where
             hardware has it and turns the gradient by some degrees.
+        impl: "fused" keeps for backward only what backward needs and lets teacher and negatives go
+            as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
+            has a second derivative; "auto" takes the fused path where it can. See `path`.
+        mode: of the fused path: "stream" runs the student through the network once; "twopass"
+            runs it twice, chunk by chunk, and keeps only the gradient of its images.
+        chunk: of the fused path: how many images are in flight at once besides the student's
+            (and of the student's too in "twopass"); by default what 256x256 pixels hold.
 
     Shape:
         images (B, 3, H, W) float, H and W at least 16, to five levels of channels x (H, H/2, H/4,
@@ -88,14 +133,29 @@ class VQGANEncoder(FrozenModule):
         *,
         input_range: tuple[float, float] = (-1.0, 1.0),
         precision: str = "float32",
+        impl: str = "auto",
+        mode: str = "stream",
+        chunk: int | None = None,
     ) -> None:
         if len(input_range) != 2 or not input_range[0] < input_range[1]:
             raise ValueError(f"input_range must be (low, high) with low < high, got {input_range}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-        super().__init__(network)
+        for name, value, known in (
+            ("precision", precision, PRECISIONS),
+            ("impl", impl, IMPLS),
+            ("mode", mode, MODES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if impl == "fused" and precision != "float32":
+            raise ValueError(f"the fused path computes in float32, got precision={precision!r}")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        super().__init__(network if impl == "plain" else network.fuse())
         self.input_range = (float(input_range[0]), float(input_range[1]))
         self.precision = precision
+        self.impl = impl
+        self.mode = mode
+        self.chunk = chunk
 
     @classmethod
     def from_pretrained(
@@ -104,6 +164,9 @@ class VQGANEncoder(FrozenModule):
         *,
         input_range: tuple[float, float] = (-1.0, 1.0),
         precision: str = "float32",
+        impl: str = "auto",
+        mode: str = "stream",
+        chunk: int | None = None,
     ) -> VQGANEncoder:
         """Make the encoder from weights; the architecture is read off the tensors.
 
@@ -113,6 +176,9 @@ class VQGANEncoder(FrozenModule):
                 of an encoder-only `.safetensors`.
             input_range: see the class.
             precision: see the class.
+            impl: see the class.
+            mode: see the class.
+            chunk: see the class.
 
         Raises:
             ValueError: an unknown name, or one of the other arguments.
@@ -124,7 +190,14 @@ class VQGANEncoder(FrozenModule):
             network = build(weights.read(path))
         except ValueError as error:
             raise RuntimeError(f"{path}: {error}") from error
-        return cls(network, input_range=input_range, precision=precision)
+        return cls(
+            network,
+            input_range=input_range,
+            precision=precision,
+            impl=impl,
+            mode=mode,
+            chunk=chunk,
+        )
 
     def forward(self, images: Tensor, *, coded: int | None = None) -> Encoding:
         """Encode images.
@@ -135,29 +208,64 @@ class VQGANEncoder(FrozenModule):
                 after the last level, which saves a tenth of their cost.
         """
         check_images("images", images)
+        with self._precisely(images):
+            levels = tuple(self.network.levels(self._mapped(images)))
+            last = levels[-1][:coded]
+            code_logits = self.network.code_logits(last) if len(last) else None
+        dtype = self.network.quant_conv.weight.dtype
+        return Encoding(tuple(level.to(dtype) for level in levels), code_logits)
+
+    @property
+    def path(self) -> Path:
+        """Which way images take now, and why."""
+        if self.impl == "plain":
+            return Path("plain", "impl='plain'")
+        if torch.compiler.is_compiling():
+            return Path("plain", "torch.compile records the plain path and fuses it itself")
+        if self.precision != "float32":
+            return Path("plain", f"precision={self.precision!r} is autocast's, on the plain path")
+        return Path("fused", f"mode={self.mode!r}; saves memory and time wherever torch runs")
+
+    def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
+        """See `FeatureEncoder.compare`."""
+        if self.path.impl == "plain":
+            return super().compare(images, objective)
+        pixels = images.student.shape[2] * images.student.shape[3]
+        chunk = self.chunk or max(1, PIXELS_IN_FLIGHT // pixels)
+        with self._precisely(images.student):
+            mapped = images.map(self._mapped)
+            if self.mode == "twopass":
+                return two_pass(self.network, mapped, chunk, objective)
+            terms = stream(self.network, mapped, chunk)
+        return objective(terms), terms
+
+    def _mapped(self, images: Tensor) -> Tensor:
+        """Images in the network's range and dtype."""
         weight = self.network.quant_conv.weight
         check_device("images", images, "the encoder", weight)
         low, high = self.input_range
-        dtype = weight.dtype
+        return images.to(weight.dtype) * (high - low) + low
+
+    def _precisely(self, images: Tensor) -> torch.autocast:
+        """The encoder's own precision, whatever the caller's autocast says."""
         half = self.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16 if half else None, enabled=half):
-            x = images.to(dtype) * (high - low) + low
-            levels = self.network.levels(x)
-            last = levels[-1][:coded]
-            code_logits = self.network.code_logits(last) if len(last) else None
-        return Encoding(tuple(level.to(dtype) for level in levels), code_logits)
+        dtype = torch.bfloat16 if half else None
+        return torch.autocast(images.device.type, dtype, enabled=half)
 
     def extra_repr(self) -> str:
-        return f"input_range={self.input_range}, precision={self.precision!r}"
+        return (
+            f"input_range={self.input_range}, precision={self.precision!r}, impl={self.impl!r}, "
+            f"mode={self.mode!r}, chunk={self.chunk}"
+        )
 
 
-def as_encoder(encoder: str | PathLike[str] | nn.Module) -> FrozenModule:
+def as_encoder(encoder: str | PathLike[str] | nn.Module) -> FeatureEncoder:
     """The encoder that a loss was given: a name, a path, an encoder or any other module.
 
     Raises:
         ValueError: it is none of these.
     """
-    if isinstance(encoder, FrozenModule):
+    if isinstance(encoder, FeatureEncoder):
         return encoder
     if isinstance(encoder, nn.Module):
         return FrozenEncoder(encoder)

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dckd_losses.architecture import GROUPS, LEVELS, Architecture
+from dckd_losses.architecture import EPS, GROUPS, LEVELS, Architecture
+from dckd_losses.ops import fused, reference
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+class Conv2d(nn.Conv2d):
+    """A convolution that the chosen operations carry out."""
+
+    lean = False  # fused operations
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops = fused if self.lean and not torch.compiler.is_compiling() else reference
+        out: Tensor = ops.frozen_conv2d(
+            x, self.weight, self.bias, self.stride[0], int(self.padding[0])
+        )
+        return out
+
+
+class NormSiLU(nn.GroupNorm):
+    """GroupNorm and the SiLU after it, which the chosen operations carry out."""
+
+    lean = False  # fused operations
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(GROUPS, channels, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops = fused if self.lean and not torch.compiler.is_compiling() else reference
+        out: Tensor = ops.group_norm_silu(x, self.weight, self.bias, GROUPS, EPS)
+        return out
 
 
 class ResidualBlock(nn.Module):
@@ -21,18 +45,17 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm1 = NormSiLU(channels)
+        self.conv1 = Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = NormSiLU(out_channels)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+            self.nin_shortcut = Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        out: Tensor = h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-        return out
+        h: Tensor = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        h += self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        return h
 
 
 class Attention(nn.Module):
@@ -40,11 +63,11 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=EPS)
+        self.q = Conv2d(channels, channels, 1)
+        self.k = Conv2d(channels, channels, 1)
+        self.v = Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -59,7 +82,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -111,29 +134,29 @@ class Encoder(nn.Module):
         super().__init__()
         a = architecture
         widths = (a.stem, *a.channels)
-        self.conv_in = nn.Conv2d(3, a.stem, 3, padding=1)
+        self.conv_in = Conv2d(3, a.stem, 3, padding=1)
         self.down = nn.ModuleList(
             Stage(widths[i], widths[i + 1], a.blocks, a.attention[i], last=i == LEVELS - 1)
             for i in range(LEVELS)
         )
         self.mid = Middle(widths[-1])
-        self.norm_out = group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], a.z_channels, 3, padding=1)
+        self.norm_out = NormSiLU(widths[-1])
+        self.conv_out = Conv2d(widths[-1], a.z_channels, 3, padding=1)
 
-    def levels(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images to the first residual block's output at each resolution."""
-        h = self.conv_in(x)
-        taps: list[Tensor] = []
-        for stage in self._stages():
-            taps.append(stage.first(h))
-            if len(taps) < LEVELS:
-                h = stage.downsample(stage.rest(taps[-1]))
-        return tuple(taps)
+    def levels(self, x: Tensor) -> Iterator[Tensor]:
+        """Images to the first residual block's output at each resolution, as they appear."""
+        x = self.conv_in(x)
+        *stages, last = self._stages()
+        for stage in stages:
+            x = stage.first(x)
+            yield x
+            x = stage.downsample(stage.rest(x))
+        yield last.first(x)
 
     def forward(self, last_level: Tensor) -> Tensor:
         """The last of `levels` to latent vectors (B, Z, h, w)."""
         h = self.mid(self._stages()[-1].rest(last_level))
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        out: Tensor = self.conv_out(self.norm_out(h))
         return out
 
     def _stages(self) -> list[Stage]:
@@ -165,16 +188,26 @@ class VQGANNetwork(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.encoder = Encoder(architecture)
-        self.quant_conv = nn.Conv2d(architecture.z_channels, architecture.code_channels, 1)
+        self.quant_conv = Conv2d(architecture.z_channels, architecture.code_channels, 1)
         self.quantize = Codebook(architecture.codes, architecture.code_channels)
 
-    def levels(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The first residual block's output at each of the five resolutions.
+    def levels(self, images: Tensor) -> Iterator[Tensor]:
+        """The first residual block's output at each of the five resolutions, as they appear.
 
         Args:
             images: (B, 3, H, W) in the range the network was trained on, at least 16 pixels a side.
         """
         return self.encoder.levels(images)
+
+    def fuse(self) -> VQGANNetwork:
+        """Let `ops.fused` carry out convolutions and norms, where torch.compile does not record.
+
+        For frozen weights only.
+        """
+        for module in self.modules():
+            if isinstance(module, (Conv2d, NormSiLU)):
+                module.lean = True
+        return self
 
     def latents(self, last_level: Tensor) -> Tensor:
         """Continue from the last level to the latent vectors before quantisation, (B, D, h, w)."""

@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def frozen_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0
+) -> Tensor:
+    """A convolution whose weights get no gradient (or do, here)."""
+    return F.conv2d(x, weight, bias, stride, padding)
+
+
+def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """GroupNorm, then SiLU: (B, C, H, W) to the same."""
+    return F.silu(F.group_norm(x, groups, weight, bias, eps))
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -1,0 +1,101 @@
+"""Eq. 5's distances at one level, gathered as images come by, and backward from small integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from dckd_losses.ops.second_derivative import refuse_second_derivative
+
+MAX_INT8_NEGATIVES = 42  # 3 * 42 + 1 = 127
+
+
+class LevelGaps:
+    """Both distances of Eq. 5 at one level, as teacher and negatives come by.
+
+    Nothing of theirs is kept but one small integer an element of the student's features: with
+    p = sign(S - T) and q = sum_j sign(S - N_j) it is 3 q + p, which is all that backward needs.
+
+    Args:
+        student: the anchor's features, (B, C, H, W).
+        negatives: how many there will be.
+
+    Attributes:
+        positive: mean distance to the teacher so far.
+        negative: mean distance to each negative so far, summed.
+        code: 3 q + p, (B, C, H, W).
+    """
+
+    def __init__(self, student: Tensor, negatives: int) -> None:
+        self._student: Tensor | None = student
+        small = negatives <= MAX_INT8_NEGATIVES
+        self.code = torch.zeros_like(student, dtype=torch.int8 if small else torch.int32)
+        exact = torch.promote_types(student.dtype, torch.float32)
+        self.positive = student.new_zeros((), dtype=exact)
+        self.negative = student.new_zeros((), dtype=exact)
+
+    def add(self, others: Tensor, first: int, start: int) -> None:
+        """Compare with a group of the others.
+
+        Args:
+            others: features (sets, b, C, H, W).
+            first: the first set's number; the teacher's is 0.
+            start: the first image's number within the sets.
+        """
+        assert self._student is not None
+        rows = slice(start, start + others.shape[1])
+        student, code = self._student[rows], self.code[rows]
+        for number, other in enumerate(others, first):
+            gap = student - other
+            step = 3 if number else 1
+            code.add_((gap > 0).view(torch.int8), alpha=step)
+            code.sub_((gap < 0).view(torch.int8), alpha=step)
+            total = self.negative if number else self.positive
+            total += gap.abs_().sum(dtype=total.dtype) / self.code.numel()
+
+    def forget_student(self) -> None:
+        """Let the features go; the distances and the code remain."""
+        self._student = None
+
+    def attach(self, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Both distances, differentiable by the features that were compared."""
+        positive, negative = _Distances.apply(student, self.code, self.positive, self.negative)
+        return positive, negative
+
+    def gradient(self, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the student's features get for given derivatives by both distances."""
+        return _decode(self.code, d_positive, d_negative, dtype)
+
+
+class _Distances(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, code: Tensor, positive: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(code)
+        ctx.dtype = student.dtype
+        return positive.clone(), negative.clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_positive: Tensor, d_negative: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        (code,) = ctx.saved_tensors
+        return _decode(code, d_positive, d_negative, ctx.dtype), None, None, None
+
+
+def _decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
+    """(d_positive p + d_negative q) / elements, from 3 q + p."""
+    p = code.remainder(3).add_(1).remainder_(3).sub_(1)
+    third = d_negative / 3
+    grad = code.to(dtype).mul_((third / code.numel()).to(dtype))
+    return grad.add_(p.to(dtype).mul_(((d_positive - third) / code.numel()).to(dtype)))
+
+
+def level_gaps(student: Tensor, teacher: Tensor, negatives: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """See `reference.level_gaps`."""
+    gaps = LevelGaps(student.detach(), len(negatives))
+    gaps.add(torch.stack([teacher, *negatives]).detach(), 0, 0)
+    return gaps.attach(student)
