@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
 
 from dckd_losses.history import HistoryModel
 from dckd_losses.hooks import InputWatch, StepHook, StudentReference
 from dckd_losses.unwrap import unwrap_module, unwrap_optimizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Attachable(nn.Module):

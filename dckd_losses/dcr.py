@@ -57,7 +57,7 @@ class DCRLoss(nn.Module):
         eps: float = EPS,
     ) -> None:
         super().__init__()
-        if not level_weights or min(level_weights) < 0:
+        if not level_weights or not all(weight >= 0 for weight in level_weights):
             raise ValueError(f"level_weights must be numbers of at least 0, got {level_weights}")
         if not eps > 0:
             raise ValueError(f"eps must be above 0, got {eps}")

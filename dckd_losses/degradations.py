@@ -117,9 +117,9 @@ class RandomResize(Degradation):
         most = int(side * self.up[1]) + 1
         small = (side * factor).round().clamp(1, most)
         full = torch.full_like(small, side)
-        return resize_matrix(small, full, most, side, back) @ resize_matrix(
-            full, small, side, most, there
-        )
+        shrink = resize_matrix(full, small, side, most, there)
+        with torch.autocast(shrink.device.type, enabled=False):
+            return resize_matrix(small, full, most, side, back) @ shrink
 
 
 class RandomMix(Degradation):

@@ -51,8 +51,11 @@ class FeatureEncoder(FrozenModule):
 
     def forward(self, images: Tensor, *, coded: int | None = None) -> Encoding:
         """Encode images; `coded` limits the code logits to the first so many of them."""
+        weights = [p for p in self.network.parameters() if p.is_floating_point()]
+        weight = weights[0] if weights else images
+        check_device("images", images, "the encoder", weight)
         with torch.autocast(images.device.type, enabled=False):
-            levels, code_logits = self.network(images)
+            levels, code_logits = self.network(images.to(weight.dtype))
         wanted = code_logits is not None and coded != 0
         return Encoding(tuple(levels), code_logits[:coded] if wanted else None)
 
@@ -98,8 +101,9 @@ class VQGANEncoder(FeatureEncoder):
         network: the network, as `dckd_losses.network.build` makes it from tensors.
         input_range: images in [0, 1] are mapped linearly to this range. (-1, 1) is what
             taming-transformers trains on; (0, 1) is what DCKD's released code feeds.
-        precision: "float32", or "bfloat16" for convolutions under autocast, which is faster where
-            hardware has it and turns the gradient by some degrees.
+        precision: "float32" (on CUDA as exact as torch's own setting for convolutions, which by
+            default allows TF32), or "bfloat16" for convolutions under autocast, which is faster
+            where hardware has it and turns the gradient by some degrees.
         impl: "fused" keeps for backward only what backward needs and lets teacher and negatives go
             as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
             has a second derivative; "auto" takes the fused path where it can. See `path`.
@@ -137,7 +141,8 @@ class VQGANEncoder(FeatureEncoder):
         mode: str = "stream",
         chunk: int | None = None,
     ) -> None:
-        if len(input_range) != 2 or not input_range[0] < input_range[1]:
+        low, high = input_range
+        if not low < high:
             raise ValueError(f"input_range must be (low, high) with low < high, got {input_range}")
         for name, value, known in (
             ("precision", precision, PRECISIONS),
@@ -151,7 +156,7 @@ class VQGANEncoder(FeatureEncoder):
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
         super().__init__(network if impl == "plain" else network.fuse())
-        self.input_range = (float(input_range[0]), float(input_range[1]))
+        self.input_range = (float(low), float(high))
         self.precision = precision
         self.impl = impl
         self.mode = mode
@@ -188,7 +193,7 @@ class VQGANEncoder(FeatureEncoder):
         path = weights.find(name_or_path)
         try:
             network = build(weights.read(path))
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise RuntimeError(f"{path}: {error}") from error
         return cls(
             network,
@@ -241,13 +246,12 @@ class VQGANEncoder(FeatureEncoder):
 
     def _mapped(self, images: Tensor) -> Tensor:
         """Images in the network's range and dtype."""
-        weight = self.network.quant_conv.weight
-        check_device("images", images, "the encoder", weight)
         low, high = self.input_range
-        return images.to(weight.dtype) * (high - low) + low
+        return images.to(self.network.quant_conv.weight.dtype) * (high - low) + low
 
     def _precisely(self, images: Tensor) -> torch.autocast:
         """The encoder's own precision, whatever the caller's autocast says."""
+        check_device("images", images, "the encoder", self.network.quant_conv.weight)
         half = self.precision == "bfloat16"
         dtype = torch.bfloat16 if half else None
         return torch.autocast(images.device.type, dtype, enabled=half)
@@ -267,6 +271,8 @@ def as_encoder(encoder: str | PathLike[str] | nn.Module) -> FeatureEncoder:
     """
     if isinstance(encoder, FeatureEncoder):
         return encoder
+    if isinstance(encoder, VQGANNetwork):
+        return VQGANEncoder(copy.deepcopy(encoder))
     if isinstance(encoder, nn.Module):
         return FrozenEncoder(encoder)
     if isinstance(encoder, (str, PathLike)):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import check_images
+from dckd_losses.checks import check_device, check_images
 from dckd_losses.frozen import at_least_float32
 from dckd_losses.unwrap import restore_forward, unwrap_module
 
@@ -28,8 +29,9 @@ class HistoryModel(nn.Module):
     history about 1000 steps older.
 
     Args:
-        student: the network to copy; wrappers (DistributedDataParallel, torch.compile, Accelerate)
-            are taken off. It is not kept.
+        student: the network to copy, hooks included, in its own dtype; wrappers
+            (DistributedDataParallel, torch.compile, Accelerate) are taken off. It is not kept.
+            Copy it before it is sharded.
         decay: alpha of Eq. 6, in [0, 1): the share of its old weights that history keeps.
         interval: steps between updates at first.
         interval_growth: steps by which the interval grows ...
@@ -81,13 +83,20 @@ class HistoryModel(nn.Module):
         self.model = _frozen_copy(student)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self._seen: tuple[Tensor, int, int] | None = None  # spares a device read a step
+        super().train(False)
 
     @torch.no_grad()
     def forward(self, lq: Tensor) -> Tensor:
         """Restore `lq` as the student would have some steps ago; `lq` itself is not touched."""
         check_images("lq", lq, min_size=1)
+        check_device("lq", lq, "the history", self.iteration)
         dtypes = [p.dtype for p in self.model.parameters() if p.is_floating_point()]
-        out: Tensor = self.model(lq.to(dtypes[0] if dtypes else lq.dtype, copy=True))
+        out = self.model(lq.to(dtypes[0] if dtypes else lq.dtype, copy=True))
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"the student must return one tensor, got {type(out).__name__}: make the history "
+                "from a module that picks the image"
+            )
         return out
 
     def step(self, source: nn.Module) -> bool:
@@ -120,11 +129,11 @@ class HistoryModel(nn.Module):
         mine, theirs = dict(self.model.named_parameters()), dict(source.named_parameters())
         if mine:
             old: list[Tensor] = list(mine.values())
-            new = [theirs[name].to(tensor.dtype) for name, tensor in mine.items()]
+            new = [_whole(theirs[name]).to(tensor.dtype) for name, tensor in mine.items()]
             torch._foreach_lerp_(old, new, 1 - self.decay)
         new_buffers = dict(source.named_buffers())
         for name, buffer in self.model.named_buffers():
-            buffer.copy_(new_buffers[name])
+            buffer.copy_(_whole(new_buffers[name]))
 
     def check(self, source: nn.Module, *, devices: bool = True) -> None:
         """Require that a source has the history's parameters and buffers.
@@ -147,6 +156,10 @@ class HistoryModel(nn.Module):
         super()._apply(at_least_float32(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's counter is another tensor, whose writes were not watched."""
+        return {**self.__dict__, "_seen": None}
+
     def _count(self) -> int:
         if self._seen is not None:
             buffer, version, count = self._seen
@@ -160,9 +173,14 @@ def _frozen_copy(student: nn.Module) -> nn.Module:
         raise ValueError(f"student must be a module, got {type(student).__name__}")
     model = copy.deepcopy(unwrap_module(student))
     restore_forward(model)
-    for parameter in model.parameters():
-        parameter.grad = None
     return model.requires_grad_(False).eval()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered (on every rank), any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    whole: Tensor = tensor if gather is None else gather()
+    return whole
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

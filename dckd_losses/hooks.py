@@ -22,7 +22,8 @@ class StudentReference:
         return self._reference() if self._reference is not None else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StudentReference:
-        return StudentReference(self())
+        student = self()
+        return StudentReference(memo.get(id(student), student))  # its copy, if it was copied along
 
     def __reduce__(self) -> tuple[type[StudentReference], tuple[None]]:
         return StudentReference, (None,)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, distributed, nn
 
-from dckd_losses.checks import check_images, check_match
+from dckd_losses.checks import check_device, check_images, check_match
 from dckd_losses.degradations import DEGRADATIONS, Degradation
 from dckd_losses.draws import Draws
 from dckd_losses.history import HistoryModel
@@ -59,7 +59,7 @@ class NegativeGenerator(nn.Module):
         super().__init__()
         if not isinstance(history, HistoryModel):
             raise ValueError(f"history must be a HistoryModel, got {type(history).__name__}")
-        if num_negatives < 1 + include_clean:
+        if not isinstance(num_negatives, int) or num_negatives < 1 + include_clean:
             raise ValueError(
                 f"num_negatives must leave at least one degraded, got {num_negatives} with "
                 f"include_clean={include_clean}: history equals the student at first, so a clean "
@@ -81,10 +81,10 @@ class NegativeGenerator(nn.Module):
         self.seed = seed
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
 
-    @torch.no_grad()
     def forward(self, lq: Tensor) -> Tensor:
         """Make the negatives of one step; the next call makes others."""
         check_images("lq", lq, min_size=1)
+        check_device("lq", lq, "the negatives' counter", self.counter)
         degraded = self._degrade(lq, self.num_negatives - self.include_clean)
         inputs = torch.cat([lq, degraded]) if self.include_clean else degraded
         self.counter.add_(1)

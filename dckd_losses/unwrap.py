@@ -33,7 +33,7 @@ def unwrap_optimizer(optimizer: object) -> Optimizer:
 
 
 def restore_forward(module: nn.Module) -> None:
-    """Undo Accelerate's patched `forward` on a copy, which would call the original's weights."""
+    """Undo Accelerate's patched `forward` on a copy: its autocast belongs to the trainer."""
     original = module.__dict__.pop("_original_forward", None)
     if original is None:
         return

@@ -5,6 +5,9 @@ mirrored decoder that is thrown away afterwards, and a codebook kept by moving a
 (vector-quantize-pytorch). It starts as a plain autoencoder; the codebook then begins with k-means
 over thousands of its latents, and codes that nobody uses are replaced, or it would collapse.
 
+Quantisation leaves the scale of latents and codes free, but Eq. 8's softmax depends on it. In the
+end both are scaled so that its mean entropy is what --nats says; nearest codes stay what they are.
+
     python examples/train_encoder.py --data PHOTOGRAPHS --output compact.safetensors
 """
 
@@ -31,14 +34,15 @@ from dckd_losses.network import (
     LEVELS,
     Architecture,
     Attention,
+    NormSiLU,
     ResidualBlock,
     VQGANNetwork,
-    group_norm,
 )
 
 CELL = 16  # pixels a side that one code stands for
 CROPS = (48, 64, 96)  # GroupNorm sees the whole crop, so the encoder should know several sizes
 TEST_CROP = 96
+REPORT_EVERY = 500  # steps
 HELD_OUT_EVERY = 12  # every 12th photograph is never trained on
 
 
@@ -59,7 +63,7 @@ class Decoder(nn.Module):
             if level < LEVELS - 1:
                 layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
                 layers.append(nn.Conv2d(widths[level + 1], widths[level + 1], 3, padding=1))
-        layers += [group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 3, 3, padding=1)]
+        layers += [NormSiLU(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -88,6 +92,12 @@ def tiles(image: np.ndarray) -> Tensor:
     return x.permute(1, 2, 0, 3, 4).reshape(-1, 3, TEST_CROP, TEST_CROP)
 
 
+def latents_of(network: VQGANNetwork, x: Tensor) -> Tensor:
+    """Images in [-1, 1] to latent vectors before quantisation, (B, D, h, w)."""
+    *_, last = network.levels(x)
+    return network.latents(last)
+
+
 def psnr(output: Tensor, target: Tensor) -> float:
     """PSNR in dB of images in [-1, 1], over RGB."""
     return -10 * math.log10(F.mse_loss(output.clamp(-1, 1), target).item() / 4)
@@ -97,25 +107,31 @@ def psnr(output: Tensor, target: Tensor) -> float:
 def evaluate(
     network: VQGANNetwork, decoder: Decoder, codes: Tensor, images: list[np.ndarray]
 ) -> dict[str, float]:
-    """PSNR with and without quantisation, codebook perplexity, Eq. 8's mean entropy (nats)."""
-    network.quantize.embedding.weight.copy_(codes)
+    """PSNR with and without quantisation, codebook perplexity, Eq. 8's mean entropy (nats).
+
+    Args:
+        network: encoder and codebook, of whatever scale.
+        decoder: from codes to images.
+        codes: the codebook in the decoder's scale.
+        images: to look at, tile by tile.
+    """
     counts = torch.zeros(len(codes), device=codes.device)
+    scale = network.quantize.embedding.weight.norm() / codes.norm()
     plain, coded, entropy = [], [], []
     for image in images:
         x = tiles(image).to(codes.device)
-        last = network.levels(x)[-1]
+        *_, last = network.levels(x)
         logits = network.code_logits(last)
         index = logits.argmax(1)
-        plain.append(psnr(decoder(network.latents(last)), x))
+        plain.append(psnr(decoder(network.latents(last) / scale), x))
         coded.append(psnr(decoder(codes[index].permute(0, 3, 1, 2)), x))
         counts += torch.bincount(index.flatten(), minlength=len(codes))
-        entropy.append(torch.distributions.Categorical(logits=logits.movedim(1, -1)).entropy())
-    use = counts / counts.sum()
+        entropy.append(torch.special.entr(logits.softmax(1)).sum(1).flatten())
     return {
         "psnr": sum(coded) / len(coded),
         "psnr_unquantised": sum(plain) / len(plain),
-        "perplexity": torch.special.entr(use).sum().exp().item(),
-        "entropy": torch.cat([e.flatten() for e in entropy]).mean().item(),
+        "perplexity": torch.special.entr(counts / counts.sum()).sum().exp().item(),
+        "entropy": torch.cat(entropy).mean().item(),
     }
 
 
@@ -124,13 +140,30 @@ def begin_codebook(
     quantizer: VectorQuantize, network: VQGANNetwork, next_batch: Callable[[], Tensor]
 ) -> None:
     """Let the quantiser's k-means see latents of many crops at once."""
-    latents = [network.latents(network.levels(next_batch())[-1]) for _ in range(8)]
+    latents = [latents_of(network, next_batch()) for _ in range(8)]
     tokens = torch.cat([z.movedim(1, -1).flatten(0, 2) for z in latents])
     quantizer(tokens.T[None, :, :, None])
 
 
+@torch.no_grad()
+def sharpen(network: VQGANNetwork, images: list[np.ndarray], nats: float) -> None:
+    """Scale latents and codes until the code distributions' mean entropy is `nats`."""
+    codes = network.quantize.embedding.weight
+    logits = []
+    for image in images:
+        *_, last = network.levels(tiles(image).to(codes.device))
+        logits.append(network.code_logits(last).movedim(1, -1).flatten(0, 2))
+    low, high = 1e-3, 1e3
+    for _ in range(40):
+        scale = math.sqrt(low * high)
+        p = (scale**2 * torch.cat(logits)).softmax(1)
+        low, high = (scale, high) if torch.special.entr(p).sum(1).mean() > nats else (low, scale)
+    for tensor in (network.quant_conv.weight, network.quant_conv.bias, codes):
+        tensor.mul_(scale)
+
+
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of photographs, searched recursively")
     parser.add_argument("--output", type=Path, default=Path("runs/encoder/compact.safetensors"))
     parser.add_argument("--channels", type=int, default=32, help="at full size, a multiple of 32")
@@ -140,6 +173,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=2000, help="steps before quantisation")
     parser.add_argument("--cells", type=int, default=320, help="16x16 cells a step")
     parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--nats", type=float, default=2.0, help="entropy of the code distributions")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -152,13 +186,8 @@ def load_images(folder: Path | None) -> list[np.ndarray]:
     return [image for image in images if min(image.shape[:2]) >= TEST_CROP]
 
 
-def main() -> None:
-    args = parse()
-    torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    images = load_images(args.data)
-    held_out = images[::HELD_OUT_EVERY]
-    train = [image for i, image in enumerate(images) if i % HELD_OUT_EVERY]
+def build_parts(args: argparse.Namespace) -> tuple[VQGANNetwork, Decoder, VectorQuantize]:
+    """The encoder to keep, and what it is trained with."""
     width = args.channels
     architecture = Architecture(
         stem=width,
@@ -169,10 +198,6 @@ def main() -> None:
         code_channels=args.code_channels,
         codes=args.codes,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, decoder = VQGANNetwork(architecture).to(device), Decoder(architecture).to(device)
-    network.to(memory_format=torch.channels_last)
-    decoder.to(memory_format=torch.channels_last)
     quantizer = VectorQuantize(
         dim=args.code_channels,
         codebook_size=args.codes,
@@ -182,49 +207,79 @@ def main() -> None:
         threshold_ema_dead_code=0.2,
         commitment_weight=0.25,
         accept_image_fmap=True,
-    ).to(device)
-    parameters = [*network.encoder.parameters(), *network.quant_conv.parameters()]
-    optimizer = torch.optim.AdamW([*parameters, *decoder.parameters()], args.lr, betas=(0.9, 0.99))
+    )
+    return VQGANNetwork(architecture), Decoder(architecture), quantizer
+
+
+def train(
+    parts: tuple[VQGANNetwork, Decoder, VectorQuantize],
+    images: list[np.ndarray],
+    held_out: list[np.ndarray],
+    args: argparse.Namespace,
+) -> None:
+    """Train encoder, decoder and codebook together."""
+    network, decoder, quantizer = parts
+    device, rng = next(network.parameters()).device, np.random.default_rng(args.seed)
+    weights = [
+        *network.encoder.parameters(), *network.quant_conv.parameters(), *decoder.parameters()
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(weights, args.lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.iterations, pct_start=0.05
     )
 
     def next_batch(cells: int) -> Tensor:
-        x = random_crops(train, cells, rng).to(device)
+        x = random_crops(images, cells, rng).to(device)
         return x.contiguous(memory_format=torch.channels_last)
 
-    start = time.time()
-    bar = tqdm(range(args.iterations), disable=not sys.stderr.isatty())
-    for step in bar:
+    for step in tqdm(range(args.iterations), disable=not sys.stderr.isatty()):
         if step == args.warm_up:
             begin_codebook(quantizer, network, lambda: next_batch(1024))
         x = next_batch(args.cells)
-        z, commitment = network.latents(network.levels(x)[-1]), x.new_zeros(())
+        z, commitment = latents_of(network, x), x.new_zeros(())
         if step >= args.warm_up:
             z, _, commitment = quantizer(z)
-        reconstruction = F.l1_loss(decoder(z), x)
+        loss = F.l1_loss(decoder(z), x) + commitment.sum()
         optimizer.zero_grad()
-        (reconstruction + commitment.sum()).backward()
-        nn.utils.clip_grad_norm_([*parameters, *decoder.parameters()], 1.0)
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(l1=f"{reconstruction.item():.4f}")
-        last = step + 1 == args.iterations
-        if last or (step + 1) % 500 == 0:
-            quantizer.eval()
+        if (step + 1) % REPORT_EVERY == 0:
+            with torch.no_grad():
+                network.quantize.embedding.weight.copy_(quantizer.codebook)
             report = evaluate(network, decoder, quantizer.codebook, held_out)
-            quantizer.train()
             print(json.dumps({"step": step + 1, **report}), flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
+
+
+def main() -> None:
+    args = parse()
+    start = time.time()
+    torch.manual_seed(args.seed)
+    images = load_images(args.data)
+    held_out = images[::HELD_OUT_EVERY]
+    train_images = [image for i, image in enumerate(images) if i % HELD_OUT_EVERY]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts = network, decoder, quantizer = build_parts(args)
+    for part in parts:
+        part.to(device, memory_format=torch.channels_last)
+    train(parts, train_images, held_out, args)
+    codes = quantizer.codebook.detach().clone()
+    with torch.no_grad():
+        network.quantize.embedding.weight.copy_(codes)
+    sharpen(network, train_images[::HELD_OUT_EVERY], args.nats)
+    report = evaluate(network, decoder, codes, held_out)
     facts = {
-        "train_images": len(train),
+        "train_images": len(train_images),
         "held_out_images": len(held_out),
         "iterations": args.iterations,
         "seed": args.seed,
         **report,
     }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
     write_safetensors(tensors, args.output, **{name: str(value) for name, value in facts.items()})
+    print(json.dumps(facts, indent=1))
     print(f"{args.output}: {args.output.stat().st_size:,} bytes in {time.time() - start:.0f} s")
 
 

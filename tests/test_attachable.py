@@ -283,3 +283,44 @@ def test_watching_twice_raises(dckd, student):
     dckd.watch(student)
     with pytest.raises(ValueError, match="watches a module already"):
         dckd.watch(student)
+
+
+def test_the_student_is_known_though_its_wrapper_is_gone(student, encoder):
+    dckd = DCKDLoss(nn.DataParallel(student), encoder)
+    gc.collect()
+    dckd.attach(torch.optim.SGD(student.parameters(), 0.1))
+
+
+def test_a_copy_made_with_the_student_follows_the_students_copy(student, encoder):
+    both = copy.deepcopy(nn.ModuleList([student, DCKDLoss(student, encoder)]))
+    both[1].attach(torch.optim.SGD(both[0].parameters(), 0.1))
+
+
+def test_attaching_without_history_counts_nothing_and_works(student, encoder):
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    DCKDLoss(student, encoder, negatives=lambda lq: lq[None]).attach(optimizer)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_a_watched_student_keep_no_input(dckd, student, clone):
+    dckd.watch(student)
+    other = clone(student)
+    other(torch.rand(5, 3, 8, 8))
+    (watch,) = other._forward_pre_hooks.values()
+    with pytest.raises(ValueError, match="has not run"):
+        watch.take(5)
+
+
+def test_watch_keeps_no_graph(dckd, student):
+    dckd.watch(student)
+    student(2 * torch.rand(1, 3, 8, 8, requires_grad=True))
+    assert not dckd._watch.take(1).requires_grad
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_look_at_values_again(dckd, images, clone):
+    batch = images(1, 3, 16, 16), images(1, 3, 16, 16), images(1, 3, 8, 8)
+    dckd(*batch)
+    with pytest.raises(ValueError, match="teacher_out must lie"):
+        clone(dckd)(batch[0], 255 * batch[1], batch[2])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dckd_losses import VQGANEncoder
-from dckd_losses.checkpoint import DIGEST, digest, read, write_safetensors
+from dckd_losses.checkpoint import DIGEST, digest, read, read_safetensors, write_safetensors
 
 
 def lightning_checkpoint(tensors, path, **more):
@@ -212,3 +212,27 @@ def test_a_file_without_digest_is_read(tensors, tmp_path):
     save_file(tensors, tmp_path / "foreign.safetensors", {"made": "elsewhere"})
     assert read(tmp_path / "foreign.safetensors").keys() == tensors.keys()
     assert DIGEST == "tensors_sha256"
+
+
+def test_metadata_is_kept_beside_the_digest(tensors, tmp_path):
+    write_safetensors(tensors, tmp_path / "x.safetensors", source="here")
+    _, metadata = read_safetensors(tmp_path / "x.safetensors")
+    assert metadata == {"source": "here", DIGEST: digest(tensors)}
+
+
+def test_the_encoder_does_not_depend_on_its_file_afterwards(good, images):
+    x = images(1, 3, 32, 32)
+    encoder = VQGANEncoder.from_pretrained(good)
+    before = encoder(x).code_logits
+    data = good.read_bytes()
+    with good.open("r+b") as file:
+        file.seek(len(data) // 2)
+        file.write(bytes(len(data) // 2))
+    assert torch.equal(encoder(x).code_logits, before)
+
+
+@pytest.mark.parametrize("content", [b"0", b"(", b"\x80\x02.", b"cposix\nsystem\n.", b"]" * 9])
+def test_nonsense_is_refused_by_name(tmp_path, content):
+    (tmp_path / "nonsense.ckpt").write_bytes(content)
+    with pytest.raises(RuntimeError, match=r"nonsense\.ckpt"):
+        VQGANEncoder.from_pretrained(tmp_path / "nonsense.ckpt")

@@ -199,7 +199,7 @@ def test_own_negatives_need_no_history(student, encoder, batch):
 
     dckd = DCKDLoss(student, encoder, negatives=negatives)
     dckd(*batch)
-    assert seen[0] is batch[2]
+    assert torch.equal(seen[0], batch[2]) and seen[0] is not batch[2]
     assert dckd.history is None
     assert not dckd.state_dict()
 
@@ -385,3 +385,38 @@ def test_compiles_in_one_graph(dckd, batch):
         value.backward()
         torch.testing.assert_close(student_out.grad, plain_out.grad, rtol=1e-3, atol=1e-6)
     assert dckd.negatives.counter == 3
+
+
+def test_looks_at_no_values_while_capturing(dckd, batch, monkeypatch):
+    bad = batch[0], 255 * batch[1], batch[2]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    dckd(*bad)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="teacher_out must lie"):
+        dckd(*bad)
+
+
+def test_released_passes_history_and_seed_on(student, tensors, tmp_path):
+    write_safetensors(tensors, tmp_path / "encoder.safetensors")
+    history = HistoryModel(student, interval=7)
+    dckd = DCKDLoss.released(student, tmp_path / "encoder.safetensors", history=history, seed=3)
+    assert dckd.history is dckd.negatives.history is history
+    assert dckd.negatives.seed == 3
+
+
+def test_prints_nothing(dckd, batch, capfd):
+    dckd(*batch).item()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_own_negatives_may_do_what_they_like_to_their_lq(student, encoder, batch):
+    before = batch[2].clone()
+    dckd = DCKDLoss(student, encoder, negatives=lambda x: student(x.mul_(0.5))[None])
+    dckd(*batch)
+    assert torch.equal(batch[2], before)
+
+
+def test_forgetting_to_move_it_is_said(dckd, batch):
+    with pytest.raises(ValueError, match=r"lq is on cpu.* on meta.*\.to\(device\)"):
+        dckd.to("meta")(*batch)

@@ -6,6 +6,9 @@ import torch
 
 from dckd_losses import DCRLoss
 from dckd_losses.dcr import EPS, LEVEL_WEIGHTS
+from dckd_losses.ops import reference
+from dckd_losses.ops.feature_path import Terms
+from dckd_losses.ops.level_gaps import level_gaps
 
 TINY = [(1, 2, 6, 5), (1, 2, 3, 2), (1, 3, 2, 2), (1, 1, 1, 2), (1, 4, 1, 1)]
 
@@ -20,32 +23,36 @@ def features(images, negatives, batch=1, dtype=torch.float64):
     return [tuple(images(*s, dtype=dtype) for s in shapes) for _ in range(2 + negatives)]
 
 
-def joined(teacher, negatives):
-    return tuple(torch.cat(level) for level in zip(teacher, *negatives, strict=True))
+def terms(student, teacher, negatives, gaps):
+    """The distances of Eq. 5 at each level, by the plain or the fused operation."""
+    sides = [gaps(s, t, n) for s, t, *n in zip(student, teacher, *negatives, strict=True)]
+    return Terms(*(list(side) for side in zip(*sides, strict=True)))
 
 
 def lists(levels):
     return [level.tolist() for level in levels]
 
 
-@pytest.mark.parametrize("count", [1, 5, 42])
+@pytest.mark.parametrize("gaps", [reference.level_gaps, level_gaps], ids=["plain", "fused"])
+@pytest.mark.parametrize("count", [1, 5, 42, 43])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_equals_oracle_on_features(encoder, images, count, batch):
+def test_equals_oracle_on_features(encoder, images, count, batch, gaps):
     student, teacher, *negatives = features(images, count, batch)
     for level in student:
         level.requires_grad_()
-    seen = DCRLoss(encoder).contrast(student, joined(teacher, negatives))
+    seen = terms(student, teacher, negatives, gaps)
     by_level = [[n[i].tolist() for n in negatives] for i in range(5)]
     arguments = lists(student), lists(teacher), by_level, LEVEL_WEIGHTS, EPS
-    assert relative(seen.loss.item(), oracle.dcr(*arguments)) < 1e-10
-    seen.loss.backward()
+    loss = DCRLoss(encoder).ratio(seen)
+    assert relative(loss.item(), oracle.dcr(*arguments)) < 1e-10
+    loss.backward()
     for level, expected in zip(student, oracle.dcr_gradient(*arguments), strict=True):
         assert relative(level.grad, torch.tensor(expected, dtype=torch.float64)) < 1e-10
     for i in range(5):
         gap = oracle.mean_l1(student[i].tolist(), teacher[i].tolist())
         assert seen.positive[i].item() == pytest.approx(gap, rel=1e-12)
-        gaps = sum(oracle.mean_l1(student[i].tolist(), n) for n in by_level[i])
-        assert seen.negative[i].item() == pytest.approx(gaps, rel=1e-12)
+        gap = sum(oracle.mean_l1(student[i].tolist(), n) for n in by_level[i])
+        assert seen.negative[i].item() == pytest.approx(gap, rel=1e-12)
 
 
 def test_equals_oracle_through_the_encoder(encoder, images):
@@ -136,14 +143,15 @@ def test_unchanged_under_autocast(encoder, images):
         assert torch.equal(dcr(student, teacher, negative[None]), expected)
 
 
-def test_half_precision_features_are_compared_in_float32(encoder, images):
+@pytest.mark.parametrize("gaps", [reference.level_gaps, level_gaps], ids=["plain", "fused"])
+def test_half_precision_features_are_compared_in_float32(encoder, images, gaps):
     student, teacher, *negatives = features(images, 2)
     half = [tuple(level.bfloat16() for level in x) for x in (student, teacher, *negatives)]
     wide = [tuple(level.float() for level in x) for x in half]
     dcr = DCRLoss(encoder)
-    seen, expected = (dcr.contrast(x[0], joined(x[1], x[2:])).loss for x in (half, wide))
+    seen, expected = (dcr.ratio(terms(x[0], x[1], x[2:], gaps)) for x in (half, wide))
     assert seen.dtype == torch.float32
-    assert torch.equal(seen, expected)
+    torch.testing.assert_close(seen, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("change", ["transposed", "channels_last", "expanded"])

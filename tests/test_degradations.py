@@ -179,3 +179,43 @@ def test_compiles_without_a_break(name):
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     counter = torch.tensor(5)
     torch.testing.assert_close(compiled(lq, counter), run(lq, counter))
+
+
+def test_released_ranges():
+    noise, blur, resize = RandomNoise(), RandomBlur(), RandomResize()
+    assert (noise.sigma, noise.gray) == ((1 / 255, 30 / 255), 0.5)
+    assert (blur.sizes, blur.sigma) == ((3, 5, 7, 9, 11), (0.1, 2.0))
+    assert (resize.up, resize.down, resize.up_probability) == ((1.0, 1.5), (0.5, 1.0), 0.25)
+
+
+def test_blur_covers_its_range_of_sigma():
+    """A point blurred by the widest kernel: the centre's share says how wide."""
+    lq = torch.zeros(2000, 3, 25, 25)
+    lq[:, :, 12, 12] = 1
+    peak = RandomBlur(sizes=(11,))(lq, draws())[:, 0].sum(2)[:, 12]
+    narrow, wide = (torch.exp(-0.5 * (torch.arange(-5, 6) / s) ** 2) for s in (0.1, 2.0))
+    assert 0.99 < peak.max() <= 1 / narrow.sum() + 1e-5
+    assert 1 / wide.sum() - 1e-5 <= peak.min() < 1 / wide.sum() + 0.01
+
+
+def test_resize_factors_cover_their_ranges(monkeypatch):
+    seen = []
+
+    def spy(source, target, *rest):
+        seen.append((source, target, rest[-1]))
+        return resize_matrix(source, target, *rest)
+
+    monkeypatch.setattr("dckd_losses.degradations.resize_matrix", spy)
+    RandomResize()(torch.rand(4000, 3, 40, 2), draws())
+    small, mode = next((t, m) for source, t, m in seen if (source == 40).all())
+    assert 0.73 < (small < 40).float().mean() + (small == 40).float().mean() / 2 < 0.77
+    assert (small.min(), small.max()) == (20, 60)
+    assert mode.unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_degradations_are_unchanged_under_autocast(name, images):
+    degrade, lq = DEGRADATIONS[name](), images(2, 3, 12, 12)
+    expected = degrade(lq, draws())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(degrade(lq, draws()), expected)

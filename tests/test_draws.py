@@ -80,3 +80,27 @@ def test_compiles_to_the_same_bits():
     compiled = torch.compile(noise, fullgraph=True, backend="aot_eager")
     for counter in (0, 1, 2**33):
         assert torch.equal(compiled(torch.tensor(counter)), noise(torch.tensor(counter)))
+
+
+def test_bits_are_those_of_splitmix64():
+    """A resumed run must not meet other numbers after an update: these bits are fixed."""
+
+    def mix(x):
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+        return x ^ (x >> 31)
+
+    def number(seed, rank, counter, stream, index):
+        key = seed
+        for part in (rank, counter, stream):
+            key = mix((key + gamma) % 2**64) ^ part
+        return (mix((mix(key) + index * gamma) % 2**64) >> 40) / 2**24
+
+    gamma = 0x9E3779B97F4A7C15
+    one = draws(3, 1, 9)
+    for stream in (1, 2):
+        assert one.uniform(11).tolist() == [number(3, 1, 9, stream, i) for i in range(1, 12)]
+
+
+def test_a_number_depends_on_its_index_not_on_how_many_are_drawn():
+    assert torch.equal(draws(1, 0, 2).uniform(5), draws(1, 0, 2).uniform(50)[:5])

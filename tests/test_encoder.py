@@ -11,6 +11,8 @@ from taming.modules.diffusionmodules.model import Encoder as TamingEncoder
 from torch import nn
 
 from dckd_losses import DCRLoss, DMMLoss, Encoding, VQGANEncoder
+from dckd_losses.architecture import Architecture
+from dckd_losses.checkpoint import write_safetensors
 from dckd_losses.encoder import FrozenEncoder, as_encoder
 from dckd_losses.network import build
 
@@ -86,7 +88,8 @@ def test_softmax_of_the_logits_is_the_code_distribution(encoder, images):
     x = images(1, 3, 32, 48, dtype=torch.float64)
     network = encoder.network
     with torch.no_grad():
-        z = network.latents(network.levels(2 * x - 1)[-1])
+        *_, last = network.levels(2 * x - 1)
+        z = network.latents(last)
         seen = encoder(x).code_logits.softmax(1)
     codes = network.quantize.embedding.weight.tolist()
     for row in range(2):
@@ -262,3 +265,71 @@ def test_refuses_what_is_no_encoder():
 
 def test_losses_share_an_encoder_that_they_are_given(encoder):
     assert DCRLoss(encoder).encoder is DMMLoss(encoder).encoder is encoder
+
+
+def test_a_cast_with_a_move_still_moves(encoder):
+    Parent(encoder).to("meta", torch.half)
+    weight = encoder.network.get_parameter("quant_conv.weight")
+    assert (weight.device.type, weight.dtype) == ("meta", torch.float32)
+
+
+def test_from_pretrained_passes_its_settings_on(tensors, tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    write_safetensors(tensors, path)
+    plain = VQGANEncoder.from_pretrained(path)
+    assert (plain.input_range, plain.precision) == ((-1.0, 1.0), "float32")
+    assert (plain.impl, plain.mode, plain.chunk) == ("auto", "stream", None)
+    chosen = {"precision": "bfloat16", "impl": "plain", "mode": "twopass", "chunk": 3}
+    other = VQGANEncoder.from_pretrained(path, input_range=(0, 1), **chosen)
+    assert other.input_range == (0.0, 1.0)
+    assert {name: getattr(other, name) for name in chosen} == chosen
+
+
+def test_a_path_or_a_network_is_an_encoder(tensors, tmp_path):
+    write_safetensors(tensors, tmp_path / "encoder.safetensors")
+    network = build(tensors)
+    for given in (tmp_path / "encoder.safetensors", str(tmp_path / "encoder.safetensors"), network):
+        assert isinstance(DMMLoss(given).encoder, VQGANEncoder)
+    assert network.quant_conv.weight.requires_grad, "the caller's network is left alone"
+
+
+def test_code_distances_are_float32_at_bfloat16_precision(tensors, images):
+    encoder = VQGANEncoder(build(tensors), precision="bfloat16")
+    x, seen = images(1, 3, 32, 32), []
+    encoder.network.quantize.register_forward_hook(lambda m, args, out: seen.extend((*args, out)))
+    assert torch.equal(encoder(x).code_logits, seen[1])
+    z, codes = seen[0].double(), tensors["quantize.embedding.weight"].double()
+    exact = 2 * torch.einsum("bdhw,kd->bkhw", z, codes) - codes.square().sum(1)[:, None, None]
+    assert seen[1].dtype == torch.float32
+    torch.testing.assert_close(seen[1].double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_only_coded_images_pass_the_rest_of_the_network(encoder, images):
+    passed = []
+    encoder.network.encoder.mid.register_forward_hook(lambda m, args, out: passed.append(len(out)))
+    encoder(images(3, 3, 32, 32), coded=2)
+    assert passed == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_foreign_encoder_is_not_autocast_and_takes_any_dtype(images, dtype):
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return [self.conv(x)], self.conv(x)
+
+    dmm = DMMLoss(Features())
+    x = images(2, 1, 3, 16, 16).to(dtype)
+    expected = dmm(*x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dmm.encoder(x[0]).code_logits.dtype == torch.float32
+        assert torch.equal(dmm(*x), expected)
+
+
+@pytest.mark.parametrize("name", ["quantize.embed.weight", "quantize.proj.weight"])
+def test_either_mark_of_a_gumbel_quantiser_is_refused(tensors, name):
+    with pytest.raises(ValueError, match="Gumbel quantiser"):
+        Architecture.of({**tensors, name: torch.zeros(8, 8)})

@@ -10,10 +10,14 @@ from conftest import Student
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.parallel import DataParallel
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dckd_losses import HistoryModel
+from dckd_losses import DCKDLoss, HistoryModel
 
 
 def numbers(module):
@@ -229,3 +233,117 @@ def test_refuses_what_is_no_module_or_no_image(student):
         HistoryModel(lambda x: x)
     with pytest.raises(ValueError, match=r"lq must be \(B, 3, H, W\)"):
         HistoryModel(student)(torch.rand(3, 8, 8))
+
+
+def test_is_in_eval_mode_from_the_start(student):
+    assert not any(m.training for m in HistoryModel(student.train()).modules())
+
+
+class NoNumberLeaves(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ != "_local_scalar_dense"
+        return function(*args, **(kwargs or {}))
+
+
+def test_steps_after_the_first_read_nothing_from_the_device(student):
+    history = HistoryModel(student)
+    history.step(student)
+    with NoNumberLeaves():
+        history.step(student)
+    assert history.iteration == 2
+
+
+def test_an_assigned_counter_counts(student):
+    history = HistoryModel(student)
+    history.step(student)
+    state = {name: value.clone() for name, value in history.state_dict().items()}
+    state["iteration"] = torch.tensor(76).add_(1)  # written to as often as the one it replaces
+    history.load_state_dict(state, assign=True)
+    history.step(student)
+    assert history.iteration == 78
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_copy_that_loads_a_counter_counts_from_it(student, steps):
+    history = HistoryModel(student)
+    for _ in range(steps):
+        history.step(student)
+    other = copy.deepcopy(history)
+    other.load_state_dict({**other.state_dict(), "iteration": torch.tensor(500)})
+    other.step(student)
+    assert other.iteration == 501
+
+
+def test_accelerates_patch_is_not_in_the_history(student, images, accelerator):
+    lq = images(1, 3, 4, 4)
+    expected = student.eval()(lq)
+    history = HistoryModel(accelerator(mixed_precision="bf16").prepare_model(student))
+    assert torch.equal(history(lq), expected), "computed in float32"
+    assert "forward" not in vars(history.model)
+    assert torch.equal(pickle.loads(pickle.dumps(history))(lq), expected)
+
+
+def test_an_overridden_forward_under_accelerates_patch_is_kept(student, images, accelerator):
+    def doubled(self, lq):
+        return 2 * type(self).forward(self, lq)
+
+    lq = images(1, 3, 4, 4)
+    expected = 2 * student.eval()(lq)
+    student.forward = doubled.__get__(student)
+    history = HistoryModel(accelerator(mixed_precision="bf16").prepare_model(student))
+    with torch.no_grad():
+        student.layers[0].weight.zero_()
+    assert torch.equal(history(lq), expected)
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this one process."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel_is_taken_off(student, encoder, group):
+    wrapped = DistributedDataParallel(student)
+    history = HistoryModel(wrapped, decay=0.0, interval=1)
+    assert type(history.model) is Student
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    DCKDLoss(wrapped, encoder, history=history).attach(optimizer, source=wrapped)
+    wrapped(torch.rand(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    assert numbers(history.model) == numbers(student)
+
+
+def test_follows_a_sharded_student(student, group):
+    history = HistoryModel(student, decay=0.0)
+    sharded = fully_shard(copy.deepcopy(student), mesh=init_device_mesh("cpu", (1,)))
+    shaken(student)
+    sharded.load_state_dict(
+        {
+            name: distribute_tensor(value, old.device_mesh)
+            if hasattr(old, "device_mesh")
+            else value
+            for (name, value), old in zip(
+                student.state_dict().items(), sharded.state_dict().values(), strict=True
+            )
+        }
+    )
+    history.update(sharded)
+    assert numbers(history.model) == numbers(student)
+
+
+def test_a_student_of_several_outputs_is_refused(images):
+    class Several(nn.Module):
+        def forward(self, lq):
+            return [lq, lq]
+
+    with pytest.raises(ValueError, match="must return one tensor, got list"):
+        HistoryModel(Several())(images(1, 3, 8, 8))
+
+
+def test_another_device_is_refused(student, images):
+    with pytest.raises(ValueError, match=r"lq is on cpu, the history on meta.*\.to\(device\)"):
+        HistoryModel(student).to("meta")(images(1, 3, 8, 8))

@@ -119,3 +119,16 @@ def test_refuses_others(history, images):
     shrink = NegativeGenerator(history, degradation=lambda x: x[..., ::2])
     with pytest.raises(ValueError, match=r"degraded lq \(1, 3, 8, 4\) and lq \(1, 3, 8, 8\)"):
         shrink(images(1, 3, 8, 8))
+
+
+def test_counter_grows_by_one_per_call_with_a_callable_too(history, images):
+    negatives = NegativeGenerator(history, degradation=torch.square)
+    negatives(images(1, 3, 8, 8))
+    negatives(images(1, 3, 8, 8))
+    assert negatives.counter == 2
+
+
+def test_a_module_that_degrades_is_no_part_of_it(history):
+    negatives = NegativeGenerator(history, degradation=nn.Conv2d(3, 3, 1))
+    assert negatives.state_dict().keys() == {"counter"}
+    assert not list(negatives.parameters())

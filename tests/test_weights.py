@@ -149,3 +149,15 @@ def test_importing_touches_neither_network_nor_examples():
     )
     environment = {**os.environ, "PYTHONPATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_sources():
+    seen = {name: (s.repository, s.file, s.sha256) for name, s in weights.SOURCES.items()}
+    assert seen == {
+        "vqgan-f16-1024": ("llvictorll/Maskgit-pytorch", FILE_1024, None),
+        "vqgan-f16-16384": (
+            "pxlpshr/pytti-models",
+            FILE_16384,
+            "845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663",
+        ),
+    }

@@ -49,7 +49,7 @@ class LevelGaps:
         rows = slice(start, start + others.shape[1])
         student, code = self._student[rows], self.code[rows]
         for number, other in enumerate(others, first):
-            gap = student - other
+            gap = student.to(self.positive.dtype) - other
             step = 3 if number else 1
             code.add_((gap > 0).view(torch.int8), alpha=step)
             code.sub_((gap < 0).view(torch.int8), alpha=step)

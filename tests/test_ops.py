@@ -1,0 +1,314 @@
+"""The fused path against its plain twins, and what it keeps."""
+
+import gc
+
+import pytest
+import torch
+
+from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, VQGANEncoder
+from dckd_losses.network import build
+from dckd_losses.ops import fused, level_gaps, reference
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+LAYOUTS = ["contiguous", "channels_last"]
+
+
+def relative(seen, expected):
+    return ((seen.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=LAYOUTS)
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 0), (1, 0)])
+def test_frozen_conv2d(images, memory_format, stride, padding):
+    x = images(2, 4, 7, 9, dtype=torch.float64).contiguous(memory_format=memory_format)
+    weight = images(6, 4, 3, 3, dtype=torch.float64).contiguous(memory_format=memory_format)
+    bias, outputs = images(6, dtype=torch.float64), []
+    for ops in (fused, reference):
+        inside = x.clone().requires_grad_()
+        out = ops.frozen_conv2d(inside, weight, bias, stride, padding)
+        out.square().sum().backward()
+        outputs.append((out, inside.grad))
+    assert relative(outputs[0][0], outputs[1][0]) < 1e-13
+    assert relative(outputs[0][1], outputs[1][1]) < 1e-13
+    assert torch.autograd.gradcheck(
+        lambda y: fused.frozen_conv2d(y, weight, bias, stride, padding), x.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=LAYOUTS)
+def test_group_norm_silu(images, memory_format):
+    x = 3 * images(2, 8, 5, 3, dtype=torch.float64).contiguous(memory_format=memory_format) - 1
+    weight, bias = images(2, 8, dtype=torch.float64)
+    outputs = []
+    for ops in (fused, reference):
+        inside = x.clone().requires_grad_()
+        out = ops.group_norm_silu(inside, weight, bias, 4, 1e-6)
+        (out * x.flip(0)).sum().backward()
+        outputs.append((out, inside.grad))
+    assert relative(outputs[0][0], outputs[1][0]) < 1e-13
+    assert relative(outputs[0][1], outputs[1][1]) < 1e-12
+    assert torch.autograd.gradcheck(
+        lambda y: fused.group_norm_silu(y, weight, bias, 4, 1e-6), x.requires_grad_()
+    )
+
+
+def test_group_norm_silu_takes_any_strides(images):
+    x = images(2, 8, 10, 6).permute(0, 1, 3, 2)[:, :, ::2].requires_grad_()
+    weight, bias = images(2, 8)
+    seen = fused.group_norm_silu(x, weight, bias, 4, 1e-6)
+    expected = reference.group_norm_silu(x, weight, bias, 4, 1e-6)
+    torch.testing.assert_close(seen, expected)
+    grads = [torch.autograd.grad((y * x.detach()).sum(), x)[0] for y in (seen, expected)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=LAYOUTS)
+@pytest.mark.parametrize("count", [1, 5, 42, 43, 300])
+def test_level_gaps(images, memory_format, count):
+    shape = (2, 3, 5, 4)
+    student, teacher, *others = (
+        images(*shape, dtype=torch.float64).contiguous(memory_format=memory_format)
+        for _ in range(2 + count)
+    )
+    outputs = []
+    for gaps in (level_gaps.level_gaps, reference.level_gaps):
+        inside = student.clone().requires_grad_()
+        positive, negative = gaps(inside, teacher, others)
+        (positive / negative * 3).backward()
+        outputs.append((positive, negative, inside.grad))
+    for seen, expected in zip(*outputs, strict=True):
+        assert relative(seen, expected) < 1e-12
+
+
+@pytest.mark.parametrize("count", [1, 42, 43])
+def test_exact_ties_and_all_signs_alike(images, count):
+    """Where every sign agrees the code is at the end of its range; where none does it is 0."""
+    student = images(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    value = student.detach()
+    for teacher, other in [
+        (value, value),
+        (value - 1, value - 1),
+        (value + 1, value + 1),
+        (value - 1, value),
+        (value, value + 1),
+        (value + 1, value - 1),
+    ]:
+        grads = []
+        for gaps in (level_gaps.level_gaps, reference.level_gaps):
+            positive, negative = gaps(student, teacher, [other] * count)
+            grads.append(torch.autograd.grad(2 * positive + 5 * negative, student)[0])
+        torch.testing.assert_close(*grads, rtol=1e-12, atol=0)
+
+
+def test_gradcheck_of_level_gaps(images):
+    student, teacher, *others = images(5, 1, 2, 3, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: level_gaps.level_gaps(x, teacher, others), student.requires_grad_(), eps=1e-9
+    )
+
+
+# the whole path
+
+WAYS = [
+    {},
+    {"chunk": 1},
+    {"chunk": 4},
+    {"mode": "twopass"},
+    {"mode": "twopass", "chunk": 1},
+    {"mode": "twopass", "chunk": 2},
+]
+
+
+@pytest.fixture
+def make(tensors):
+    def encoder(**settings):
+        return VQGANEncoder(build({k: v.clone() for k, v in tensors.items()}), **settings)
+
+    return encoder
+
+
+def outcome(dckd, batch, grad=1.0):
+    student_out = batch[0].clone().requires_grad_()
+    loss = dckd(student_out, *batch[1:])
+    loss.backward(torch.tensor(grad, dtype=loss.dtype))
+    return loss.detach(), student_out.grad, dckd.last
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "size", "count"), [(1, (16, 16), 1), (3, (35, 50), 5), (2, (17, 40), 42)]
+)
+@pytest.mark.parametrize(
+    ("dtype", "loss_bound", "bound"), [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 2e-2)]
+)
+def test_fused_equals_plain(
+    make, student, images, way, batch, size, count, dtype, loss_bound, bound
+):
+    others = images(count, batch, 3, *size, dtype=dtype)
+    data = [images(batch, 3, *size, dtype=dtype) for _ in range(2)]
+    data.append(data[0])
+    losses = [
+        DCKDLoss(student, make(**settings), dmm_weight=0.05, negatives=lambda lq: others).to(dtype)
+        for settings in ({"impl": "plain"}, way)
+    ]
+    expected, seen = (outcome(loss, data, 3.0) for loss in losses)
+    assert losses[1].encoder.path.impl == "fused"
+    assert relative(seen[0], expected[0]) < loss_bound
+    assert relative(seen[1], expected[1]) < bound
+    for name, value in expected[2].items():
+        assert relative(seen[2][name], value) < max(loss_bound, 1e-6 if bound > 1e-3 else 0)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("change", ["transposed", "channels_last", "expanded"])
+def test_memory_layouts(make, student, images, way, change):
+    size = (32, 32)
+    others = images(1, 2, 3, *size, dtype=torch.float64).expand(3, -1, -1, -1, -1)
+    data = [images(2, 3, *size, dtype=torch.float64) for _ in range(2)]
+    data.append(data[0])
+    plain = DCKDLoss(student, make(impl="plain"), negatives=lambda lq: others).double()
+    expected = outcome(plain, data)
+    if change == "transposed":
+        data = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in data]
+    elif change == "channels_last":
+        data = [x.contiguous(memory_format=torch.channels_last) for x in data]
+    given = others if change == "expanded" else others.contiguous()
+    seen = outcome(DCKDLoss(student, make(**way), negatives=lambda lq: given).double(), data)
+    assert relative(seen[1], expected[1]) < 1e-12
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_each_loss_alone(make, images, way):
+    student, teacher = (images(2, 3, 24, 24, dtype=torch.float64) for _ in range(2))
+    negatives = images(2, 2, 3, 24, 24, dtype=torch.float64)
+    for loss, arguments in ((DCRLoss, (teacher, negatives)), (DMMLoss, (teacher,))):
+        results = []
+        for settings in ({"impl": "plain"}, way):
+            x = student.clone().requires_grad_()
+            value = loss(make(**settings)).double()(x, *arguments)
+            value.backward()
+            results.append((value.detach(), x.grad))
+        assert relative(results[1][0], results[0][0]) < 1e-12
+        assert relative(results[1][1], results[0][1]) < 1e-12
+
+
+@pytest.mark.parametrize("mode", ["stream", "twopass"])
+def test_no_second_derivative_and_says_so(make, images, mode):
+    dmm = DMMLoss(make(mode=mode)).double()
+    student, teacher = images(2, 1, 3, 16, 16, dtype=torch.float64)
+    loss = dmm(student.requires_grad_(), teacher)
+    with pytest.raises(RuntimeError, match=r"no second derivative: .*impl='plain'"):
+        torch.autograd.grad(loss, student, create_graph=True)
+    plain = DMMLoss(make(impl="plain")).double()
+    (slope,) = torch.autograd.grad(plain(student, teacher), student, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.square().sum(), student)
+    assert curvature.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mode", ["stream", "twopass"])
+def test_without_gradient(make, images, mode):
+    student, teacher = images(2, 1, 3, 16, 16)
+    loss = DMMLoss(make(mode=mode))(student, teacher)
+    assert not loss.requires_grad
+    with torch.no_grad():
+        again = DMMLoss(make(mode=mode))(student.clone().requires_grad_(), teacher)
+    assert torch.equal(loss, again)
+
+
+def saved_bytes(dckd, batch):
+    """Bytes that tensors hold between forward and backward, weights aside."""
+    gc.collect()
+    weights = {p.untyped_storage().data_ptr() for p in dckd.encoder.network.parameters()}
+    held = {}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    student_out = batch[0].clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        dckd(student_out, *batch[1:])
+    return sum(held.values())
+
+
+def test_saves_a_fraction(make, student, images):
+    others = images(5, 1, 3, 64, 64)
+    batch = images(1, 3, 64, 64), images(1, 3, 64, 64), images(1, 3, 32, 32)
+    by_way = {
+        impl: saved_bytes(DCKDLoss(student, make(impl=impl), negatives=lambda lq: others), batch)
+        for impl in ("plain", "fused")
+    }
+    assert by_way["fused"] < by_way["plain"] / 3
+
+
+def test_saved_bytes_do_not_grow_with_the_negatives(make, student, images):
+    batch = images(1, 3, 64, 64), images(1, 3, 64, 64), images(1, 3, 32, 32)
+    by_count = []
+    for count in (1, 40):
+        others = images(count, 1, 3, 64, 64)
+        dckd = DCKDLoss(student, make(chunk=1), negatives=lambda lq, n=others: n)
+        by_count.append(saved_bytes(dckd, batch))
+    assert by_count[0] == by_count[1]
+
+
+def test_two_pass_holds_the_gradient_only(make, student, images):
+    """What its output's graph reaches: one tensor like the images."""
+    others = images(5, 2, 3, 64, 64)
+    dckd = DCKDLoss(student, make(mode="twopass"), negatives=lambda lq: others)
+    student_out = images(2, 3, 64, 64).requires_grad_()
+    loss = dckd(student_out, images(2, 3, 64, 64), images(2, 3, 32, 32))
+    found, todo = [], [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        found += getattr(node, "saved_tensors", ()) or ()
+        todo += [following for following, _ in node.next_functions if following is not None]
+    assert sum(x.numel() for x in found) == student_out.numel()
+
+
+@pytest.mark.parametrize("mode", ["stream", "twopass"])
+def test_memory_does_not_grow_over_steps(make, student, images, mode):
+    others = images(2, 1, 3, 32, 32)
+    dckd = DCKDLoss(student, make(mode=mode), negatives=lambda lq: others)
+    batch = images(1, 3, 32, 32), images(1, 3, 32, 32), images(1, 3, 16, 16)
+    alive = []
+    for _ in range(6):
+        outcome(dckd, batch)
+        gc.collect()
+        alive.append(sum(isinstance(x, torch.Tensor) for x in gc.get_objects()))
+    assert alive[-1] == alive[2]
+
+
+# asking
+
+
+def test_path_says_which_and_why(make):
+    assert make().path == ("fused", make().path.reason)
+    assert "mode='twopass'" in make(mode="twopass").path.reason
+    assert make(impl="plain").path == ("plain", "impl='plain'")
+    assert make(precision="bfloat16").path.impl == "plain"
+    assert "bfloat16" in make(precision="bfloat16").path.reason
+
+
+def test_own_networks_take_the_plain_path():
+    from dckd_losses.encoder import as_encoder
+
+    assert as_encoder(torch.nn.Identity()).path == (
+        "plain",
+        "Identity is no VQGAN of this package",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"impl": "quick"}, "impl must be one of auto, plain, fused, got 'quick'"),
+        ({"mode": "three"}, "mode must be one of stream, twopass, got 'three'"),
+        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+        ({"impl": "fused", "precision": "bfloat16"}, "fused path computes in float32"),
+    ],
+)
+def test_refuses_settings(make, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
