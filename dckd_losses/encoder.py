@@ -155,7 +155,8 @@ class VQGANEncoder(FeatureEncoder):
             raise ValueError(f"the fused path computes in float32, got precision={precision!r}")
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        super().__init__(network if impl == "plain" else network.fuse())
+        plain = impl == "plain" or precision != "float32"
+        super().__init__(network if plain else network.fuse())
         self.input_range = (float(low), float(high))
         self.precision = precision
         self.impl = impl

@@ -187,6 +187,9 @@ class VQGANNetwork(nn.Module):
     Only names and arithmetic follow taming-transformers, so its checkpoints load by name.
     """
 
+    lean = False  # fused operations
+    _head: tuple[object, Tensor, Tensor] | None = None
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
@@ -208,7 +211,7 @@ class VQGANNetwork(nn.Module):
         For frozen weights only.
         """
         for module in self.modules():
-            if isinstance(module, (Conv2d, NormSiLU)):
+            if isinstance(module, (Conv2d, NormSiLU, VQGANNetwork)):
                 module.lean = True
         return self
 
@@ -223,8 +226,30 @@ class VQGANNetwork(nn.Module):
         It differs from minus the squared distance of Eq. 8 by |z|^2, which is the same for all
         codes and so cancels in the softmax.
         """
-        out: Tensor = self.quantize(self.latents(last_level))
-        return out
+        if not self.lean or torch.compiler.is_compiling():
+            out: Tensor = self.quantize(self.latents(last_level))
+            return out
+        weight, bias = self._folded_head()
+        h = self.encoder(last_level)
+        with torch.autocast(h.device.type, enabled=False):
+            return fused.frozen_conv2d(h.to(weight.dtype), weight, bias)
+
+    @torch.no_grad()
+    def _folded_head(self) -> tuple[Tensor, Tensor]:
+        """`quant_conv` and codebook as one 1x1 convolution, made anew where a weight changed."""
+        bias, codes = self.quant_conv.bias, self.quantize.embedding.weight
+        assert bias is not None
+        tensors = (self.quant_conv.weight, bias, codes)
+        key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
+        if self._head is None or self._head[0] != key:
+            w, b, codes = (t.double() for t in tensors)
+            head = (
+                (2 * codes @ w.flatten(1))[:, :, None, None],
+                2 * codes @ b - codes.square().sum(1),
+            )
+            folded = [nn.Parameter(t.to(tensors[0].dtype), requires_grad=False) for t in head]
+            self._head = key, folded[0], folded[1]
+        return self._head[1], self._head[2]
 
 
 def build(tensors: Mapping[str, Tensor]) -> VQGANNetwork:

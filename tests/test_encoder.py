@@ -183,11 +183,13 @@ def test_takes_half_precision_images(encoder, images):
 
 
 def test_bfloat16_precision_is_close_but_not_equal(tensors, encoder, images):
-    x = images(2, 3, 64, 64)
+    x = images(2, 3, 64, 64).requires_grad_()
     quick = VQGANEncoder(build(tensors), precision="bfloat16")(x)
     exact = encoder(x)
     assert quick.levels[0].dtype == torch.float32
     assert 0 < relative(quick.levels[3], exact.levels[3]) < 3e-2
+    slopes = [torch.autograd.grad(e.levels[3].square().mean(), x)[0] for e in (quick, exact)]
+    assert 0 < relative(*slopes) < 0.1
 
 
 def test_copies_and_pickles(encoder, images):
