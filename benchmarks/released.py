@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dckd_losses.dcr import EPS, LEVEL_WEIGHTS
-from dckd_losses.network import Attention, ResidualBlock, Stage, VQGANNetwork
+from dckd_losses.layers import Attention, ResidualBlock, Stage
+from dckd_losses.network import VQGANNetwork
 
 
 def loss(

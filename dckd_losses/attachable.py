@@ -30,6 +30,7 @@ class Attachable(nn.Module):
         self._watch_handle: RemovableHandle | None = None
         self._watch: InputWatch | None = None
         self._trusted = False  # whether values were looked at since something changed
+        self.register_load_state_dict_post_hook(_distrust)  # type: ignore[no-untyped-call]
 
     def attach(self, optimizer: object, source: nn.Module | None = None) -> Self:
         """Let history follow the student: count this optimizer's real steps from now on.
@@ -103,3 +104,9 @@ def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
             "this optimizer trains no parameter of the student that the loss was made from: attach "
             "the student's own optimizer, or pass source="
         )
+
+
+def _distrust(module: nn.Module, keys: object) -> None:
+    """Look at values again after new state was loaded."""
+    assert isinstance(module, Attachable)
+    module._trusted = False

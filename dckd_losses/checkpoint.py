@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import pickle
@@ -33,7 +34,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy().data)
+        if tensor.numel():  # as a buffer, without NumPy, which torch does not require
+            total.update((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
     return total.hexdigest()
 
 

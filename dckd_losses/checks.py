@@ -78,3 +78,10 @@ def check_values(name: str, images: Tensor, *, bounded: bool) -> None:
         raise ValueError(f"{name} must be finite, got values from {seen}")
     if bounded and (low < VALUE_RANGE[0] or high > VALUE_RANGE[1]):
         raise ValueError(f"{name} must lie in [0, 1], got values from {seen}")
+
+
+def is_recording() -> bool:
+    """Whether values cannot be looked at: torch.compile or a CUDA graph is recording."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

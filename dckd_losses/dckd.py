@@ -15,21 +15,21 @@ from dckd_losses.checks import (
     check_match,
     check_negatives,
     check_values,
+    is_recording,
 )
 from dckd_losses.dcr import DCRLoss
 from dckd_losses.dmm import DMMLoss
-from dckd_losses.encoder import FeatureEncoder, VQGANEncoder, as_encoder
+from dckd_losses.encoder import VQGANEncoder, as_encoder
+from dckd_losses.features import FeatureEncoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
 from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
 
 DCR_WEIGHT = 0.1  # paper, Table 7
-# With "compact" this carries the paper's balance over: DMM's gradient at the student's output is 11
-# times L1's at first and 6 times after 1,000 steps, the doubled softmax's, which the paper's 1e-3
-# was tuned with, 10 times (benchmarks/results/gradients.json), so 1e-3 of either is one percent.
-# Where a VQGAN's distances are large the true form's gradient is 100 times the doubled softmax's
-# and more: look at the ratio before using 1e-3 with another encoder.
+# With "compact" this keeps the paper's balance: at the student's output DMM's gradient is 6 to 11
+# times L1's, that of the doubled softmax, which the paper tuned, 10 times (README, "The weights").
+# With other encoders the true form's can be 100 times the doubled softmax's: look before you use it.
 DMM_WEIGHT = 1e-3
 RELEASED_DMM_WEIGHT = 1e-3  # paper, Table 7; tuned with the released code's doubled softmax
 
@@ -111,7 +111,6 @@ class DCKDLoss(Attachable):
         self.history = history
         self.negatives = negatives
         self.last: dict[str, Tensor] = {}
-        self.register_load_state_dict_post_hook(_distrust)  # type: ignore[no-untyped-call]
 
     @classmethod
     def released(
@@ -155,7 +154,7 @@ class DCKDLoss(Attachable):
         if lq is None and self._watch is not None:
             lq = self._watch.take(len(student_out))
         self._check_tensors(student_out, teacher_out, lq)
-        if not self._trusted and not _captured():
+        if not self._trusted and not is_recording():
             self.check(student_out, teacher_out, lq)
             self._trusted = True
         if not (self.dcr_weight or self.dmm_weight):
@@ -219,16 +218,3 @@ class DCKDLoss(Attachable):
 
     def extra_repr(self) -> str:
         return f"dcr_weight={self.dcr_weight}, dmm_weight={self.dmm_weight}"
-
-
-def _captured() -> bool:
-    """Whether values cannot be looked at: torch.compile or a CUDA graph is recording."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _distrust(module: nn.Module, keys: object) -> None:
-    """Look at values again after new state was loaded."""
-    assert isinstance(module, DCKDLoss)
-    module._trusted = False

@@ -4,90 +4,21 @@ from __future__ import annotations
 
 import copy
 from os import PathLike
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dckd_losses import weights
 from dckd_losses.checks import check_device, check_images
-from dckd_losses.frozen import FrozenModule
+from dckd_losses.features import Encoding, FeatureEncoder, FrozenEncoder, Path
 from dckd_losses.network import VQGANNetwork, build
-from dckd_losses.ops.feature_path import Images, Objective, Terms, plain, stream, two_pass
+from dckd_losses.ops.feature_path import Images, Objective, Terms, stream
+from dckd_losses.ops.two_pass import two_pass
 
 PRECISIONS = ("float32", "bfloat16")
 IMPLS = ("auto", "plain", "fused")
 MODES = ("stream", "twopass")
 PIXELS_IN_FLIGHT = 256 * 256  # of the others' images by default, at least one image
-
-
-class Path(NamedTuple):
-    """Which way images take through the encoder.
-
-    Attributes:
-        impl: "plain" or "fused".
-        reason: why this one.
-    """
-
-    impl: str
-    reason: str
-
-
-class Encoding(NamedTuple):
-    """What an encoder says of a batch of images.
-
-    Attributes:
-        levels: features from fine to coarse, each (B, C, H, W) with sizes of their own.
-        code_logits: (B', K, h, w), `2<z, e_k> - |e_k|^2`; a softmax over K is Eq. 8's
-            distribution. B' is the number of images that were asked for; None if none was.
-    """
-
-    levels: tuple[Tensor, ...]
-    code_logits: Tensor | None
-
-
-class FeatureEncoder(FrozenModule):
-    """What the losses need of an encoder: `Encoding`s, and a way to compare a step's images."""
-
-    def forward(self, images: Tensor, *, coded: int | None = None) -> Encoding:
-        """Encode images; `coded` limits the code logits to the first so many of them."""
-        weights = [p for p in self.network.parameters() if p.is_floating_point()]
-        weight = weights[0] if weights else images
-        check_device("images", images, "the encoder", weight)
-        with torch.autocast(images.device.type, enabled=False):
-            levels, code_logits = self.network(images.to(weight.dtype))
-        wanted = code_logits is not None and coded != 0
-        return Encoding(tuple(levels), code_logits[:coded] if wanted else None)
-
-    @property
-    def path(self) -> Path:
-        """Which way images take now, and why."""
-        return Path("plain", f"{type(self.network).__name__} is no VQGAN of this package")
-
-    def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
-        """The loss of a step's images, by the path that `path` names.
-
-        Args:
-            images: in [0, 1] nominally.
-            objective: from the terms to the loss.
-
-        Returns:
-            The loss, differentiable by the student's images, and its terms.
-        """
-        terms = plain(lambda x, coded: self(x, coded=coded), images)
-        return objective(terms), terms
-
-
-class FrozenEncoder(FeatureEncoder):
-    """Any network as encoder: a frozen copy of a module that maps images to an `Encoding`.
-
-    Args:
-        network: maps images (B, 3, H, W) in [0, 1] to `(levels, code_logits)`. It is copied, so
-            the caller's module stays trainable.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(copy.deepcopy(network))
 
 
 class VQGANEncoder(FeatureEncoder):

@@ -29,15 +29,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from vector_quantize_pytorch import VectorQuantize
 
+from dckd_losses.architecture import LEVELS, Architecture
 from dckd_losses.checkpoint import write_safetensors
-from dckd_losses.network import (
-    LEVELS,
-    Architecture,
-    Attention,
-    NormSiLU,
-    ResidualBlock,
-    VQGANNetwork,
-)
+from dckd_losses.layers import Attention, NormSiLU, ResidualBlock
+from dckd_losses.network import VQGANNetwork
 
 CELL = 16  # pixels a side that one code stands for
 CROPS = (48, 64, 96)  # GroupNorm sees the whole crop, so the encoder should know several sizes

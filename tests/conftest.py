@@ -15,7 +15,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
 
 from dckd_losses import VQGANEncoder
-from dckd_losses.network import Architecture, VQGANNetwork, build
+from dckd_losses.architecture import Architecture
+from dckd_losses.network import VQGANNetwork, build
 
 
 @pytest.fixture(scope="session")

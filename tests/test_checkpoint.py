@@ -128,6 +128,7 @@ def test_an_altered_byte_is_refused(tensors, tmp_path, kind, share):
         VQGANEncoder.from_pretrained(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_files_of_other_kinds_are_refused(tmp_path):
     for name, content in (
         ("page.ckpt", b"<html>404</html>"),

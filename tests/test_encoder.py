@@ -13,7 +13,8 @@ from torch import nn
 from dckd_losses import DCRLoss, DMMLoss, Encoding, VQGANEncoder
 from dckd_losses.architecture import Architecture
 from dckd_losses.checkpoint import write_safetensors
-from dckd_losses.encoder import FrozenEncoder, as_encoder
+from dckd_losses.encoder import as_encoder
+from dckd_losses.features import FrozenEncoder
 from dckd_losses.network import build
 
 F16 = {"ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "attn_resolutions": [16]}
