@@ -29,7 +29,7 @@ from dckd_losses.ops.feature_path import Images, Terms
 DCR_WEIGHT = 0.1  # paper, Table 7
 # With "compact" this keeps the paper's balance: at the student's output DMM's gradient is 6 to 11
 # times L1's, that of the doubled softmax, which the paper tuned, 10 times (README, "The weights").
-# With other encoders the true form's can be 100 times the doubled softmax's: look before you use it.
+# With other encoders the true form's can be 100 times the doubled softmax's: look first.
 DMM_WEIGHT = 1e-3
 RELEASED_DMM_WEIGHT = 1e-3  # paper, Table 7; tuned with the released code's doubled softmax
 
