@@ -39,7 +39,8 @@ class VQGANEncoder(FeatureEncoder):
             as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
             has a second derivative; "auto" takes the fused path where it can. See `path`.
         mode: of the fused path: "stream" runs the student through the network once; "twopass"
-            runs it twice, chunk by chunk, and keeps only the gradient of its images.
+            runs it twice, chunk by chunk, and keeps only the gradient of its images (between the
+            two runs also one byte for each of its features).
         chunk: of the fused path: how many images are in flight at once besides the student's
             (and of the student's too in "twopass"); by default what 256x256 pixels hold.
 

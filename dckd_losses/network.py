@@ -127,12 +127,13 @@ class VQGANNetwork(nn.Module):
         tensors = (self.quant_conv.weight, bias, codes)
         key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
         if self._head is None or self._head[0] != key:
-            w, b, codes = (t.double() for t in tensors)
+            mps = codes.device.type == "mps"  # which has no float64
+            w, b, codes = ((t.cpu() if mps else t).double() for t in tensors)
             head = (
                 (2 * codes @ w.flatten(1))[:, :, None, None],
                 2 * codes @ b - codes.square().sum(1),
             )
-            folded = [nn.Parameter(t.to(tensors[0].dtype), requires_grad=False) for t in head]
+            folded = [nn.Parameter(t.to(tensors[0]), requires_grad=False) for t in head]
             self._head = key, folded[0], folded[1]
         return self._head[1], self._head[2]
 
