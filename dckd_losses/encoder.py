@@ -178,9 +178,13 @@ class VQGANEncoder(FeatureEncoder):
         return objective(terms), terms
 
     def _mapped(self, images: Tensor) -> Tensor:
-        """Images in the network's range and dtype."""
+        """Images in the network's range and dtype.
+
+        Contiguous, whatever the caller's layout: on CPU torch takes GroupNorm's variance of
+        channels_last features from their squares' mean, and loses digits.
+        """
         low, high = self.input_range
-        return images.to(self.network.quant_conv.weight.dtype) * (high - low) + low
+        return (images.to(self.network.quant_conv.weight.dtype) * (high - low) + low).contiguous()
 
     def _precisely(self, images: Tensor) -> torch.autocast:
         """The encoder's own precision, whatever the caller's autocast says."""

@@ -92,9 +92,8 @@ class VQGANNetwork(nn.Module):
     def fuse(self) -> VQGANNetwork:
         """Let `ops.fused` carry out convolutions and norms, where torch.compile does not record.
 
-        For frozen weights only. They go to channels_last, which convolutions hand on to features.
+        For frozen weights only.
         """
-        self.to(memory_format=torch.channels_last)
         for module in self.modules():
             if isinstance(module, (Conv2d, NormSiLU, VQGANNetwork)):
                 module.lean = True
