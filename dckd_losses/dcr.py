@@ -42,6 +42,7 @@ class DCRLoss(nn.Module):
         ValueError: shapes, dtypes or devices do not fit; or the encoder has other levels.
 
     Example:
+        >>> import torch
         >>> dcr = DCRLoss("compact")
         >>> student, teacher, negatives = torch.rand(7, 2, 3, 32, 32).split((1, 1, 5))
         >>> dcr(student[0], teacher[0], negatives).shape

@@ -45,6 +45,7 @@ class DMMLoss(nn.Module):
         ValueError: shapes, dtypes or devices do not fit, or the encoder gives no code logits.
 
     Example:
+        >>> import torch
         >>> dmm = DMMLoss("compact")
         >>> dmm(torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)).shape
         torch.Size([])
