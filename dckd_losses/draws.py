@@ -56,6 +56,9 @@ class Draws:
         self._streams += 1
         key = _mix(_mix(self._key + _GAMMA) ^ self._streams)
         index = torch.arange(1, math.prod(shape) + 1, device=key.device)
+        index = (
+            index | 0
+        )  # or torch.compile takes the product below for an address, which overflows
         bits = _shifted(_mix(key + index * _GAMMA), 64 - _MANTISSA)
         return (bits.to(torch.float32) * 2.0**-_MANTISSA).view(shape)
 

@@ -1,5 +1,8 @@
 """Random numbers as a pure function."""
 
+import shutil
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,11 +76,23 @@ def test_global_generator_is_untouched():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_compiles_to_the_same_bits():
+COMPILER = any(map(shutil.which, ("g++", "clang++", "c++")))
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor", marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler is at hand")
+        ),
+    ],
+)
+def test_compiles_to_the_same_bits(backend):
     def noise(counter):
         return Draws(3, 1, counter).uniform(257)
 
-    compiled = torch.compile(noise, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(noise, fullgraph=True, backend=backend)
     for counter in (0, 1, 2**33):
         assert torch.equal(compiled(torch.tensor(counter)), noise(torch.tensor(counter)))
 
