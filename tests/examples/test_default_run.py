@@ -1,0 +1,20 @@
+"""The main job at its full length: minutes for each seed, so outside CI (`-m long`)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_student_gains_half_a_decibel(seed: int, tmp_path: Path) -> None:
+    command = [sys.executable, "examples/train_sr.py", "--seed", str(seed), "--output", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    scores = json.loads((tmp_path / "metrics.json").read_text())["val"]["photographs"]
+    assert scores["student"]["psnr"] >= scores["input"]["psnr"] + 0.5
+    assert scores["student"]["ssim"] > scores["input"]["ssim"]
