@@ -13,6 +13,7 @@ from torch import Tensor
 
 # splitmix64 (Steele, Lea and Flood 2014), in int64 arithmetic that wraps
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_GAMMA_INVERSE = 0xF1DE83E19937733D - (1 << 64)  # modulo 2^64
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 _MANTISSA = 24  # bits of a float32 in [0, 1)
@@ -56,10 +57,9 @@ class Draws:
         self._streams += 1
         key = _mix(_mix(self._key + _GAMMA) ^ self._streams)
         index = torch.arange(1, math.prod(shape) + 1, device=key.device)
-        index = (
-            index | 0
-        )  # or torch.compile takes the product below for an address, which overflows
-        bits = _shifted(_mix(key + index * _GAMMA), 64 - _MANTISSA)
+        # key + index * gamma, but torch.compile would take a product of an index for an address
+        state = (key * _GAMMA_INVERSE + index) * _GAMMA
+        bits = _shifted(_mix(state), 64 - _MANTISSA)
         return (bits.to(torch.float32) * 2.0**-_MANTISSA).view(shape)
 
     def between(self, low: float, high: float, *shape: int) -> Tensor:
