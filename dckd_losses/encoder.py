@@ -162,7 +162,7 @@ class VQGANEncoder(FeatureEncoder):
             return Path("plain", "torch.compile records the plain path and fuses it itself")
         if self.precision != "float32":
             return Path("plain", f"precision={self.precision!r} is autocast's, on the plain path")
-        return Path("fused", f"mode={self.mode!r}; saves memory and time wherever torch runs")
+        return Path("fused", f"mode={self.mode!r}; keeps for backward only what backward needs")
 
     def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
         """See `FeatureEncoder.compare`."""

@@ -1,6 +1,5 @@
 """What several tests share: random encoders, small students, the examples' own modules."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +18,13 @@ from dckd_losses.architecture import Architecture
 from dckd_losses.network import VQGANNetwork, build
 
 
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """The folder of real images that the environment variable DCKD_DATA names."""
-    folder = os.environ.get("DCKD_DATA")
-    if not folder:
-        pytest.skip("DCKD_DATA names no folder of real images")
-    return Path(folder)
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work gets slower with more, above all where other tests run beside it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

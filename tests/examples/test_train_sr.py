@@ -21,6 +21,7 @@ from restoration import backbones, checkpoints
 from restoration.degrade import matlab_bicubic
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 SCRIPT = [sys.executable, "examples/train_sr.py"]
@@ -104,15 +105,6 @@ def weights(folder: Path) -> dict[str, bytes]:
     """The student's weights, to the bit."""
     tensors = load_file(folder / "student.safetensors")
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work gets slower with more, above all where other tests run beside it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The training loop, in one process and with a toy encoder: resume, stop, refuse."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = Recipe(iterations=6, batch_size=2, crop=8, warm_up=2)
 
 
@@ -82,15 +83,6 @@ def at_step(run: Run, step: int, act: Callable[[], object]) -> None:
             act()
 
     run.student.register_forward_hook(hook)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work gets slower with more, above all where other tests run beside it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
