@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 
 import torch
@@ -13,9 +15,10 @@ from dckd_losses.checks import check_device, check_images
 from dckd_losses.features import Encoding, FeatureEncoder, FrozenEncoder, Path
 from dckd_losses.network import VQGANNetwork, build
 from dckd_losses.ops.feature_path import Images, Objective, Terms, stream
+from dckd_losses.ops.gradient_scale import GradientScale
 from dckd_losses.ops.two_pass import two_pass
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 IMPLS = ("auto", "plain", "fused")
 MODES = ("stream", "twopass")
 PIXELS_IN_FLIGHT = 256 * 256  # of the others' images by default, at least one image
@@ -83,17 +86,15 @@ class VQGANEncoder(FeatureEncoder):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        if impl == "fused" and precision != "float32":
-            raise ValueError(f"the fused path computes in float32, got precision={precision!r}")
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        plain = impl == "plain" or precision != "float32"
-        super().__init__(network if plain else network.fuse())
+        super().__init__(network if impl == "plain" else network.fuse())
         self.input_range = (float(low), float(high))
         self.precision = precision
         self.impl = impl
         self.mode = mode
         self.chunk = chunk
+        self._set_precision()
 
     @classmethod
     def from_pretrained(
@@ -146,12 +147,14 @@ class VQGANEncoder(FeatureEncoder):
                 after the last level, which saves a tenth of their cost.
         """
         check_images("images", images)
+        scale = GradientScale(self.network.dtype)
         with self._precisely(images):
-            levels = tuple(self.network.levels(self._mapped(images)))
+            levels = list(self.network.levels(scale.enter(self._mapped(images))))
             last = levels[-1][:coded]
-            code_logits = self.network.code_logits(last) if len(last) else None
-        dtype = self.network.quant_conv.weight.dtype
-        return Encoding(tuple(level.to(dtype) for level in levels), code_logits)
+            latent = [self.network.encoder(last)] if len(last) else []
+            results = scale.leave([*levels, *latent], [1.0] * (len(levels) + len(latent)))
+            code_logits = self.network.head(results[-1]) if latent else None
+        return Encoding(tuple(results[: len(levels)]), code_logits)
 
     @property
     def path(self) -> Path:
@@ -160,8 +163,6 @@ class VQGANEncoder(FeatureEncoder):
             return Path("plain", "impl='plain'")
         if torch.compiler.is_compiling():
             return Path("plain", "torch.compile records the plain path and fuses it itself")
-        if self.precision != "float32":
-            return Path("plain", f"precision={self.precision!r} is autocast's, on the plain path")
         return Path("fused", f"mode={self.mode!r}; keeps for backward only what backward needs")
 
     def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
@@ -171,27 +172,34 @@ class VQGANEncoder(FeatureEncoder):
         pixels = images.student.shape[2] * images.student.shape[3]
         chunk = self.chunk or max(1, PIXELS_IN_FLIGHT // pixels)
         with self._precisely(images.student):
-            mapped = images.map(self._mapped)
+            images = replace(images, prepare=self._mapped)
             if self.mode == "twopass":
-                return two_pass(self.network, mapped, chunk, objective)
-            terms = stream(self.network, mapped, chunk)
+                return two_pass(self.network, images, chunk, objective)
+            terms = stream(self.network, images, chunk)
         return objective(terms), terms
 
-    def _mapped(self, images: Tensor) -> Tensor:
-        """Images in the network's range and dtype.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQGANEncoder:
+        super()._apply(fn, recurse)
+        self._set_precision()
+        return self
 
-        Contiguous, whatever the caller's layout: on CPU torch takes GroupNorm's variance of
-        channels_last features from their squares' mean, and loses digits.
-        """
+    def _set_precision(self) -> None:
+        if self.precision != "float32":  # which casts to float64 may exceed
+            self.network.convolve_in(PRECISIONS[self.precision])
+
+    def _mapped(self, images: Tensor) -> Tensor:
+        """Images in the network's range, at least in float32, in the layout of the path."""
         low, high = self.input_range
-        return (images.to(self.network.quant_conv.weight.dtype) * (high - low) + low).contiguous()
+        mapped = images.to(self.network.quant_conv.weight.dtype) * (high - low) + low
+        fused = self.path.impl == "fused"
+        return mapped.contiguous(
+            memory_format=torch.channels_last if fused else torch.contiguous_format
+        )
 
     def _precisely(self, images: Tensor) -> torch.autocast:
         """The encoder's own precision, whatever the caller's autocast says."""
         check_device("images", images, "the encoder", self.network.quant_conv.weight)
-        half = self.precision == "bfloat16"
-        dtype = torch.bfloat16 if half else None
-        return torch.autocast(images.device.type, dtype, enabled=half)
+        return torch.autocast(images.device.type, enabled=False)
 
     def extra_repr(self) -> str:
         return (

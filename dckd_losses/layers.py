@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,31 +13,43 @@ from dckd_losses.architecture import EPS, GROUPS
 from dckd_losses.ops import fused, reference
 
 
+def _operations(lean: bool) -> ModuleType:
+    return fused if lean and not torch.compiler.is_compiling() else reference
+
+
 class Conv2d(nn.Conv2d):
-    """A convolution that the chosen operations carry out."""
+    """A convolution that the chosen operations carry out, in the precision of its weight."""
 
     lean = False  # fused operations
 
     def forward(self, x: Tensor) -> Tensor:
-        ops = fused if self.lean and not torch.compiler.is_compiling() else reference
-        out: Tensor = ops.frozen_conv2d(
+        x = x.to(self.weight.dtype)
+        out: Tensor = _operations(self.lean).frozen_conv2d(
             x, self.weight, self.bias, self.stride[0], int(self.padding[0])
         )
         return out
 
 
-class NormSiLU(nn.GroupNorm):
-    """GroupNorm and the SiLU after it, which the chosen operations carry out."""
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm and the SiLU after it if there is one, which the chosen operations carry out."""
 
     lean = False  # fused operations
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, silu: bool = True) -> None:
         super().__init__(GROUPS, channels, eps=EPS)
+        self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        ops = fused if self.lean and not torch.compiler.is_compiling() else reference
-        out: Tensor = ops.group_norm_silu(x, self.weight, self.bias, GROUPS, EPS)
+        out: Tensor = _operations(self.lean).group_norm_silu(
+            x, self.weight, self.bias, GROUPS, EPS, self.silu
+        )
         return out
+
+    def add(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """`x + skip`, which may overwrite x, and what this norm makes of it."""
+        operations = _operations(self.lean)
+        total, out = operations.add_group_norm_silu(x, skip, self.weight, self.bias, GROUPS, EPS)
+        return total, out
 
 
 class ResidualBlock(nn.Module):
@@ -42,17 +57,28 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = NormSiLU(channels)
+        self.norm1 = GroupNorm(channels)
         self.conv1 = Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = NormSiLU(out_channels)
+        self.norm2 = GroupNorm(out_channels)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        h += self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+    def forward(self, x: Tensor, normed: list[Tensor] | None = None) -> Tensor:
+        h, skip = self.summands(x, normed or [])
+        h += skip
         return h
+
+    def summands(self, x: Tensor, normed: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The two that make the output, the second of which may be x itself.
+
+        Args:
+            x: (B, C, H, W).
+            normed: what `norm1` makes of x where that is known, else empty. It is taken out, so
+                that it can be let go before the block ends.
+        """
+        h: Tensor = self.conv2(self.norm2(self.conv1(normed.pop() if normed else self.norm1(x))))
+        return h, self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
 
 
 class Attention(nn.Module):
@@ -60,7 +86,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=EPS)
+        self.norm = GroupNorm(channels, silu=False)
         self.q = Conv2d(channels, channels, 1)
         self.k = Conv2d(channels, channels, 1)
         self.v = Conv2d(channels, channels, 1)
@@ -100,17 +126,26 @@ class Stage(nn.Module):
         if not last:
             self.downsample = Downsample(out)
 
-    def first(self, x: Tensor) -> Tensor:
-        """The first block's output, which the losses look at."""
-        out: Tensor = self.block[0](x)
-        return out
+    def first(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The first block's output, which the losses look at, and the next norm's where it follows.
 
-    def rest(self, x: Tensor) -> Tensor:
-        """Continue from the first block's output to the end of the level."""
-        for i, block in enumerate(self.block):
-            x = block(x) if i else x
+        Sum and norm in one go spare a pass over memory.
+        """
+        first, *others = self._blocks()
+        if len(self.attn) or not others:
+            return first(x), []
+        level, normed = others[0].norm1.add(*first.summands(x, []))
+        return level, [normed]
+
+    def rest(self, x: Tensor, normed: list[Tensor] | None = None) -> Tensor:
+        """Continue from what `first` gave to the end of the level."""
+        for i, block in enumerate(self._blocks()):
+            x = block(x, normed) if i else x
             x = self.attn[i](x) if len(self.attn) else x
         return x
+
+    def _blocks(self) -> list[ResidualBlock]:
+        return cast("list[ResidualBlock]", list(self.block))
 
 
 class Middle(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dckd_losses.architecture import LEVELS, Architecture
-from dckd_losses.layers import Conv2d, Middle, NormSiLU, Stage
+from dckd_losses.layers import Conv2d, GroupNorm, Middle, Stage
 from dckd_losses.ops import fused
 
 
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
             for i in range(LEVELS)
         )
         self.mid = Middle(widths[-1])
-        self.norm_out = NormSiLU(widths[-1])
+        self.norm_out = GroupNorm(widths[-1])
         self.conv_out = Conv2d(widths[-1], a.z_channels, 3, padding=1)
 
     def levels(self, x: Tensor) -> Iterator[Tensor]:
@@ -35,10 +35,10 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         *stages, last = self._stages()
         for stage in stages:
-            x = stage.first(x)
+            x, normed = stage.first(x)
             yield x
-            x = stage.downsample(stage.rest(x))
-        yield last.first(x)
+            x = stage.downsample(stage.rest(x, normed))
+        yield last.block[0](x)
 
     def forward(self, last_level: Tensor) -> Tensor:
         """The last of `levels` to latent vectors (B, Z, h, w)."""
@@ -95,7 +95,7 @@ class VQGANNetwork(nn.Module):
         For frozen weights only.
         """
         for module in self.modules():
-            if isinstance(module, (Conv2d, NormSiLU, VQGANNetwork)):
+            if isinstance(module, (Conv2d, GroupNorm, VQGANNetwork)):
                 module.lean = True
         return self
 
@@ -105,18 +105,32 @@ class VQGANNetwork(nn.Module):
         return out
 
     def code_logits(self, last_level: Tensor) -> Tensor:
-        """`2<z, e_k> - |e_k|^2` for every code k, (B, K, h, w).
+        """`2<z, e_k> - |e_k|^2` for every code k, (B, K, h, w), from the last level.
 
         It differs from minus the squared distance of Eq. 8 by |z|^2, which is the same for all
         codes and so cancels in the softmax.
         """
+        return self.head(self.encoder(last_level))
+
+    def head(self, h: Tensor) -> Tensor:
+        """The encoder's output (B, Z, h, w) to code logits, at least in float32."""
         if not self.lean or torch.compiler.is_compiling():
-            out: Tensor = self.quantize(self.latents(last_level))
+            out: Tensor = self.quantize(self.quant_conv(h))
             return out
         weight, bias = self._folded_head()
-        h = self.encoder(last_level)
-        with torch.autocast(h.device.type, enabled=False):
-            return fused.frozen_conv2d(h.to(weight.dtype), weight, bias)
+        return fused.frozen_conv2d(h.to(weight.dtype), weight, bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What convolutions compute in; norms and codebook have at least float32."""
+        return self.encoder.conv_in.weight.dtype
+
+    def convolve_in(self, dtype: torch.dtype) -> VQGANNetwork:
+        """Let all convolutions before the codebook compute in a half precision."""
+        for module in self.encoder.modules():
+            if isinstance(module, Conv2d):
+                module.to(dtype)
+        return self
 
     @torch.no_grad()
     def _folded_head(self) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,14 @@ in their result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dckd_losses.ops import reference
+from dckd_losses.ops.gradient_scale import GradientScale
 from dckd_losses.ops.level_gaps import LevelGaps
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ class Images:
         negatives: (N, B, 3, H, W), or None where no distances are wanted.
         divergence: from the student's and the teacher's code logits to their mean divergence over
             tokens, or None where it is not wanted.
+        prepare: from images as they are given to images as the network wants them. Left for when
+            an image's turn comes, so that no prepared copy of all of them is ever held.
     """
 
     student: Tensor
     teacher: Tensor
     negatives: Tensor | None = None
     divergence: Callable[[Tensor, Tensor], Tensor] | None = None
+    prepare: Callable[[Tensor], Tensor] = lambda images: images
 
     def others(self) -> list[Tensor]:
         """The teacher's images, then each negative's."""
@@ -44,12 +48,9 @@ class Images:
     def __getitem__(self, rows: slice) -> Images:
         """A part of the batch."""
         negatives = None if self.negatives is None else self.negatives[:, rows]
-        return Images(self.student[rows], self.teacher[rows], negatives, self.divergence)
-
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Images:
-        """The same with every image mapped."""
-        negatives = None if self.negatives is None else fn(self.negatives)
-        return Images(fn(self.student), fn(self.teacher), negatives, self.divergence)
+        return replace(
+            self, student=self.student[rows], teacher=self.teacher[rows], negatives=negatives
+        )
 
 
 @dataclass
@@ -105,22 +106,29 @@ def stream(network: VQGANNetwork, images: Images, chunk: int) -> Terms:
 
     Args:
         network: with fused operations.
-        images: in the network's range.
+        images: in [0, 1].
         chunk: how many of the others' images are in flight at once.
     """
-    levels = list(network.levels(images.student))
-    gaps, targets = compare(network, [level.detach() for level in levels], images, chunk)
-    terms = Terms()
+    scale = GradientScale(network.dtype)
+    levels = list(network.levels(scale.enter(images.prepare(images.student))))
+    gaps, targets = _compare(network, [level.detach() for level in levels], images, chunk)
+    results: list[Tensor] = []
+    gains: list[float] = []
     for level, gap in zip(levels, gaps, strict=False):
-        positive, negative = gap.attach(level)
-        terms.positive.append(positive)
-        terms.negative.append(negative)
+        results += gap.attach(level)
+        gains += gap.gains
+    if targets is not None:
+        results.append(network.encoder(levels[-1]))
+        gains.append(1.0)
+    results = scale.leave(results, gains)
+    distances = results[: 2 * len(gaps)]
+    terms = Terms(distances[::2], distances[1::2])
     if images.divergence is not None and targets is not None:
-        terms.divergence = images.divergence(network.code_logits(levels[-1]), targets)
+        terms.divergence = images.divergence(network.head(results[-1]), targets)
     return terms
 
 
-def compare(
+def _compare(
     network: VQGANNetwork, student: list[Tensor], images: Images, chunk: int
 ) -> tuple[list[LevelGaps], Tensor | None]:
     """Let the others pass, and reduce each of their levels against the student's.
@@ -134,7 +142,7 @@ def compare(
         gaps = [LevelGaps(level, len(others) - 1) for level in student]
     with torch.no_grad():
         for first, start, group in _groups(others, chunk):
-            for i, level in enumerate(network.levels(group.flatten(0, 1))):
+            for i, level in enumerate(network.levels(images.prepare(group.flatten(0, 1)))):
                 if gaps:
                     gaps[i].add(level.view(*group.shape[:2], *level.shape[1:]), first, start)
             if first == 0 and images.divergence is not None:

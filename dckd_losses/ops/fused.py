@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.grad import conv2d_input
 
+from dckd_losses.ops import winograd
+from dckd_losses.ops.norm import group_norm_silu
 from dckd_losses.ops.second_derivative import refuse_second_derivative
+
+__all__ = ["add_group_norm_silu", "frozen_conv2d", "group_norm_silu"]
 
 
 class _FrozenConv2d(Function):
@@ -24,16 +26,26 @@ class _FrozenConv2d(Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
+        ctx.size, ctx.stride, ctx.padding = x.shape[2:], stride, padding
+        if (stride, padding) == (1, 1) and winograd.pays(x, weight):
+            return winograd.conv2d(x, weight, bias)
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         (weight,) = ctx.saved_tensors
-        dx: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
-            ctx.shape, weight, grad, ctx.stride, ctx.padding
-        )
+        stride, padding = ctx.stride, ctx.padding
+        if (stride, padding) == (1, 1) and winograd.pays(grad, weight):
+            dx = winograd.conv2d(grad, weight.transpose(0, 1).flip(2, 3), None)
+        else:  # the rows and columns that the stride left out get gradients too
+            left_out = [
+                wanted - (seen - 1) * stride + 2 * padding - kernel
+                for wanted, seen, kernel in zip(
+                    ctx.size, grad.shape[2:], weight.shape[2:], strict=True
+                )
+            ]
+            dx = F.conv_transpose2d(grad, weight, None, stride, padding, left_out)
         return dx, None, None, None, None
 
 
@@ -45,49 +57,9 @@ def frozen_conv2d(
     return out
 
 
-class _GroupNormSiLU(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> Tensor:
-        x = _dense(x)
-        batch, channels = x.shape[:2]
-        pixels = x.numel() // (batch * channels)
-        out, mean, rstd = torch.native_group_norm(
-            x, weight, bias, batch, channels, pixels, groups, eps
-        )
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.groups, ctx.pixels = groups, pixels
-        return F.silu(out, inplace=True)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        batch, channels = x.shape[:2]
-        per_channel = (batch, channels, 1, 1)
-        spread = (rstd.repeat_interleave(channels // ctx.groups, 1) * weight).view(per_channel)
-        centre = mean.repeat_interleave(channels // ctx.groups, 1).view(per_channel)
-        normed = torch.addcmul(bias.view(1, -1, 1, 1) - centre * spread, x, spread.to(x.dtype))
-        grad = torch.ops.aten.silu_backward(grad, normed.to(x.dtype))
-        del normed
-        dx, _, _ = torch.ops.aten.native_group_norm_backward(
-            _dense(grad, x), x, mean, rstd, weight, batch, channels, ctx.pixels, ctx.groups,
-            [True, False, False],
-        )  # fmt: skip
-        return dx, None, None, None, None
-
-
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """See `reference.group_norm_silu`."""
-    out: Tensor = _GroupNormSiLU.apply(x, weight, bias, groups, eps)
-    return out
-
-
-def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """Contiguous or channels_last, as it is or as another tensor is."""
-    last = torch.channels_last
-    wanted = x if like is None else like
-    return x.contiguous(
-        memory_format=last if wanted.is_contiguous(memory_format=last) else torch.contiguous_format
-    )
+def add_group_norm_silu(
+    x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `reference.add_group_norm_silu`."""
+    x += skip
+    return x, group_norm_silu(x, weight, bias, groups, eps)

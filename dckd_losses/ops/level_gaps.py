@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from dckd_losses.ops.blocks import blocks, channels_last, rows
 from dckd_losses.ops.second_derivative import refuse_second_derivative
 
 MAX_INT8_NEGATIVES = 42  # 3 * 42 + 1 = 127
@@ -27,12 +28,14 @@ class LevelGaps:
         positive: mean distance to the teacher so far.
         negative: mean distance to each negative so far, summed.
         code: 3 q + p, (B, C, H, W).
+        gains: how much of a derivative by either distance an element of the features gets at most.
     """
 
     def __init__(self, student: Tensor, negatives: int) -> None:
-        self._student: Tensor | None = student
+        self._student = channels_last(student)
         small = negatives <= MAX_INT8_NEGATIVES
-        self.code = torch.zeros_like(student, dtype=torch.int8 if small else torch.int32)
+        self.code = torch.zeros_like(self._student, dtype=torch.int8 if small else torch.int32)
+        self.gains = (1 / student.numel(), negatives / student.numel())
         exact = torch.promote_types(student.dtype, torch.float32)
         self.positive = student.new_zeros((), dtype=exact)
         self.negative = student.new_zeros((), dtype=exact)
@@ -45,29 +48,20 @@ class LevelGaps:
             first: the first set's number; the teacher's is 0.
             start: the first image's number within the sets.
         """
-        assert self._student is not None
-        rows = slice(start, start + others.shape[1])
-        student, code = self._student[rows], self.code[rows]
+        part = slice(start, start + others.shape[1])
+        student, code = (rows(x[part]).flatten(0, 1) for x in (self._student, self.code))
         for number, other in enumerate(others, first):
-            gap = student.to(self.positive.dtype) - other
-            step = 3 if number else 1
-            code.add_((gap > 0).view(torch.int8), alpha=step)
-            code.sub_((gap < 0).view(torch.int8), alpha=step)
-            total = self.negative if number else self.positive
-            total += gap.abs_().sum(dtype=total.dtype) / self.code.numel()
-
-    def forget_student(self) -> None:
-        """Let the features go; the distances and the code remain."""
-        self._student = None
+            step, total = (3, self.negative) if number else (1, self.positive)
+            same = rows(channels_last(other)).flatten(0, 1)
+            for mine, theirs, codes in blocks(student, same, code):
+                gap = mine.to(total.dtype) - theirs
+                codes.add_(gap.sign().to(codes.dtype), alpha=step)
+                total += gap.abs_().sum(dtype=total.dtype) / self.code.numel()
 
     def attach(self, student: Tensor) -> tuple[Tensor, Tensor]:
         """Both distances, differentiable by the features that were compared."""
         positive, negative = _Distances.apply(student, self.code, self.positive, self.negative)
         return positive, negative
-
-    def gradient(self, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the student's features get for given derivatives by both distances."""
-        return _decode(self.code, d_positive, d_negative, dtype)
 
 
 class _Distances(Function):
@@ -88,10 +82,16 @@ class _Distances(Function):
 
 def _decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
     """(d_positive p + d_negative q) / elements, from 3 q + p."""
-    p = code.remainder(3).add_(1).remainder_(3).sub_(1)
-    third = d_negative / 3
-    grad = code.to(dtype).mul_((third / code.numel()).to(dtype))
-    return grad.add_(p.to(dtype).mul_(((d_positive - third) / code.numel()).to(dtype)))
+    grad = torch.empty_like(code, dtype=dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    by_teacher, by_negatives = d_positive / code.numel(), d_negative / code.numel()
+    flat = (rows(x).flatten(0, 1) for x in (code, grad))
+    for codes, into in blocks(*flat):
+        p = codes.to(exact)
+        q = (p / 3).round_()
+        p.sub_(q, alpha=3)
+        torch.add(p.mul_(by_teacher), q.mul_(by_negatives), out=into)
+    return grad
 
 
 def level_gaps(student: Tensor, teacher: Tensor, negatives: list[Tensor]) -> tuple[Tensor, Tensor]:

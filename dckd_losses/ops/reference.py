@@ -16,13 +16,28 @@ from torch import Tensor
 def frozen_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0
 ) -> Tensor:
-    """A convolution whose weights get no gradient (or do, here)."""
+    """A convolution in its weight's precision; the weights get no gradient (or do, here)."""
     return F.conv2d(x, weight, bias, stride, padding)
 
 
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """GroupNorm, then SiLU: (B, C, H, W) to the same."""
-    return F.silu(F.group_norm(x, groups, weight, bias, eps))
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = True
+) -> Tensor:
+    """GroupNorm, then SiLU if wanted, in the weight's precision: (B, C, H, W) to the same."""
+    out = F.group_norm(x.to(weight.dtype), groups, weight, bias, eps)
+    return (F.silu(out) if silu else out).to(x.dtype)
+
+
+def add_group_norm_silu(
+    x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """A residual block's sum and the next block's first norm; `x` may be overwritten.
+
+    Returns:
+        x + skip, and `group_norm_silu` of it; (B, C, H, W) both.
+    """
+    x = x + skip
+    return x, group_norm_silu(x, weight, bias, groups, eps)
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
-"""The fused path that keeps nothing but the gradient of the student's images."""
+"""The fused path whose memory does not grow with the batch: it keeps the images' gradient only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dckd_losses.ops.feature_path import Images, Objective, Terms, compare
-from dckd_losses.ops.level_gaps import LevelGaps
+from dckd_losses.ops.feature_path import Images, Objective, Terms, stream
 from dckd_losses.ops.second_derivative import refuse_second_derivative
 
 if TYPE_CHECKING:
@@ -20,13 +19,14 @@ if TYPE_CHECKING:
 def two_pass(
     network: VQGANNetwork, images: Images, chunk: int, objective: Objective
 ) -> tuple[Tensor, Terms]:
-    """All scalars first; then the student passes again, chunk by chunk, for its gradient.
+    """All scalars first, chunk by chunk; then all images pass again for the student's gradient.
 
-    Nothing but the gradient of the student's images is kept for backward.
+    Eq. 5's ratio is of whole batches, so no part's gradient is known before all have passed, and
+    nothing of a part is kept until then. A batch of one part passes once.
 
     Args:
         network: with fused operations.
-        images: in the network's range.
+        images: in [0, 1].
         chunk: how many images are in flight at once.
         objective: from the terms to the loss.
 
@@ -49,20 +49,22 @@ class _TwoPass(Function):
         objective: Objective,
         terms: Terms,
     ) -> Tensor:
-        images = images.map(Tensor.detach)
-        parts = [
-            _first_pass(network, images[start : start + chunk], chunk)
-            for start in range(0, len(student), chunk)
-        ]
-        shares = [len(part.images.student) / len(student) for part in parts]
-        _gather(parts, shares, terms)
-        if not ctx.needs_input_grad[0]:
+        starts = range(0, len(student), chunk)
+        parts = [_leaf(images[start : start + chunk]) for start in starts]
+        shares = [len(part.student) / len(student) for part in parts]
+        wanted: bool = ctx.needs_input_grad[0]
+        with torch.set_grad_enabled(wanted and len(parts) == 1):  # one part need not run again
+            found = [stream(network, part, chunk) for part in parts]
+        _gather(found, shares, terms)
+        if not wanted:
             return objective(terms)
         total, slopes = _slopes(objective, terms)
-        gradients = [
-            _second_pass(network, part, slopes, share)
-            for part, share in zip(parts, shares, strict=True)
-        ]
+        gradients: list[Tensor] = []
+        for part, share in zip(parts, shares, strict=True):
+            with torch.enable_grad():
+                again = found[0] if len(parts) == 1 else stream(network, part, chunk)
+            slope = [share * x for x in _flat(slopes)]
+            gradients += torch.autograd.grad(_flat(again), part.student, slope)
         ctx.save_for_backward(torch.cat(gradients))
         return total
 
@@ -73,71 +75,39 @@ class _TwoPass(Function):
         return gradient * grad.to(gradient.dtype), None, None, None, None, None
 
 
-@dataclass
-class _Part:
-    """A part of the batch between the passes: codes, and what the teacher's logits were."""
-
-    images: Images
-    gaps: list[LevelGaps]
-    targets: Tensor | None
-    divergence: Tensor | None
+def _leaf(images: Images) -> Images:
+    """The same images, the student's as a leaf of a graph of their own."""
+    return replace(images, student=images.student.detach().requires_grad_())
 
 
-def _first_pass(network: VQGANNetwork, images: Images, chunk: int) -> _Part:
-    levels = list(network.levels(images.student))
-    gaps, targets = compare(network, levels, images, chunk)
-    for gap in gaps:
-        gap.forget_student()
-    if images.divergence is None or targets is None:
-        return _Part(images, gaps, None, None)
-    divergence = images.divergence(network.code_logits(levels[-1]), targets)
-    return _Part(images, gaps, targets, divergence)
-
-
-def _gather(parts: list[_Part], shares: list[float], terms: Terms) -> None:
+def _gather(parts: list[Terms], shares: list[float], terms: Terms) -> None:
     """The whole batch's terms from its parts'."""
-    for gaps in zip(*(part.gaps for part in parts), strict=True):
-        sides = [[s * x for s, x in zip(shares, side, strict=True)] for side in (
-            [gap.positive for gap in gaps], [gap.negative for gap in gaps]
-        )]  # fmt: skip
-        terms.positive.append(torch.stack(sides[0]).sum())
-        terms.negative.append(torch.stack(sides[1]).sum())
-    found = [
-        s * p.divergence for s, p in zip(shares, parts, strict=True) if p.divergence is not None
+    columns = zip(*(_flat(part) for part in parts), strict=True)
+    whole = [
+        torch.stack([share * x.detach() for share, x in zip(shares, column, strict=True)]).sum()
+        for column in columns
     ]
-    terms.divergence = torch.stack(found).sum() if found else None
+    filled = _like(parts[0], whole)
+    terms.positive, terms.negative = filled.positive, filled.negative
+    terms.divergence = filled.divergence
 
 
 def _slopes(objective: Objective, terms: Terms) -> tuple[Tensor, Terms]:
     """The loss, and its derivative by each term."""
     with torch.enable_grad():
-        leaves = Terms(
-            [x.clone().requires_grad_() for x in terms.positive],
-            [x.clone().requires_grad_() for x in terms.negative],
-            None if terms.divergence is None else terms.divergence.clone().requires_grad_(),
-        )
-        total = objective(leaves)
-        last = [] if leaves.divergence is None else [leaves.divergence]
-        slopes = list(torch.autograd.grad(total, [*leaves.positive, *leaves.negative, *last]))
-    levels = len(leaves.positive)
-    divergence = slopes.pop() if last else None
-    return total.detach(), Terms(slopes[:levels], slopes[levels:], divergence)
+        leaves = [x.clone().requires_grad_() for x in _flat(terms)]
+        total = objective(_like(terms, leaves))
+        slopes = torch.autograd.grad(total, leaves)
+    return total.detach(), _like(terms, list(slopes))
 
 
-def _second_pass(network: VQGANNetwork, part: _Part, slopes: Terms, share: float) -> Tensor:
-    """The loss's gradient by a part of the student's images."""
-    with torch.enable_grad():
-        student = part.images.student.detach().requires_grad_()
-        levels = list(network.levels(student))
-        outputs, gradients = [], []
-        for level, gap, positive, negative in zip(
-            levels, part.gaps, slopes.positive, slopes.negative, strict=False
-        ):
-            outputs.append(level)
-            gradients.append(gap.gradient(share * positive, share * negative, level.dtype))
-        part.gaps.clear()
-        divergence = part.images.divergence
-        if divergence is not None and part.targets is not None and slopes.divergence is not None:
-            outputs.append(divergence(network.code_logits(levels[-1]), part.targets))
-            gradients.append(share * slopes.divergence)
-        return torch.autograd.grad(outputs, student, gradients)[0]
+def _flat(terms: Terms) -> list[Tensor]:
+    last = [] if terms.divergence is None else [terms.divergence]
+    return [*terms.positive, *terms.negative, *last]
+
+
+def _like(terms: Terms, values: list[Tensor]) -> Terms:
+    """Values in the order of `_flat`, under the names that these terms have."""
+    levels = len(terms.positive)
+    last = None if terms.divergence is None else values[-1]
+    return Terms(values[:levels], values[levels : 2 * levels], last)

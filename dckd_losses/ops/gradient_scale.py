@@ -1,0 +1,98 @@
+"""The scale at which gradients pass through a float16 network.
+
+A contrast's gradient at a feature is about 1e-10; float16 ends at 6e-8. So gradients grow by a
+power of two where they enter the network, and shrink by the same where they leave it, at its
+images. The power is found on the device, anew in each backward, from the largest gradient that
+arrives; whatever factor a GradScaler has put on the loss is swallowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from dckd_losses.ops.second_derivative import refuse_second_derivative
+
+LARGEST = -3  # a scaled gradient's largest element is below 2 to this, and at least half of it
+LIMIT = 100  # of the power, so that it and its inverse are float32 numbers
+
+
+class GradientScale:
+    """One pass through a network: its images enter, its results leave.
+
+    Args:
+        dtype: in which the network computes; only float16's gradients are scaled.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self.value = torch.ones(())
+
+    def enter(self, images: Tensor) -> Tensor:
+        """Images to the network's precision; their gradient comes back unscaled."""
+        if self._dtype != torch.float16:
+            return images.to(self._dtype)
+        entered: Tensor = _Enter.apply(images, self)
+        return entered
+
+    def leave(self, results: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
+        """Results to at least float32; their gradients go in scaled.
+
+        Args:
+            results: all that the network's gradient comes from.
+            gains: how large an element of a feature's gradient is at most, for a gradient of 1 in
+                each result.
+        """
+        if self._dtype != torch.float16:
+            return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in results]
+        left: tuple[Tensor, ...] = _Leave.apply(self, gains, *results)
+        return list(left)
+
+
+class _Enter(Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, scale: GradientScale) -> Tensor:
+        ctx.scale, ctx.dtype = scale, images.dtype
+        return images.to(torch.float16)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        return grad.to(ctx.dtype) / ctx.scale.value, None
+
+
+class _Leave(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scale: GradientScale, gains: Sequence[float], *results: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.scale, ctx.gains = scale, gains
+        ctx.dtypes = [x.dtype for x in results]
+        ctx.set_materialize_grads(False)
+        return tuple(x.to(torch.float32, copy=True) for x in results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        largest = [
+            gain * grad.abs().amax()
+            for gain, grad in zip(ctx.gains, grads, strict=True)
+            if grad is not None
+        ]
+        scale = ctx.scale.value = _power(torch.stack(largest).amax())
+        scaled = [
+            None if grad is None else (grad * scale).to(dtype)
+            for grad, dtype in zip(grads, ctx.dtypes, strict=True)
+        ]
+        return None, None, *scaled
+
+
+def _power(largest: Tensor) -> Tensor:
+    """The power of two that brings a number to just below 2 to `LARGEST`; 1 for inf and nan."""
+    exponent = (LARGEST - torch.frexp(largest).exponent).clamp(-LIMIT, LIMIT)
+    one = torch.ones_like(largest)
+    return torch.where(largest.isfinite(), torch.ldexp(one, exponent), one)
