@@ -15,7 +15,7 @@ from torch import Tensor
 from dckd_losses.ops.triton import DTYPES
 
 BLOCK = 1024  # 8 elements for each of 128 threads: 16 bytes of float16
-MAX_SETS = 16  # in one launch, which is unrolled over them so that no load waits for another
+MAX_SETS = 8  # in one launch, which is unrolled over them so that no load waits for another
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dt
         As code, and in its order of memory.
     """
     grad = torch.empty_like(code, dtype=dtype)
-    numel, shift = code.numel(), 3 * 2 ** (5 if code.dtype == torch.int8 else 28)
+    numel, shift = code.numel(), 3 * 2 ** (6 if code.dtype == torch.int8 else 28)
     with torch.cuda.device_of(code):
         decode_kernel[(triton.cdiv(numel, BLOCK),)](
             code, grad, d_positive, d_negative, numel, SHIFT=shift, BLOCK=BLOCK
