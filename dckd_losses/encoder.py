@@ -16,6 +16,7 @@ from dckd_losses.features import Encoding, FeatureEncoder, FrozenEncoder, Path
 from dckd_losses.network import VQGANNetwork, build
 from dckd_losses.ops.feature_path import Images, Objective, Terms, stream
 from dckd_losses.ops.gradient_scale import GradientScale
+from dckd_losses.ops.kernels import triton_takes
 from dckd_losses.ops.two_pass import two_pass
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -94,7 +95,7 @@ class VQGANEncoder(FeatureEncoder):
         self.impl = impl
         self.mode = mode
         self.chunk = chunk
-        self._set_precision()
+        self._arrange()
 
     @classmethod
     def from_pretrained(
@@ -163,7 +164,9 @@ class VQGANEncoder(FeatureEncoder):
             return Path("plain", "impl='plain'")
         if torch.compiler.is_compiling():
             return Path("plain", "torch.compile records the plain path and fuses it itself")
-        return Path("fused", f"mode={self.mode!r}; keeps for backward only what backward needs")
+        weight = self.network.quant_conv.weight
+        by = "Triton kernels" if triton_takes(weight.device, weight.dtype) else "torch's operations"
+        return Path("fused", f"mode={self.mode!r}, by {by}")
 
     def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
         """See `FeatureEncoder.compare`."""
@@ -180,12 +183,15 @@ class VQGANEncoder(FeatureEncoder):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQGANEncoder:
         super()._apply(fn, recurse)
-        self._set_precision()
+        self._arrange()
         return self
 
-    def _set_precision(self) -> None:
+    def _arrange(self) -> None:
+        """Weights in the precision and the layout that convolutions want, after every move."""
         if self.precision != "float32":  # which casts to float64 may exceed
             self.network.convolve_in(PRECISIONS[self.precision])
+        if self.impl != "plain" and self.network.quant_conv.weight.is_cuda:
+            self.network.to(memory_format=torch.channels_last)
 
     def _mapped(self, images: Tensor) -> Tensor:
         """Images in the network's range, at least in float32, in the layout of the path."""

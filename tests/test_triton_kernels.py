@@ -4,6 +4,7 @@ On a CUDA device, or on the CPU where the environment has TRITON_INTERPRET=1 (`t
 this file so).
 """
 
+import copy
 import os
 from itertools import pairwise
 
@@ -15,7 +16,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dckd_losses.ops import reference
+from dckd_losses import DCKDLoss, VQGANEncoder
+from dckd_losses.architecture import Architecture
+from dckd_losses.network import VQGANNetwork
+from dckd_losses.ops import fused, level_gaps, reference
 from dckd_losses.ops.triton import DTYPES, gaps, tiles
 from dckd_losses.ops.triton.norm import add_group_norm_silu, group_norm_silu
 
@@ -451,3 +455,62 @@ def test_more_than_two_to_the_31_elements():
     assert torch.equal(code, 19 * sign)  # the teacher's once, 3 times those of 6 negatives
     expected = 6 * student.double().abs().sum()
     torch.testing.assert_close(negative.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_are_what_the_fused_operations_call(monkeypatch):
+    """As on a CUDA device: the same arguments in the same order as the twins take."""
+    for module in (fused, level_gaps):
+        monkeypatch.setattr(module, "triton_takes", lambda device, dtype: dtype in DTYPES)
+    h, skip, slope, *others = (features(2, 32, 3, 5, seed=seed) for seed in range(6))
+    weight, bias = affine(32)
+    for silu in (True, False):
+        results = [
+            outcome(
+                lambda x, ops=ops, silu=silu: ops.group_norm_silu(x, weight, bias, 32, EPS, silu),
+                [h],
+                [slope],
+            )
+            for ops in (fused, reference)
+        ]
+        for seen, expected in zip(*results, strict=True):
+            torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+    results = [
+        outcome(
+            lambda x, y, ops=ops: ops.add_group_norm_silu(2 * x, y, weight, bias, 32, EPS),
+            [h, skip],
+            [slope, skip],
+        )
+        for ops in (fused, reference)
+    ] + [
+        outcome(lambda x, ops=ops: ops.level_gaps(x, skip, others), [h], [h.sum(), h.max()])
+        for ops in (level_gaps, reference)
+    ]
+    for seen, expected in zip(results[0] + results[2], results[1] + results[3], strict=True):
+        torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "precision"), [("stream", "float32"), ("twopass", "float16")])
+@device_only
+def test_carry_the_whole_loss(mode, precision):
+    torch.manual_seed(0)
+    architecture = Architecture(
+        stem=32, channels=(32, 32, 32, 64, 64), blocks=2,
+        attention=(False, False, False, False, True), z_channels=8, code_channels=6, codes=11,
+    )  # fmt: skip
+    network = VQGANNetwork(architecture)
+    student, teacher, other = torch.rand(3, 2, 3, 32, 33).to(DEVICE)
+    results = []
+    for way in ({"impl": "plain"}, {"mode": mode, "chunk": 1, "precision": precision}):
+        encoder = VQGANEncoder(copy.deepcopy(network), **way)
+        dckd = DCKDLoss(
+            torch.nn.Identity(), encoder, dmm_weight=0.05, negatives=lambda lq: other[None]
+        ).to(DEVICE)
+        assert "Triton" in encoder.path.reason or encoder.path.impl == "plain"
+        x = student.clone().requires_grad_()
+        loss = dckd(x, teacher, teacher)
+        loss.backward()
+        results.append((loss.detach(), x.grad))
+    (expected, slope), (seen, found) = results
+    exact = precision == "float32"
+    assert abs(seen - expected) < (1e-6 if exact else 2e-3) * expected
+    assert (found - slope).norm() < (2e-2 if exact else 0.1) * slope.norm()

@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from dckd_losses.ops import winograd
-from dckd_losses.ops.norm import group_norm_silu
+from dckd_losses.ops import norm, winograd
+from dckd_losses.ops.kernels import triton_takes
 from dckd_losses.ops.second_derivative import refuse_second_derivative
-
-__all__ = ["add_group_norm_silu", "frozen_conv2d", "group_norm_silu"]
 
 
 class _FrozenConv2d(Function):
@@ -57,9 +55,24 @@ def frozen_conv2d(
     return out
 
 
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = True
+) -> Tensor:
+    """See `reference.group_norm_silu`; the result is channels_last."""
+    if not triton_takes(x.device, x.dtype):
+        return norm.group_norm_silu(x, weight, bias, groups, eps, silu)
+    from dckd_losses.ops.triton.norm import group_norm_silu as kernel
+
+    return kernel(x, weight, bias, groups, eps, silu)
+
+
 def add_group_norm_silu(
     x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.add_group_norm_silu`."""
-    x += skip
-    return x, group_norm_silu(x, weight, bias, groups, eps)
+    """See `reference.add_group_norm_silu`; the results are channels_last."""
+    if not triton_takes(x.device, x.dtype):
+        x += skip
+        return x, norm.group_norm_silu(x, weight, bias, groups, eps)
+    from dckd_losses.ops.triton.norm import add_group_norm_silu as kernel
+
+    return kernel(x, skip, weight, bias, groups, eps)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dckd_losses.ops.blocks import blocks, channels_last, rows
+from dckd_losses.ops.kernels import triton_takes
 from dckd_losses.ops.second_derivative import refuse_second_derivative
 
 MAX_INT8_NEGATIVES = 42  # 3 * 42 + 1 = 127
@@ -25,8 +26,8 @@ class LevelGaps:
         negatives: how many there will be.
 
     Attributes:
-        positive: mean distance to the teacher so far.
-        negative: mean distance to each negative so far, summed.
+        positive: sum of distances to the teacher's features so far.
+        negative: the same to the negatives'.
         code: 3 q + p, (B, C, H, W).
         gains: how much of a derivative by either distance an element of the features gets at most.
     """
@@ -49,6 +50,12 @@ class LevelGaps:
             start: the first image's number within the sets.
         """
         part = slice(start, start + others.shape[1])
+        if triton_takes(others.device, others.dtype):
+            from dckd_losses.ops.triton.gaps import accumulate
+
+            student, code = self._student[part], self.code[part]
+            accumulate(student, others, first, code, self.positive, self.negative)
+            return
         student, code = (rows(x[part]).flatten(0, 1) for x in (self._student, self.code))
         for number, other in enumerate(others, first):
             step, total = (3, self.negative) if number else (1, self.positive)
@@ -56,10 +63,14 @@ class LevelGaps:
             for mine, theirs, codes in blocks(student, same, code):
                 gap = mine.to(total.dtype) - theirs
                 codes.add_(gap.sign().to(codes.dtype), alpha=step)
-                total += gap.abs_().sum(dtype=total.dtype) / self.code.numel()
+                total += gap.abs_().sum(dtype=total.dtype)
 
     def attach(self, student: Tensor) -> tuple[Tensor, Tensor]:
-        """Both distances, differentiable by the features that were compared."""
+        """Mean distance to the teacher, and to each negative summed; differentiable.
+
+        Args:
+            student: the features that were compared.
+        """
         positive, negative = _Distances.apply(student, self.code, self.positive, self.negative)
         return positive, negative
 
@@ -71,7 +82,7 @@ class _Distances(Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(code)
         ctx.dtype = student.dtype
-        return positive.clone(), negative.clone()
+        return positive / code.numel(), negative / code.numel()
 
     @staticmethod
     def backward(ctx: Any, d_positive: Tensor, d_negative: Tensor) -> tuple[Tensor | None, ...]:
@@ -82,9 +93,13 @@ class _Distances(Function):
 
 def _decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
     """(d_positive p + d_negative q) / elements, from 3 q + p."""
+    by_teacher, by_negatives = d_positive / code.numel(), d_negative / code.numel()
+    if triton_takes(code.device, dtype):
+        from dckd_losses.ops.triton.gaps import decode
+
+        return decode(code, by_teacher, by_negatives, dtype)
     grad = torch.empty_like(code, dtype=dtype)
     exact = torch.promote_types(dtype, torch.float32)
-    by_teacher, by_negatives = d_positive / code.numel(), d_negative / code.numel()
     flat = (rows(x).flatten(0, 1) for x in (code, grad))
     for codes, into in blocks(*flat):
         p = codes.to(exact)
