@@ -6,11 +6,11 @@ from types import ModuleType
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dckd_losses.architecture import EPS, GROUPS
 from dckd_losses.ops import fused, reference
+from dckd_losses.ops.kernels import triton_takes
 
 
 def _operations(lean: bool) -> ModuleType:
@@ -25,8 +25,16 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         out: Tensor = _operations(self.lean).frozen_conv2d(
-            x, self.weight, self.bias, self.stride[0], int(self.padding[0])
+            x, self.weight, self.bias, int(self.padding[0])
         )
+        return out
+
+
+class HalvingConv2d(Conv2d):
+    """3x3, of stride 2, padded on the right and at the bottom only: H and W are halved."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _operations(self.lean).halving_conv2d(x, self.weight, self.bias)
         return out
 
 
@@ -45,11 +53,20 @@ class GroupNorm(nn.GroupNorm):
         )
         return out
 
-    def add(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        """`x + skip`, which may overwrite x, and what this norm makes of it."""
-        operations = _operations(self.lean)
-        total, out = operations.add_group_norm_silu(x, skip, self.weight, self.bias, GROUPS, EPS)
-        return total, out
+    def then(self, conv: Conv2d, x: Tensor) -> Tensor:
+        """This norm, SiLU and a 3x3 convolution."""
+        out: Tensor = _operations(self.lean).group_norm_silu_conv2d(
+            x, self.weight, self.bias, GROUPS, EPS, conv.weight, conv.bias
+        )
+        return out
+
+    def add(self, x: Tensor, skip: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`x + skip`, which may overwrite x, and what this norm makes of it where that is free."""
+        if self.lean and not torch.compiler.is_compiling() and triton_takes(x.device, x.dtype):
+            total, normed = fused.add_group_norm_silu(x, skip, self.weight, self.bias, GROUPS, EPS)
+            return total, [normed]
+        x += skip
+        return x, []
 
 
 class ResidualBlock(nn.Module):
@@ -77,7 +94,8 @@ class ResidualBlock(nn.Module):
             normed: what `norm1` makes of x where that is known, else empty. It is taken out, so
                 that it can be let go before the block ends.
         """
-        h: Tensor = self.conv2(self.norm2(self.conv1(normed.pop() if normed else self.norm1(x))))
+        h = self.conv1(normed.pop()) if normed else self.norm1.then(self.conv1, x)
+        h = self.norm2.then(self.conv2, h)
         return h, self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
 
 
@@ -104,14 +122,14 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve H and W by a strided convolution, padded on the right and at the bottom only."""
+    """Halve H and W."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv2d(channels, channels, 3, stride=2)
+        self.conv = HalvingConv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        out: Tensor = self.conv(x)
         return out
 
 
@@ -134,8 +152,7 @@ class Stage(nn.Module):
         first, *others = self._blocks()
         if len(self.attn) or not others:
             return first(x), []
-        level, normed = others[0].norm1.add(*first.summands(x, []))
-        return level, [normed]
+        return others[0].norm1.add(*first.summands(x, []))
 
     def rest(self, x: Tensor, normed: list[Tensor] | None = None) -> Tensor:
         """Continue from what `first` gave to the end of the level."""

@@ -30,15 +30,23 @@ class Encoder(nn.Module):
         self.norm_out = GroupNorm(widths[-1])
         self.conv_out = Conv2d(widths[-1], a.z_channels, 3, padding=1)
 
-    def levels(self, x: Tensor) -> Iterator[Tensor]:
-        """Images to the first residual block's output at each resolution, as they appear."""
-        x = self.conv_in(x)
-        *stages, last = self._stages()
-        for stage in stages:
+    def levels(self, x: Tensor, start: int = 0, stop: int = LEVELS) -> Iterator[Tensor]:
+        """The first residual block's output at each resolution, as they appear.
+
+        Args:
+            x: images, or what the level to start at begins with.
+            start: the first level.
+            stop: the level before which to stop; what it begins with comes last then.
+        """
+        x = x if start else self.conv_in(x)
+        for i, stage in enumerate(self._stages()[start:stop], start):
+            if i == LEVELS - 1:
+                yield stage.block[0](x)
+                return
             x, normed = stage.first(x)
             yield x
             x = stage.downsample(stage.rest(x, normed))
-        yield last.block[0](x)
+        yield x
 
     def forward(self, last_level: Tensor) -> Tensor:
         """The last of `levels` to latent vectors (B, Z, h, w)."""
@@ -81,13 +89,16 @@ class VQGANNetwork(nn.Module):
         self.quant_conv = Conv2d(architecture.z_channels, architecture.code_channels, 1)
         self.quantize = Codebook(architecture.codes, architecture.code_channels)
 
-    def levels(self, images: Tensor) -> Iterator[Tensor]:
+    def levels(self, images: Tensor, start: int = 0, stop: int = LEVELS) -> Iterator[Tensor]:
         """The first residual block's output at each of the five resolutions, as they appear.
 
         Args:
-            images: (B, 3, H, W) in the range the network was trained on, at least 16 pixels a side.
+            images: (B, 3, H, W) in the range the network was trained on, at least 16 pixels a side;
+                or what the level to start at begins with.
+            start: the first level.
+            stop: the level before which to stop; what it begins with comes last then.
         """
-        return self.encoder.levels(images)
+        return self.encoder.levels(images, start, stop)
 
     def fuse(self) -> VQGANNetwork:
         """Let `ops.fused` carry out convolutions and norms, where torch.compile does not record.

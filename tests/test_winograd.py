@@ -54,3 +54,16 @@ def test_rounds_a_few_times_more_than_a_convolution():
 def test_where_it_pays(shape, out_channels, dtype, expected):
     x = torch.empty(shape, dtype=dtype)
     assert winograd.pays(x, torch.empty(out_channels, shape[1], 3, 3)) is expected
+    assert not winograd.pays(x, torch.empty(out_channels, shape[1], 1, 1))
+
+
+@pytest.mark.parametrize("scratch", [1, 4000, 1 << 22])
+def test_prepares_every_pixel_once_and_no_border(monkeypatch, scratch):
+    """What is done to the features before must not reach the zeros around them."""
+    monkeypatch.setattr(winograd, "SCRATCH_BYTES", scratch)
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, 9, 14).double(), torch.randn(4, 3, 3, 3).double()
+    steps = [lambda x, out, n=n: torch.add(x, 1 + n, out=out) for n in range(2)]
+    moved = x + torch.tensor([1, 2]).view(2, 1, 1, 1)
+    seen = winograd.conv2d(x, weight, None, steps)
+    torch.testing.assert_close(seen, F.conv2d(moved, weight, None, 1, 1))

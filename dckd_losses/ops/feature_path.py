@@ -20,6 +20,9 @@ from dckd_losses.ops.level_gaps import LevelGaps
 if TYPE_CHECKING:
     from dckd_losses.network import VQGANNetwork
 
+DEEP = 2  # the level from which on `DEEP_IMAGES` images have no more features than one at level 0
+DEEP_IMAGES = 6
+
 
 @dataclass
 class Images:
@@ -133,33 +136,85 @@ def _compare(
 ) -> tuple[list[LevelGaps], Tensor | None]:
     """Let the others pass, and reduce each of their levels against the student's.
 
+    Up to level `DEEP` a group of `chunk` images passes at once. From there on features are so small
+    that several groups go on together, which the small matrices of these levels like better.
+
     Returns:
         The gaps at each level (none where no distances are wanted), and the teacher's code logits
         (None where no divergence is wanted).
     """
-    others, gaps, targets = images.others(), [], []
-    if images.negatives is not None:
-        gaps = [LevelGaps(level, len(others) - 1) for level in student]
+    others, targets = images.others(), []
+    gaps = [LevelGaps(x, len(others) - 1) for x in student if images.negatives is not None]
     with torch.no_grad():
-        for first, start, group in _groups(others, chunk):
-            for i, level in enumerate(network.levels(images.prepare(group.flatten(0, 1)))):
-                if gaps:
-                    gaps[i].add(level.view(*group.shape[:2], *level.shape[1:]), first, start)
-            if first == 0 and images.divergence is not None:
-                targets.append(network.code_logits(level[: group.shape[1]]))
+        for groups in _batches(_groups(others, chunk), DEEP_IMAGES * chunk):
+            waiting: list[Tensor] = []
+            for group in groups:
+                features = network.levels(images.prepare(torch.cat(group.parts)), 0, DEEP)
+                for i, x in enumerate(features):
+                    if gaps and i < DEEP:
+                        group.add_to(gaps[i], x)
+                waiting.append(x)
+            sizes = [len(x) for x in waiting]
+            for i, x in enumerate(network.levels(_joined(waiting), DEEP), DEEP):
+                pieces = torch.split(x, sizes)
+                for group, piece in zip(groups, pieces, strict=True):
+                    if gaps:
+                        group.add_to(gaps[i], piece)
+            if images.divergence is not None:
+                of_teacher = [
+                    g.sets(p)[0] for g, p in zip(groups, pieces, strict=True) if not g.first
+                ]
+                targets += [network.code_logits(torch.cat(of_teacher))] if of_teacher else []
     return gaps, torch.cat(targets) if targets else None
 
 
-def _groups(others: list[Tensor], chunk: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Image sets in groups of about `chunk` images.
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts as one; they are let go."""
+    joined = torch.cat(parts)
+    parts.clear()
+    return joined
 
-    Yields:
-        The first set's number, the first image's number within the sets, and their images as
-        (sets, images, 3, H, W).
+
+@dataclass
+class _Group:
+    """Some images of some sets, which pass together.
+
+    Attributes:
+        first: the first set's number; the teacher's is 0.
+        start: the first image's number within the sets.
+        parts: each set's images.
     """
+
+    first: int
+    start: int
+    parts: list[Tensor]
+
+    def sets(self, features: Tensor) -> Tensor:
+        """Features of all these images as (sets, images, C, H, W)."""
+        return features.view(len(self.parts), -1, *features.shape[1:])
+
+    def add_to(self, gaps: LevelGaps, features: Tensor) -> None:
+        """Compare their features with the student's."""
+        gaps.add(self.sets(features), self.first, self.start)
+
+
+def _groups(others: list[Tensor], chunk: int) -> Iterator[_Group]:
+    """Image sets in groups of about `chunk` images."""
     batch = len(others[0])
     together = max(1, chunk // batch)
     for first in range(0, len(others), together):
         for start in range(0, batch, chunk):
             sets = others[first : first + together]
-            yield first, start, torch.stack([images[start : start + chunk] for images in sets])
+            yield _Group(first, start, [images[start : start + chunk] for images in sets])
+
+
+def _batches(groups: Iterator[_Group], images: int) -> Iterator[list[_Group]]:
+    """Groups in lists of at most so many images, or of one group."""
+    batch: list[_Group] = []
+    for group in groups:
+        size = sum(len(part) for one in (*batch, group) for part in one.parts)
+        if batch and size > images:
+            yield batch
+            batch = []
+        batch.append(group)
+    yield batch

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def frozen_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0
-) -> Tensor:
-    """A convolution in its weight's precision; the weights get no gradient (or do, here)."""
-    return F.conv2d(x, weight, bias, stride, padding)
+def frozen_conv2d(x: Tensor, weight: Tensor, bias: Tensor, padding: int = 0) -> Tensor:
+    """A convolution whose weights get no gradient (or do, here)."""
+    return F.conv2d(x, weight, bias, 1, padding)
+
+
+def halving_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3x3 convolution of stride 2, padded on the right and at the bottom only."""
+    return F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, 2)
 
 
 def group_norm_silu(
@@ -38,6 +41,19 @@ def add_group_norm_silu(
     """
     x = x + skip
     return x, group_norm_silu(x, weight, bias, groups, eps)
+
+
+def group_norm_silu_conv2d(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    groups: int,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """One stage of a residual block: the norm, SiLU and a 3x3 convolution with padding 1."""
+    return frozen_conv2d(group_norm_silu(x, norm_weight, norm_bias, groups, eps), weight, bias, 1)
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks".
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -50,19 +51,27 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
+        and weight.shape[2:] == (KERNEL, KERNEL)
         and pixels >= MIN_PIXELS
         and CHANNELS[0] <= low
         and high <= CHANNELS[1]
     )
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+Activate = Callable[[Tensor, Tensor], None]
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activate: Sequence[Activate] | None = None
+) -> Tensor:
     """A 3x3 convolution of stride 1 and padding 1, without autograd.
 
     Args:
         x: (B, C, H, W); channels_last is read as it lies, other layouts more slowly.
         weight: (K, C, 3, 3).
         bias: (K,), or None.
+        activate: for each image what to do with its features before, from (h, W, C) into (h, W,
+            C); none by default. Done piece by piece, it needs no memory for the whole.
 
     Returns:
         (B, K, H, W) in channels_last.
@@ -75,12 +84,17 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kernel = matrices.kernel @ weight.permute(2, 3, 1, 0).reshape(KERNEL**2, -1)
     kernel = kernel.view(INPUT**2, channels, out_channels)
     strip = _Strip(x, out_channels)
-    for image, result in zip(x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1), strict=True):
+    images = zip(x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1), strict=True)
+    for (image, result), prepare in zip(images, activate or [_copy] * batch, strict=True):
         for top in range(0, height, strip.rows * OUTPUT):
-            strip.read(image, top)
+            strip.read(image, top, prepare)
             strip.transform(matrices, kernel)
             strip.write(result, top, bias)
     return out
+
+
+def _copy(x: Tensor, out: Tensor) -> None:
+    out.copy_(x)
 
 
 class _Strip:
@@ -102,13 +116,13 @@ class _Strip:
             (INPUT, INPUT, *self.shape, channels), (row, column, OUTPUT * row, OUTPUT * column, 1)
         )
 
-    def read(self, image: Tensor, top: int) -> None:
+    def read(self, image: Tensor, top: int, prepare: Activate) -> None:
         """Gather the tiles whose outputs begin in this row of an image (H, W, C)."""
         height, width, _ = image.shape
         first, last = max(top - 1, 0), min(top + self.rows * OUTPUT + 1, height)
         before, after = first - (top - 1), last - (top - 1)
         self._window[:before].zero_()
-        self._window[before:after, 1 : width + 1] = image[first:last]
+        prepare(image[first:last], self._window[before:after, 1 : width + 1])
         self._window[after:].zero_()
         tiles = self._one[: INPUT**2 * self.tiles * self.channels]
         tiles.view(self._overlapping.shape).copy_(self._overlapping)
