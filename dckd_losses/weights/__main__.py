@@ -21,8 +21,8 @@ def _list(args: argparse.Namespace) -> list[str]:
         origin = "published" if source.sha256 else "recorded by the first fetch"
         lines += [
             f"{name}: {state} {path}",
-            f"  complete checkpoint, {source.size}: {source.url}",
-            *(f"  the same elsewhere: {url}" for url in source.elsewhere),
+            f"  complete checkpoint, {source.size}, at {source.url}",
+            *(f"  also at {url}" for url in source.elsewhere),
             f"  sha256 {known}, {origin}" if known else "  sha256 not published",
         ]
     return lines

@@ -39,7 +39,8 @@ def fetch(name: str, *, delete_original: bool = False) -> Path:
 def recorded(name: str) -> str | None:
     """The sha256 that the first fetch recorded, of a checkpoint for which none is published."""
     record = _record(name)
-    return record.read_text(encoding="utf-8").split()[0] if record.is_file() else None
+    words = record.read_text(encoding="utf-8").split() if record.is_file() else []
+    return words[0] if words else None
 
 
 def _record(name: str) -> Path:
@@ -52,10 +53,10 @@ def _fetch(name: str, path: Path) -> None:
     try:
         seen = convert(checkpoint, path, origin=source.url, expected=source.sha256 or known)
     except RuntimeError as error:  # of the checkpoint; an OSError is of the place it goes to
-        hint = f" (recorded in {_record(name)} when it was first fetched)" if known else ""
+        hint = f" (recorded in {_record(name)}; remove that if you trust the new one)"
         raise RuntimeError(
-            f"{error}{hint}. It came as {source.file} ({source.size}) from {source.repository}, "
-            f"and {_discard(checkpoint, source.file)}"
+            f"{error}{hint if known else ''}. It came as {source.file} ({source.size}) from "
+            f"{source.repository}, and {_discard(checkpoint, source.file)}"
         ) from error
     if source.sha256 is None and known is None:
         _record(name).write_text(f"{seen}  {source.file}\n", encoding="utf-8")

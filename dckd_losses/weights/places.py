@@ -32,7 +32,7 @@ class Source:
         size: for people.
         sha256: of the file, where it has been published; otherwise the first fetch records it.
         architecture: of its encoder.
-        elsewhere: addresses of the same weights in other public places.
+        elsewhere: other public places that are known to offer these weights.
     """
 
     repository: str
