@@ -13,19 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 PREFIXES = ("encoder.", "quant_conv.", "quantize.")
 DIGEST = "tensors_sha256"  # metadata key under which `write_safetensors` leaves its own digest
 
+# What omegaconf's nodes call, and paths among hyper-parameters: stood for like all other names
+HARMLESS = ("collections.defaultdict", "pathlib.")
 
-class _NamedOnly:
-    """Stands for a class that a pickle names, such as a Lightning callback, and never runs."""
 
-    def __new__(cls, *args: object, **kwargs: object) -> _NamedOnly:
+class _Inert(type):
+    """The type of classes whose call makes nothing but an empty stand-in, or is refused."""
+
+    def __call__(cls, *args: object, **kwargs: object) -> Any:
+        if cls.__name__.startswith(HARMLESS):
+            return super().__call__()
         raise pickle.UnpicklingError(f"the file wants to call {cls.__name__}")
+
+
+class _NamedOnly(metaclass=_Inert):
+    """Stands for whatever a pickle names: a Lightning callback, an omegaconf node, a function.
+
+    Objects of it can be made and filled, which runs nothing. A call, which a class's own
+    constructor looks like too, refuses the file, the few of `HARMLESS` aside.
+    """
+
+    def __new__(cls, *args: object) -> _NamedOnly:
+        return super().__new__(cls)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -55,9 +71,9 @@ def read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         tensors, _ = read_safetensors(path)
     else:
-        with _refusing(path):
+        with refusing(path):
             tensors = _read_pickle(path)
-    # copied: a file that is still mapped could change under the encoder's feet
+    # copied: a file that is still mapped could change under the tensors
     wanted = {
         k: v.to(torch.float32, copy=True) for k, v in tensors.items() if k.startswith(PREFIXES)
     }
@@ -67,12 +83,29 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, **metadata: str) -> None:
-    """Write tensors with their digest, so that `read` notices alteration; never half a file."""
+    """Write tensors with their digest, so that `read` notices alteration; never half a file.
+
+    A file that is there already is replaced as a whole: who has it open or mapped keeps the old
+    one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors' own files are their owner's alone
         save_file(contiguous, partial, {**metadata, DIGEST: digest(contiguous)})
+        partial.chmod(mode)
         partial.replace(path)
+    except SafetensorError as error:  # its own name for a full disk
+        raise OSError(f"{path} cannot be written: {error}") from error
+    except PermissionError as error:
+        raise PermissionError(
+            f"{path} cannot be replaced ({error.strerror}); on Windows that also is so while an "
+            "encoder that was loaded from it is alive"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -83,7 +116,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         RuntimeError: the file is missing, cut short, altered or of another kind; names it.
     """
-    with _refusing(path):
+    with refusing(path):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -94,14 +127,18 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path) -> Iterator[None]:
     """Turn whatever a damaged file makes its reader say into one kind of error."""
     if not path.is_file():
         raise RuntimeError(f"{path}: no such file")
     try:
         yield
     except Exception as error:  # damaged files make their readers stumble over anything
-        size, said = path.stat().st_size, str(error).splitlines() or [type(error).__name__]
+        if isinstance(error, pickle.UnpicklingError) and error.__context__ is not None:
+            told: BaseException = error.__context__  # before torch wrapped it in advice
+        else:
+            told = error
+        size, said = path.stat().st_size, str(told).splitlines() or [type(told).__name__]
         raise RuntimeError(
             f"{path} ({size:,} bytes) is cut short, altered or not such weights: {said[0]}"
         ) from error
@@ -109,15 +146,17 @@ def _refusing(path: Path) -> Iterator[None]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     named: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
-    if zipfile.is_zipfile(path):
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
             raise ValueError(f"its entry {broken} fails the checksum")
         for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
-            named.append((type(name, (_NamedOnly,), {}), name))
+            named.append((_Inert(name, (_NamedOnly,), {}), name))
     with torch.serialization.safe_globals(named):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # mapped where it can be: of a complete checkpoint the encoder is an eighth
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise ValueError("it holds no state_dict")

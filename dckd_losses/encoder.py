@@ -127,7 +127,7 @@ class VQGANEncoder(FeatureEncoder):
         """
         path = weights.find(name_or_path)
         try:
-            network = build(weights.read(path))
+            network = build(weights.mapped(path))
         except (ValueError, KeyError) as error:
             raise RuntimeError(f"{path}: {error}") from error
         return cls(

@@ -2,40 +2,15 @@
 
 import os
 import pickle
-import sys
-import types
 import zipfile
 
 import pytest
 import torch
+from hub import complete_checkpoint
+from safetensors import SafetensorError
 
 from dckd_losses import VQGANEncoder
 from dckd_losses.checkpoint import DIGEST, digest, read, read_safetensors, write_safetensors
-
-
-def lightning_checkpoint(tensors, path, **more):
-    """A taming checkpoint: decoder, loss and optimizer beside the encoder, a class as a key."""
-    module = types.ModuleType("pytorch_lightning.callbacks.somewhere_old")
-    callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
-    module.ModelCheckpoint = callback
-    sys.modules[module.__name__] = module
-    try:
-        content = {
-            "epoch": 3,
-            "pytorch-lightning_version": "1.0.8",
-            "callbacks": {callback: {"best_model_score": torch.tensor(0.5)}},
-            "state_dict": {
-                **tensors,
-                "decoder.conv_in.weight": torch.zeros(2, 2),
-                "post_quant_conv.weight": torch.zeros(2, 2),
-                "loss.logvar": torch.zeros(()),
-            },
-            **more,
-        }
-        torch.save(content, path)
-    finally:
-        del sys.modules[module.__name__]
-    return path
 
 
 @pytest.fixture
@@ -46,7 +21,7 @@ def good(tensors, tmp_path):
 
 
 def test_reads_a_lightning_checkpoint_and_nothing_but_the_encoder(tensors, tmp_path):
-    path = lightning_checkpoint(tensors, tmp_path / "last.ckpt")
+    path = complete_checkpoint(tensors, tmp_path / "last.ckpt")
     seen = read(path)
     assert seen.keys() == tensors.keys()
     assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
@@ -55,7 +30,7 @@ def test_reads_a_lightning_checkpoint_and_nothing_but_the_encoder(tensors, tmp_p
 def test_every_format_gives_the_same_levels(tensors, good, tmp_path, images):
     torch.save(tensors, tmp_path / "plain.pt")
     torch.save({"state_dict": tensors}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    lightning_checkpoint(tensors, tmp_path / "last.ckpt")
+    complete_checkpoint(tensors, tmp_path / "last.ckpt")
     x = images(1, 3, 33, 40)
     expected = VQGANEncoder.from_pretrained(good)(x)
     for name in ("plain.pt", "old.pt", "last.ckpt"):
@@ -70,6 +45,27 @@ def test_half_precision_files_are_computed_in_float32(tensors, tmp_path):
     assert {t.dtype for t in read(tmp_path / "half.safetensors").values()} == {torch.float32}
 
 
+def test_objects_that_a_checkpoint_names_are_never_made(tensors, tmp_path):
+    """Not even of classes that can be imported: a state that would act is not handed over."""
+    mark = tmp_path / "set"
+    path = complete_checkpoint(tensors, tmp_path / "last.ckpt", extra=Acting(mark))
+    assert mark.exists()  # by pickle itself, while it was written
+    mark.unlink()
+    assert read(path).keys() == tensors.keys()
+    assert not mark.exists()
+
+
+class Acting:
+    """Does something as soon as its state is set."""
+
+    def __init__(self, mark):
+        self.__setstate__({"mark": str(mark)})
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        open(self.mark, "w").close()  # noqa: PTH123
+
+
 class Caller:
     """Pickles into a call of something."""
 
@@ -80,18 +76,18 @@ class Caller:
         return self.call
 
 
-@pytest.mark.parametrize("where", ["callbacks", "state_dict"])
+@pytest.mark.parametrize("where", ["callbacks", "hyper_parameters", "state_dict"])
 @pytest.mark.parametrize("function", [os.system, eval, print, pickle.loads])
 def test_a_pickle_that_calls_something_is_refused_whole(tensors, tmp_path, where, function):
     mark = tmp_path / "executed"
     argument = f"touch {mark}" if function is os.system else f"open({str(mark)!r}, 'w')"
     argument = argument.encode() if function is pickle.loads else argument
     evil = Caller(function, argument)
-    more = {"callbacks": {"x": evil}} if where == "callbacks" else {
+    more = {where: {"x": evil}} if where != "state_dict" else {
         "state_dict": {**tensors, "loss.extra": evil}
     }  # fmt: skip
-    path = lightning_checkpoint(tensors, tmp_path / "evil.ckpt", **more)
-    with pytest.raises(RuntimeError, match=r"evil\.ckpt"):
+    path = complete_checkpoint(tensors, tmp_path / "evil.ckpt", **more)
+    with pytest.raises(RuntimeError, match=r"evil\.ckpt .*(wants to call|is blocked)"):
         VQGANEncoder.from_pretrained(path)
     assert not mark.exists()
 
@@ -221,15 +217,27 @@ def test_metadata_is_kept_beside_the_digest(tensors, tmp_path):
     assert metadata == {"source": "here", DIGEST: digest(tensors)}
 
 
-def test_the_encoder_does_not_depend_on_its_file_afterwards(good, images):
-    x = images(1, 3, 32, 32)
-    encoder = VQGANEncoder.from_pretrained(good)
-    before = encoder(x).code_logits
-    data = good.read_bytes()
-    with good.open("r+b") as file:
-        file.seek(len(data) // 2)
-        file.write(bytes(len(data) // 2))
-    assert torch.equal(encoder(x).code_logits, before)
+def test_a_written_file_may_be_read_by_whoever_may_read_its_neighbours(good, tmp_path):
+    (tmp_path / "neighbour").touch()
+    assert good.stat().st_mode == (tmp_path / "neighbour").stat().st_mode
+
+
+def test_a_full_disk_and_a_file_in_use_are_told(tensors, good, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dckd_losses.checkpoint.save_file", full)
+        with pytest.raises(OSError, match=r"encoder\.safetensors cannot be written: No space"):
+            write_safetensors(tensors, good)
+
+    def in_use(*_):
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr("pathlib.Path.replace", in_use)
+    with pytest.raises(PermissionError, match="while an encoder that was loaded from it is alive"):
+        write_safetensors(tensors, good)
+    assert [p.name for p in good.parent.iterdir()] == ["encoder.safetensors"]
 
 
 @pytest.mark.parametrize("content", [b"0", b"(", b"\x80\x02.", b"cposix\nsystem\n.", b"]" * 9])

@@ -1,0 +1,223 @@
+"""A converted file is mapped once, shared by all who only read it, and owned by nobody."""
+
+import copy
+import gc
+import io
+import pickle
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dckd_losses import DMMLoss, VQGANEncoder
+from dckd_losses import mapped as module
+from dckd_losses.checkpoint import digest, read, write_safetensors
+from dckd_losses.mapped import mapped
+from dckd_losses.network import VQGANNetwork
+from dckd_losses.weights.places import F16
+
+MAPS = Path("/proc/self/maps")
+linux = pytest.mark.skipif(not MAPS.exists(), reason="looks into /proc")
+
+
+def times_mapped(path):
+    return sum(line.rstrip().endswith(str(path)) for line in MAPS.read_text().splitlines())
+
+
+@pytest.fixture
+def path(tensors, tmp_path):
+    write_safetensors(tensors, tmp_path / "encoder.safetensors")
+    yield tmp_path / "encoder.safetensors"
+    gc.collect()
+
+
+def addresses(encoder):
+    return [p.data_ptr() for p in encoder.network.parameters()]
+
+
+@linux
+def test_a_file_is_mapped_once_and_given_back(path):
+    first, second = VQGANEncoder.from_pretrained(path), DMMLoss(path).encoder
+    assert addresses(first) == addresses(second)
+    assert times_mapped(path) == 1
+    del first
+    gc.collect()
+    assert times_mapped(path) == 1
+    del second
+    gc.collect()
+    assert times_mapped(path) == 0
+
+
+def test_it_is_hashed_once_while_it_is_alive(path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "digest", lambda tensors: calls.append(1) or digest(tensors))
+    held = [mapped(path), mapped(path)]
+    assert len(calls) == 1
+    del held
+    gc.collect()
+    mapped(path)
+    assert len(calls) == 2
+
+
+def test_threads_share_one_mapping(path):
+    start, seen = threading.Barrier(8), []
+
+    def load():
+        start.wait()
+        seen.append(VQGANEncoder.from_pretrained(path))
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 8
+    assert len({tuple(addresses(encoder)) for encoder in seen}) == 1
+
+
+def test_who_was_slower_takes_the_mapping_of_who_was_faster(path, monkeypatch):
+    faster = []
+
+    def overtaken(tensors):
+        monkeypatch.setattr(module, "digest", digest)
+        faster.append(mapped(path))
+        return digest(tensors)
+
+    monkeypatch.setattr(module, "digest", overtaken)
+    slower = mapped(path)
+    for name, tensor in faster[0].items():
+        assert slower[name].data_ptr() == tensor.data_ptr()
+
+
+def test_the_same_tensors_as_read(tensors, path):
+    assert all(torch.equal(mapped(path)[name], tensors[name]) for name in tensors)
+    assert mapped(path).keys() == read(path).keys() == tensors.keys()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be replaced there")
+def test_a_file_replaced_as_a_whole_leaves_the_living_alone(tensors, path, images):
+    x, encoder = images(1, 3, 32, 32), VQGANEncoder.from_pretrained(path)
+    before = encoder(x).code_logits
+    write_safetensors({name: tensor + 1 for name, tensor in tensors.items()}, path)
+    assert torch.equal(encoder(x).code_logits, before)
+    other = VQGANEncoder.from_pretrained(path)
+    assert torch.equal(other.network.quant_conv.weight, tensors["quant_conv.weight"] + 1)
+    path.unlink()
+    assert torch.equal(encoder(x).code_logits, before)
+
+
+def test_a_file_altered_in_place_is_not_taken_for_the_one_that_is_mapped(path):
+    alive = VQGANEncoder.from_pretrained(path)
+    with path.open("r+b") as file:
+        file.seek(-3, 2)
+        file.write(b"abc")
+    with pytest.raises(RuntimeError, match=r"encoder\.safetensors .*it was written as"):
+        VQGANEncoder.from_pretrained(path)
+    del alive
+
+
+def test_files_that_others_wrote_are_copied(tensors, tmp_path, images):
+    """Whoever wrote them may cut them or write into them; a digest is what ours are told by."""
+    path = tmp_path / "foreign.safetensors"
+    save_file(tensors, path)
+    x, encoder = images(1, 3, 32, 32), VQGANEncoder.from_pretrained(path)
+    before = encoder(x).code_logits
+    path.write_bytes(b"")
+    assert torch.equal(encoder(x).code_logits, before)
+
+
+def test_half_precision_is_copied_into_float32(tensors, tmp_path):
+    path = tmp_path / "half.safetensors"
+    write_safetensors({k: v.half() for k, v in tensors.items()}, path)
+    one, two = mapped(path), mapped(path)
+    assert {t.dtype for t in one.values()} == {torch.float32}
+    assert one["quant_conv.weight"].data_ptr() != two["quant_conv.weight"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda encoder: pickle.loads(pickle.dumps(encoder)),
+        lambda encoder: VQGANEncoder(copy.deepcopy(encoder.network)),
+    ],
+)
+def test_copies_are_separate(path, copied):
+    alive = VQGANEncoder.from_pretrained(path)
+    before = path.read_bytes()
+    other = copied(VQGANEncoder.from_pretrained(path))
+    state = {k: torch.zeros_like(v) for k, v in other.network.state_dict().items()}
+    other.network.load_state_dict(state)
+    assert not any(p.any() for p in other.network.parameters())
+    assert torch.equal(alive.network.quant_conv.weight, read(path)["quant_conv.weight"])
+    assert path.read_bytes() == before
+
+
+def test_moves_are_separate(path):
+    alive, other = VQGANEncoder.from_pretrained(path), VQGANEncoder.from_pretrained(path)
+    other.double()
+    assert other.network.quant_conv.weight.dtype == torch.float64
+    other.float()
+    assert not set(addresses(alive)) & set(addresses(other))
+    assert torch.equal(alive.network.quant_conv.weight, other.network.quant_conv.weight)
+
+
+def test_writing_reaches_no_file(path):
+    before = path.read_bytes()
+    mapped(path)["quant_conv.weight"].zero_()
+    assert path.read_bytes() == before
+
+
+def test_one_tensor_is_saved_without_the_others(path):
+    file = io.BytesIO()
+    torch.save(mapped(path)["quant_conv.weight"], file)
+    assert len(file.getvalue()) < path.stat().st_size / 100
+
+
+def test_workers_may_share_it(path):
+    alive, other = VQGANEncoder.from_pretrained(path), VQGANEncoder.from_pretrained(path)
+    other.network.share_memory()
+    assert other.network.quant_conv.weight.is_shared()
+    for a, b in zip(alive.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def f16(tmp_path_factory):
+    """A checkpoint of the f16 size and its conversion."""
+    from dckd_losses.weights import convert
+
+    folder = tmp_path_factory.mktemp("f16")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tensors = VQGANNetwork(F16).state_dict()
+    more = {"decoder.conv_in.weight": torch.zeros(1000)}
+    torch.save({"state_dict": {**tensors, **more}}, folder / "last.ckpt")
+    convert(folder / "last.ckpt", folder / "vqgan-f16-1024.safetensors")
+    return folder
+
+
+def test_the_f16_size_loads_in_less_than_a_second(f16):
+    path = f16 / "vqgan-f16-1024.safetensors"
+    assert path.stat().st_size == pytest.approx(4 * 29_626_112, rel=1e-3)
+    start = time.perf_counter()
+    first = VQGANEncoder.from_pretrained(path)
+    middle = time.perf_counter()
+    second = VQGANEncoder.from_pretrained(path)
+    end = time.perf_counter()
+    assert middle - start < 1
+    assert end - middle < (middle - start) / 2 + 0.1  # neither mapped nor hashed again
+    assert addresses(first) == addresses(second)
+
+
+@pytest.mark.parametrize("impl", ["plain", "auto"])
+def test_the_f16_size_gives_the_checkpoints_levels_bit_for_bit(f16, images, one_thread, impl):
+    x = images(1, 3, 48, 40)
+    expected = VQGANEncoder.from_pretrained(f16 / "last.ckpt", impl=impl)(x)
+    seen = VQGANEncoder.from_pretrained(f16 / "vqgan-f16-1024.safetensors", impl=impl)(x)
+    assert all(map(torch.equal, seen.levels, expected.levels))
+    assert torch.equal(seen.code_logits, expected.code_logits)
