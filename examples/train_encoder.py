@@ -31,7 +31,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from dckd_losses.architecture import LEVELS, Architecture
 from dckd_losses.checkpoint import write_safetensors
-from dckd_losses.layers import Attention, NormSiLU, ResidualBlock
+from dckd_losses.layers import Attention, GroupNorm, ResidualBlock
 from dckd_losses.network import VQGANNetwork
 
 CELL = 16  # pixels a side that one code stands for
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
             if level < LEVELS - 1:
                 layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
                 layers.append(nn.Conv2d(widths[level + 1], widths[level + 1], 3, padding=1))
-        layers += [NormSiLU(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)]
+        layers += [GroupNorm(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
