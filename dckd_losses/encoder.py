@@ -36,15 +36,17 @@ class VQGANEncoder(FeatureEncoder):
         network: the network, as `dckd_losses.network.build` makes it from tensors.
         input_range: images in [0, 1] are mapped linearly to this range. (-1, 1) is what
             taming-transformers trains on; (0, 1) is what DCKD's released code feeds.
-        precision: "float32" (on CUDA as exact as torch's own setting for convolutions, which by
-            default allows TF32), or "bfloat16" for convolutions under autocast, which is faster
-            where hardware has it and turns the gradient by some degrees.
+        precision: of the convolutions: "float32" (on CUDA as exact as torch's own setting, which
+            by default allows TF32), "float16" or "bfloat16". Norms, distances and the codebook
+            have at least float32. Half precisions keep half the bytes and are faster where the
+            hardware has them (a CPU has bfloat16 at most); the gradient turns by a few degrees in
+            float16, by some ten in bfloat16. float16's gradients are scaled inside.
         impl: "fused" keeps for backward only what backward needs and lets teacher and negatives go
             as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
             has a second derivative; "auto" takes the fused path where it can. See `path`.
-        mode: of the fused path: "stream" runs the student through the network once; "twopass"
-            runs it twice, chunk by chunk, and keeps only the gradient of its images (between the
-            two runs also one byte for each of its features).
+        mode: of the fused path: "stream" runs everything through the network once; "twopass" runs
+            it all chunk by chunk, twice where the batch has more than one, and keeps only the
+            gradient of the student's images: memory does not grow with the batch.
         chunk: of the fused path: how many images are in flight at once besides the student's
             (and of the student's too in "twopass"); by default what 256x256 pixels hold.
 

@@ -80,6 +80,21 @@ def test_a_zero_gradient_stays_zero(make, batch):
     assert torch.equal(zero, torch.zeros_like(zero))
 
 
+def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make, batch):
+    student, teacher, negatives = batch
+    dckd = DCKDLoss(torch.nn.Identity(), make(precision="float16"), negatives=lambda lq: negatives)
+    dckd(*batch[:2], teacher)
+    grads = []
+    for loss in (dckd, torch.compile(dckd, backend="eager")):
+        x = student.clone().requires_grad_()
+        loss(x, teacher, teacher).backward()
+        grads.append(x.grad)
+    assert (grads[1] - grads[0]).norm() < 0.1 * grads[0].norm()
+    torch._dynamo.reset()  # or what was just compiled would be taken
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(dckd, backend="eager", fullgraph=True)(student, teacher, teacher)
+
+
 @pytest.mark.parametrize("precision", HALVES)
 def test_only_convolutions_are_in_half_precision(make, images, precision):
     network = make(precision=precision).network

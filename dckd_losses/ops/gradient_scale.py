@@ -34,10 +34,7 @@ class GradientScale:
 
     def enter(self, images: Tensor) -> Tensor:
         """Images to the network's precision; their gradient comes back unscaled."""
-        if self._dtype != torch.float16:
-            return images.to(self._dtype)
-        entered: Tensor = _Enter.apply(images, self)
-        return entered
+        return self._enter(images) if self._dtype == torch.float16 else images.to(self._dtype)
 
     def leave(self, results: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
         """Results to at least float32; their gradients go in scaled.
@@ -49,6 +46,19 @@ class GradientScale:
         """
         if self._dtype != torch.float16:
             return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in results]
+        left: list[Tensor] = self._leave(results, gains)
+        return left
+
+    # Not for torch.compile to record: it would lose what backward tells `value`, and with that the
+    # way back from the scale.
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _enter(self, images: Tensor) -> Tensor:
+        entered: Tensor = _Enter.apply(images, self)
+        return entered
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _leave(self, results: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
         left: tuple[Tensor, ...] = _Leave.apply(self, gains, *results)
         return list(left)
 

@@ -1,6 +1,7 @@
 """The training loop, in one process and with a toy encoder: resume, stop, refuse."""
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def test_the_second_signal_ends_at_once_and_handlers_come_back(tmp_path: Path) -
 
     def twice() -> None:
         signal.raise_signal(signal.SIGINT)
+        time.sleep(0.1)  # two that are both pending would be handled as one
         signal.raise_signal(signal.SIGINT)
 
     at_step(run, 2, twice)
