@@ -13,6 +13,8 @@ from dckd_losses.dcr import EPS, LEVEL_WEIGHTS
 from dckd_losses.layers import Attention, ResidualBlock, Stage
 from dckd_losses.network import VQGANNetwork
 
+WEIGHTS = {"dcr_weight": 0.1, "dmm_weight": 1e-3}  # of the released configuration
+
 
 def loss(
     network: VQGANNetwork,

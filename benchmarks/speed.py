@@ -37,7 +37,6 @@ PATHS: dict[str, dict[str, object]] = {
     "stream, chunk 1": {"chunk": 1},
     "twopass, chunk 1": {"mode": "twopass", "chunk": 1},
 }
-WEIGHTS = {"dcr_weight": 0.1, "dmm_weight": 1e-3}
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 PRECISIONS = {"cpu": ["float32", "bfloat16"], "cuda": ["float32", "float16", "bfloat16"]}
 Row = dict[str, object]
@@ -130,14 +129,14 @@ def ways(
     _, teacher, negatives = (x.to(dtype) for x in images)
     found: dict[tuple[str, str], Way] = {
         ("released", "float32"): lambda x: released.loss(
-            network, 2 * x - 1, 2 * teacher - 1, 2 * negatives - 1, **WEIGHTS
+            network, 2 * x - 1, 2 * teacher - 1, 2 * negatives - 1, **released.WEIGHTS
         )
     }
     settings = {(name, "float32"): path for name, path in PATHS.items()}
     settings |= {("stream", p): {"precision": p} for p in precisions}
     for key, path in settings.items():
         encoder = VQGANEncoder(copy.deepcopy(network), **path)  # type: ignore[arg-type]
-        dckd = DCKDLoss(nn.Identity(), encoder, negatives=lambda lq: negatives, **WEIGHTS)
+        dckd = DCKDLoss(nn.Identity(), encoder, negatives=lambda lq: negatives, **released.WEIGHTS)
         found[key] = lambda x, dckd=dckd: dckd(x, teacher, teacher)
     return found
 

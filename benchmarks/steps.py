@@ -17,7 +17,6 @@ from examples.restoration import backbones
 
 SCALE = 2
 NEGATIVES = 5
-WEIGHTS = {"dcr_weight": 0.1, "dmm_weight": 1e-3}
 TEACHERS = {"tiny": "small"}  # others' are named after them
 Row = dict[str, object]
 Distill = Callable[[Tensor, Tensor, Tensor], Tensor]  # output, teacher's output, lq
@@ -72,13 +71,13 @@ def methods(
         def loss(output: Tensor, teacher: Tensor, lq: Tensor) -> Tensor:
             others = negatives(lq)
             images = (2 * x - 1 for x in (output, teacher, others))
-            return released.loss(network, *images, **WEIGHTS)  # type: ignore[misc]
+            return released.loss(network, *images, **released.WEIGHTS)  # type: ignore[misc]
 
         return loss
 
     def dckd(student: nn.Module, optimizer: torch.optim.Optimizer, **path: str) -> Distill:
         encoder = VQGANEncoder(copy.deepcopy(network), **path)  # type: ignore[arg-type]
-        return DCKDLoss(student, encoder, **WEIGHTS).to(device).attach(optimizer)
+        return DCKDLoss(student, encoder, **released.WEIGHTS).to(device).attach(optimizer)
 
     return {
         "released": as_released,

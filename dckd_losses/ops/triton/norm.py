@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from dckd_losses.ops.blocks import channels_last
 from dckd_losses.ops.second_derivative import refuse_second_derivative
 from dckd_losses.ops.triton import DTYPES
 from dckd_losses.ops.triton.norm_backward import pull_back
@@ -26,11 +26,7 @@ def _features(x: Tensor, weight: Tensor, groups: int) -> Tensor:
             f"expected features (B, {channels}, H, W) in float32, float16 or bfloat16, and groups "
             f"that divide them, got {tuple(x.shape)} in {x.dtype} and {groups} groups"
         )
-    return _channels_last(x)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    return channels_last(x)
 
 
 class _GroupNormSiLU(Function):
@@ -47,7 +43,7 @@ class _GroupNormSiLU(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        dx = pull_back(_channels_last(dy), None, x, mean, rstd, weight, bias, ctx.silu)
+        dx = pull_back(channels_last(dy), None, x, mean, rstd, weight, bias, ctx.silu)
         return dx, None, None, None, None, None
 
 
@@ -79,10 +75,10 @@ class _AddGroupNormSiLU(Function):
     def backward(ctx: Any, ds: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         s, mean, rstd, weight, bias = ctx.saved_tensors
-        ds = None if ds is None else _channels_last(ds)
+        ds = None if ds is None else channels_last(ds)
         dx = ds
         if dy is not None:
-            dx = pull_back(_channels_last(dy), ds, s, mean, rstd, weight, bias, ctx.silu)
+            dx = pull_back(channels_last(dy), ds, s, mean, rstd, weight, bias, ctx.silu)
         return dx, dx, None, None, None, None, None
 
 
