@@ -8,6 +8,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
+from dckd_losses.as_encoder import as_encoder
 from dckd_losses.attachable import Attachable
 from dckd_losses.checks import (
     check_device,
@@ -19,7 +20,7 @@ from dckd_losses.checks import (
 )
 from dckd_losses.dcr import DCRLoss
 from dckd_losses.dmm import DMMLoss
-from dckd_losses.encoder import VQGANEncoder, as_encoder
+from dckd_losses.encoder import VQGANEncoder
 from dckd_losses.features import FeatureEncoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator

@@ -6,8 +6,8 @@ from os import PathLike
 
 from torch import Tensor, nn
 
+from dckd_losses.as_encoder import as_encoder
 from dckd_losses.checks import check_images, check_match, check_negatives
-from dckd_losses.encoder import as_encoder
 from dckd_losses.features import FeatureEncoder
 from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms

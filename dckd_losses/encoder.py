@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dckd_losses import weights
 from dckd_losses.checks import check_device, check_images
-from dckd_losses.features import Encoding, FeatureEncoder, FrozenEncoder, Path
+from dckd_losses.features import Encoding, FeatureEncoder, Path
 from dckd_losses.network import VQGANNetwork, build
 from dckd_losses.ops.feature_path import Images, Objective, Terms, stream
 from dckd_losses.ops.gradient_scale import GradientScale
@@ -214,20 +213,3 @@ class VQGANEncoder(FeatureEncoder):
             f"input_range={self.input_range}, precision={self.precision!r}, impl={self.impl!r}, "
             f"mode={self.mode!r}, chunk={self.chunk}"
         )
-
-
-def as_encoder(encoder: str | PathLike[str] | nn.Module) -> FeatureEncoder:
-    """The encoder that a loss was given: a name, a path, an encoder or any other module.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if isinstance(encoder, FeatureEncoder):
-        return encoder
-    if isinstance(encoder, VQGANNetwork):
-        return VQGANEncoder(copy.deepcopy(encoder))
-    if isinstance(encoder, nn.Module):
-        return FrozenEncoder(encoder)
-    if isinstance(encoder, (str, PathLike)):
-        return VQGANEncoder.from_pretrained(encoder)
-    raise ValueError(f"encoder must be a name, a path or a module, got {type(encoder).__name__}")

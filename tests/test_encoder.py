@@ -12,8 +12,8 @@ from torch import nn
 
 from dckd_losses import DCRLoss, DMMLoss, Encoding, VQGANEncoder
 from dckd_losses.architecture import Architecture
+from dckd_losses.as_encoder import as_encoder
 from dckd_losses.checkpoint import write_safetensors
-from dckd_losses.encoder import as_encoder
 from dckd_losses.features import FrozenEncoder
 from dckd_losses.network import build
 

@@ -452,7 +452,7 @@ def test_path_says_which_and_why(make):
 
 
 def test_own_networks_take_the_plain_path():
-    from dckd_losses.encoder import as_encoder
+    from dckd_losses.as_encoder import as_encoder
 
     assert as_encoder(torch.nn.Identity()).path == (
         "plain",
