@@ -36,10 +36,11 @@ class VQGANEncoder(FeatureEncoder):
         input_range: images in [0, 1] are mapped linearly to this range. (-1, 1) is what
             taming-transformers trains on; (0, 1) is what DCKD's released code feeds.
         precision: of the convolutions: "float32" (on CUDA as exact as torch's own setting, which
-            by default allows TF32), "float16" or "bfloat16". Norms, distances and the codebook
-            have at least float32. Half precisions keep half the bytes and are faster where the
-            hardware has them (a CPU has bfloat16 at most); the gradient turns by a few degrees in
-            float16, by some ten in bfloat16. float16's gradients are scaled inside.
+            by default allows TF32), "float16" or "bfloat16". The first convolution, statistics,
+            distances and the codebook have at least float32. Half precisions keep half the bytes
+            and are faster where the hardware has them (a CPU has bfloat16 at most). float16 turns
+            the gradient by a few degrees, bfloat16 by 15 to 35, most where student and teacher
+            are close (README). float16's gradients are scaled inside.
         impl: "fused" keeps for backward only what backward needs and lets teacher and negatives go
             as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
             has a second derivative; "auto" takes the fused path where it can. See `path`.
@@ -149,7 +150,7 @@ class VQGANEncoder(FeatureEncoder):
                 after the last level, which saves a tenth of their cost.
         """
         check_images("images", images)
-        scale = GradientScale(self.network.dtype)
+        scale = GradientScale(self.network.encoder.dtype)
         with self._precisely(images):
             levels = list(self.network.levels(scale.enter(self._mapped(images))))
             last = levels[-1][:coded]

@@ -38,7 +38,7 @@ class Encoder(nn.Module):
             start: the first level.
             stop: the level before which to stop; what it begins with comes last then.
         """
-        x = x if start else self.conv_in(x)
+        x = x if start else self.conv_in(x).to(self.dtype)
         for i, stage in enumerate(self._stages()[start:stop], start):
             if i == LEVELS - 1:
                 yield stage.block[0](x)
@@ -53,6 +53,11 @@ class Encoder(nn.Module):
         h = self.mid(self._stages()[-1].rest(last_level))
         out: Tensor = self.conv_out(self.norm_out(h))
         return out
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What convolutions after the first compute in."""
+        return self.conv_out.weight.dtype
 
     def _stages(self) -> list[Stage]:
         return cast("list[Stage]", list(self.down))
@@ -131,15 +136,14 @@ class VQGANNetwork(nn.Module):
         weight, bias = self._folded_head()
         return fused.frozen_conv2d(h.to(weight.dtype), weight, bias)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What convolutions compute in; norms and codebook have at least float32."""
-        return self.encoder.conv_in.weight.dtype
-
     def convolve_in(self, dtype: torch.dtype) -> VQGANNetwork:
-        """Let all convolutions before the codebook compute in a half precision."""
+        """Let all convolutions between the first one and the codebook compute in a half precision.
+
+        The first one costs next to nothing, and rounded images would be closer to each other than
+        a trained student is to its teacher.
+        """
         for module in self.encoder.modules():
-            if isinstance(module, Conv2d):
+            if isinstance(module, Conv2d) and module is not self.encoder.conv_in:
                 module.to(dtype)
         return self
 

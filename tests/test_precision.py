@@ -89,18 +89,19 @@ def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make, batch):
         x = student.clone().requires_grad_()
         loss(x, teacher, teacher).backward()
         grads.append(x.grad)
-    assert (grads[1] - grads[0]).norm() < 0.1 * grads[0].norm()
+    assert cosine(grads[1], grads[0].double()) > 0.98, "on the plain path, with other roundings"
+    torch.testing.assert_close(grads[1].norm(), grads[0].norm(), rtol=0.05, atol=0)
     torch._dynamo.reset()  # or what was just compiled would be taken
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(dckd, backend="eager", fullgraph=True)(student, teacher, teacher)
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_only_convolutions_are_in_half_precision(make, images, precision):
+def test_only_convolutions_after_the_first_are_in_half_precision(make, images, precision):
     network = make(precision=precision).network
     half = {name for name, p in network.named_parameters() if p.dtype == HALVES[precision]}
-    convolutions = {n for n, p in network.encoder.named_parameters() if "norm" not in n}
-    assert half == {f"encoder.{name}" for name in convolutions}
+    exact = ("norm", "conv_in", "quant")
+    assert half == {n for n, _ in network.named_parameters() if not any(x in n for x in exact)}
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -110,7 +111,7 @@ def test_casts_change_neither_precision_nor_result(make, images, precision, impl
     x = images(1, 3, 32, 32)
     before = encoder(x)
     encoder.double()
-    assert encoder.network.dtype == HALVES[precision]
+    assert encoder.network.encoder.dtype == HALVES[precision]
     assert encoder(x).code_logits.dtype == torch.float64
     after = encoder.float()(x)
     assert torch.equal(after.code_logits, before.code_logits)

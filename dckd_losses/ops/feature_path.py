@@ -112,7 +112,7 @@ def stream(network: VQGANNetwork, images: Images, chunk: int) -> Terms:
         images: in [0, 1].
         chunk: how many of the others' images are in flight at once.
     """
-    scale = GradientScale(network.dtype)
+    scale = GradientScale(network.encoder.dtype)
     levels = list(network.levels(scale.enter(images.prepare(images.student))))
     gaps, targets = _compare(network, [level.detach() for level in levels], images, chunk)
     results: list[Tensor] = []

@@ -33,8 +33,8 @@ class GradientScale:
         self.value = torch.ones(())
 
     def enter(self, images: Tensor) -> Tensor:
-        """Images to the network's precision; their gradient comes back unscaled."""
-        return self._enter(images) if self._dtype == torch.float16 else images.to(self._dtype)
+        """The same images; their gradient comes back unscaled."""
+        return self._enter(images) if self._dtype == torch.float16 else images
 
     def leave(self, results: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
         """Results to at least float32; their gradients go in scaled.
@@ -66,13 +66,13 @@ class GradientScale:
 class _Enter(Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, scale: GradientScale) -> Tensor:
-        ctx.scale, ctx.dtype = scale, images.dtype
-        return images.to(torch.float16)
+        ctx.scale = scale
+        return images.view_as(images)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        return grad.to(ctx.dtype) / ctx.scale.value, None
+        return grad / ctx.scale.value, None
 
 
 class _Leave(Function):
