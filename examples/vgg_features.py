@@ -121,9 +121,10 @@ def build_layers(convolutions: tuple[int, ...]) -> nn.Sequential:
     width = 3
     for count, wider in zip(convolutions, WIDTHS, strict=True):
         for _ in range(count):
-            layers += [nn.Conv2d(width, wider, 3, padding=1), nn.ReLU()]
-            nn.init.kaiming_normal_(layers[-2].weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layers[-2].bias)
+            conv = nn.Conv2d(width, wider, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+            layers += [conv, nn.ReLU()]
             width = wider
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.baselines.base import Baseline
 from dckd_losses import DCRLoss
 
-WEIGHT = 0.1  # as the paper is remembered: the released code leaves it to its command line
+WEIGHT = 0.1  # what the paper is said to use, unverified; the released code has 0 by default
 
 
 class AECR(Baseline):
@@ -26,7 +26,8 @@ class AECR(Baseline):
     Args:
         encoder: a name, a path or a module of five levels; the paper's are those of
             `examples.vgg_features.VGG19Features`.
-        weight: 0.1.
+        weight: 0.1, which the paper is said to use; not verified, and the released code's default
+            is 0.
 
     Shape:
         see `Baseline`; H and W at least 16.
