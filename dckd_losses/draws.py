@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 # splitmix64 (Steele, Lea and Flood 2014), in int64 arithmetic that wraps
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -74,3 +74,9 @@ class Draws:
         """Standard normal numbers, float32 (Box and Muller 1958)."""
         radius = (-2 * torch.log1p(-self.uniform(*shape))).sqrt()
         return radius * torch.cos(2 * math.pi * self.uniform(*shape))
+
+
+def process_rank() -> int:
+    """This process's rank; 0 where nothing is distributed."""
+    ready = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_rank() if ready else 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from dckd_losses.checks import check_device, check_images, check_match
 from dckd_losses.degradations import DEGRADATIONS, Degradation
-from dckd_losses.draws import Draws
+from dckd_losses.draws import Draws, process_rank
 from dckd_losses.history import HistoryModel
 
 NUM_NEGATIVES = 5  # paper, implementation details; Figure 8a
@@ -94,7 +94,7 @@ class NegativeGenerator(nn.Module):
     def _degrade(self, lq: Tensor, copies: int) -> Tensor:
         """Degraded copies of each image, (copies * B, 3, h, w)."""
         if isinstance(self.degradation, Degradation):
-            draws = Draws(self.seed, _rank(), self.counter)
+            draws = Draws(self.seed, process_rank(), self.counter)
             return self.degradation(lq.repeat(copies, 1, 1, 1), draws)
         images = [self.degradation(lq.clone()) for _ in range(copies)]
         for image in images:
@@ -105,8 +105,3 @@ class NegativeGenerator(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.history._apply(fn, recurse)
         return self
-
-
-def _rank() -> int:
-    ready = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_rank() if ready else 0

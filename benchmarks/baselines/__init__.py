@@ -1,0 +1,124 @@
+"""The methods that DCKD is compared with, each as what it adds to the L1 to the ground truth.
+
+    arm = build("fakd", student, teacher, encoder).to(device).attach(optimizer)   # once
+    loss = l1_loss(student_out, target) + arm(student_out, teacher_out, lq, target=target)
+
+Of MiPKD no code is public and its encoders, masks and insertion points are not described fully, so
+it is not implemented: tables cite its published numbers and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import nn
+
+from benchmarks.baselines import label_consistency, logits
+from benchmarks.baselines.aecr import AECR
+from benchmarks.baselines.base import Arm, Baseline
+from benchmarks.baselines.csd import CSD
+from benchmarks.baselines.dukd import DUKD
+from benchmarks.baselines.fakd import FAKD
+from benchmarks.baselines.label_consistency import LabelConsistency
+from benchmarks.baselines.logits import Logits
+from benchmarks.baselines.mclir import MCLIR
+from dckd_losses import DCKDLoss
+from examples.vgg_features import VGG16Features, VGG19Features
+
+__all__ = [
+    "AECR", "CSD", "DUKD", "FAKD", "MCLIR", "METHODS", "Arm", "Baseline", "LabelConsistency",
+    "Logits", "Method", "build",
+]  # fmt: skip
+
+Term: TypeAlias = Baseline | DCKDLoss
+Encoder: TypeAlias = str | PathLike[str] | nn.Module
+
+
+class Method(NamedTuple):
+    """What a method adds to the L1 to the ground truth.
+
+    Attributes:
+        logits_weight: of the L1 to the teacher, as published; 0 where no such term is.
+        terms: from student, teacher, encoder (None for the method's own) and what the method's
+            losses take by keyword to its further terms.
+    """
+
+    logits_weight: float
+    terms: Callable[..., tuple[Term, ...]]
+
+
+def dckd(
+    student: nn.Module, teacher: nn.Module, encoder: Encoder | None, **settings: Any
+) -> tuple[Term, ...]:
+    """DCKD (Eq. 10)."""
+    return (DCKDLoss(student, encoder or "vqgan-f16-1024", **settings),)
+
+
+def dckd_star(
+    student: nn.Module,
+    teacher: nn.Module,
+    encoder: Encoder | None,
+    *,
+    consistency_weight: float = label_consistency.WEIGHT,
+    **settings: Any,
+) -> tuple[Term, ...]:
+    """DCKD*: DCKD and DUKD's label consistency."""
+    consistency = LabelConsistency(teacher, weight=consistency_weight)
+    return (*dckd(student, teacher, encoder, **settings), consistency)
+
+
+METHODS = {
+    "scratch": Method(0.0, lambda student, teacher, encoder: ()),
+    "logits": Method(logits.WEIGHT, lambda student, teacher, encoder: ()),
+    "fakd": Method(1.0, lambda student, teacher, encoder, **k: (FAKD(student, teacher, **k),)),
+    "dukd": Method(1.0, lambda student, teacher, encoder, **k: (DUKD(student, teacher, **k),)),
+    "csd": Method(
+        0.0, lambda student, teacher, encoder, **k: (CSD(encoder or VGG19Features(), **k),)
+    ),
+    "aecr": Method(
+        0.0, lambda student, teacher, encoder, **k: (AECR(encoder or VGG19Features(), **k),)
+    ),
+    "mclir": Method(
+        0.0,
+        lambda student, teacher, encoder, **k: (MCLIR(student, encoder or VGG16Features(), **k),),
+    ),
+    "dckd": Method(1.0, dckd),
+    "dckd_star": Method(1.0, dckd_star),
+}
+
+
+def build(
+    name: str,
+    student: nn.Module,
+    teacher: nn.Module,
+    encoder: Encoder | None = None,
+    *,
+    logits_weight: float | None = None,
+    **settings: Any,
+) -> Arm:
+    """A method's arm.
+
+    Args:
+        name: one of `METHODS`.
+        student: the network to be trained; keep it, arms only refer to it.
+        teacher: the network whose outputs are distilled, frozen, in eval mode; keep it likewise.
+        encoder: of the contrastive methods: a name, a path or a module, one for all in a fair
+            comparison; by default each method's own (VGG19, VGG16, `vqgan-f16-1024`).
+        logits_weight: of the L1 to the teacher; as published by default.
+        settings: what the method's losses take by keyword; of DCKD* also `consistency_weight`.
+
+    Raises:
+        ValueError: there is no such method, or a setting is refused.
+
+    Example:
+        >>> arm = build("csd", nn.Identity(), nn.Identity(), "compact", num_negatives=7)
+        >>> [f"{type(term).__name__} {term.weight:.2f}" for term in arm.terms]
+        ['Logits 0.00', 'CSD 0.78']
+    """
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    method = METHODS[name]
+    weight = method.logits_weight if logits_weight is None else logits_weight
+    return Arm(Logits(weight=weight), *method.terms(student, teacher, encoder, **settings))

@@ -1,0 +1,225 @@
+"""Every rival behind DCKD's call: its gradient, its weight, its hooks, its random numbers."""
+
+import copy
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.baselines import DUKD, FAKD, METHODS, LabelConsistency, build
+from dckd_losses import HistoryModel, NegativeGenerator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RIVALS = ("fakd", "dukd", "csd", "aecr", "mclir")
+ZERO = {
+    "scratch": {},
+    "logits": {},
+    **{name: {"weight": 0} for name in RIVALS},
+    "dckd": {"dcr_weight": 0, "dmm_weight": 0},
+    "dckd_star": {"dcr_weight": 0, "dmm_weight": 0, "consistency_weight": 0},
+}
+
+
+@pytest.mark.parametrize("name", ["consistency", "dukd"])
+def test_draws_resume_from_the_counter(images, networks, name):
+    student, teacher = networks
+    make = {"consistency": lambda: LabelConsistency(teacher), "dukd": lambda: DUKD(*networks)}[name]
+    lq, target = images(4, 3, 8, 8), images(4, 3, 16, 16)
+
+    def value(loss):
+        return loss(student(lq), teacher(lq), lq, target=target).item()
+
+    loss, resumed = make(), make()
+    values = [value(loss) for _ in range(3)]
+    assert len(set(values)) == 3
+    resumed.load_state_dict({"counter": torch.tensor(2)}, strict=True)
+    assert value(resumed) == values[2]
+
+
+def steps(networks, encoder, name, count=1, **settings):
+    """Train a copy of the student on an arm; everything that the last step leaves."""
+    student, teacher = copy.deepcopy(networks)
+    arm = build(name, student, teacher, encoder, **settings)
+    optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+    arm.attach(optimizer)
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(count):
+        lq, target = (torch.rand(3, 3, side, side, generator=generator) for side in (8, 16))
+        output, taught = student(lq), teacher(lq)
+        loss = arm(output, taught, lq, target=target)
+        optimizer.zero_grad()
+        (F.l1_loss(output, target) + loss).backward()
+        optimizer.step()
+    return student, teacher, arm, optimizer
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_zero_weights_are_the_scratch_run_bit_for_bit(networks, encoder, name):
+    for seen, expected in zip(
+        steps(networks, encoder, name, 3, logits_weight=0, **ZERO[name])[0].parameters(),
+        steps(networks, encoder, "scratch", 3)[0].parameters(),
+        strict=True,
+    ):
+        assert torch.equal(seen, expected)
+        assert torch.equal(seen.grad, expected.grad)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "scratch"])
+def test_every_method_changes_the_student_and_not_the_teacher(networks, encoder, name):
+    student, teacher, arm, _ = steps(networks, encoder, name, 2)
+    scratch = steps(networks, encoder, "scratch", 2)[0]
+    assert any(
+        not torch.equal(p, q)
+        for p, q in zip(student.parameters(), scratch.parameters(), strict=True)
+    )
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(x.isfinite().all() and not x.requires_grad for x in arm.last.values())
+
+
+@pytest.mark.parametrize("name", [*RIVALS, "dckd_star"])
+def test_gradient_of_the_rivals_own_term_reaches_the_student(networks, encoder, images, name):
+    student, teacher, arm, optimizer = steps(networks, encoder, name, 2)  # MCLIR's starts at 0
+    lq, target = images(3, 3, 8, 8), images(3, 3, 16, 16)
+    taught = teacher(lq)
+    optimizer.zero_grad()
+    arm.terms[-1](student(lq), taught, lq, target=target).backward()
+    gradients = [p.grad for p in student.body.parameters()]
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_fakd_reaches_the_student_through_its_features_alone(networks, images):
+    student, teacher = networks
+    fakd = FAKD(student, teacher).attach()
+    lq = images(2, 3, 8, 8)
+    output = student(lq)
+    fakd(output.detach().requires_grad_(), teacher(lq), lq).backward()
+    assert student.body[2].layers[0].weight.grad.any()
+    assert student.head.weight.grad.any()
+    assert student.tail.weight.grad is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_teacher_may_run_in_inference_mode(networks, encoder, images, name):
+    student, teacher = networks
+    arm = build(name, student, teacher, encoder).attach(torch.optim.SGD(student.parameters()))
+    lq, target = images(3, 3, 8, 8), images(3, 3, 16, 16)
+    with torch.inference_mode():
+        taught = teacher(lq)
+    output = student(lq)
+    (F.l1_loss(output, target) + arm(output, taught, lq, target=target)).backward()
+    assert student.head.weight.grad.isfinite().all()
+
+
+def hooks_of(*owners):
+    modules = [m for owner in owners if isinstance(owner, nn.Module) for m in owner.modules()]
+    hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+    hooks += [o._optimizer_step_post_hooks for o in owners if hasattr(o, "param_groups")]
+    return sum(map(len, hooks))
+
+
+@pytest.mark.parametrize(("name", "count"), [("fakd", 6), ("mclir", 4), ("dckd", 1), ("csd", 0)])
+def test_detach_removes_every_hook(networks, encoder, name, count):
+    student, teacher, arm, optimizer = steps(networks, encoder, name)
+    assert hooks_of(student, teacher, optimizer) == count
+    if count:
+        with pytest.raises(ValueError, match="attached"):
+            arm.attach(optimizer)
+        copy.deepcopy(arm).detach()  # a copy has none to remove
+        assert hooks_of(student, teacher, optimizer) == count
+    arm.detach()
+    assert hooks_of(student, teacher, optimizer) == 0
+    arm.attach(optimizer)
+    assert hooks_of(student, teacher, optimizer) == count
+
+
+def test_features_are_not_kept_where_they_are_not_wanted(networks, images):
+    student, teacher = networks
+    fakd, lq = FAKD(student, teacher).attach(), images(2, 3, 8, 8)
+    history = HistoryModel(student)  # copies hooks and all
+    output, taught = student(lq), teacher(lq)
+    history(lq)
+    with torch.no_grad():
+        student(lq.flip(3))  # a validation between
+    expected = fakd(output, taught, lq)
+    with pytest.raises(ValueError, match="the student has not run since the last call"):
+        fakd(output, taught, lq)
+    output, taught = student(lq), teacher(lq)
+    assert torch.equal(fakd(output, taught, lq), expected)
+    student(lq), teacher(lq)
+    fakd.detach()
+    with pytest.raises(ValueError, match="has not run"):
+        fakd(output, taught, lq)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_global_generators_are_untouched(networks, encoder, name):
+    before = torch.get_rng_state(), random.getstate()
+    steps(networks, encoder, name)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+def test_an_arm_resumes_from_its_state(networks, encoder):
+    *_, arm, _ = steps(networks, encoder, "dckd_star", 3)
+    fresh = build("dckd_star", *networks, encoder)
+    assert all("teacher" not in name and "encoder" not in name for name in arm.state_dict())
+    fresh.load_state_dict(arm.state_dict())
+    assert fresh.terms[1].history.iteration == 3
+    assert fresh.terms[2].counter == 3
+
+
+def test_dckd_and_label_consistency_draw_other_numbers():
+    negatives = NegativeGenerator(HistoryModel(nn.Identity()))
+    assert LabelConsistency(nn.Identity()).seed != negatives.seed
+
+
+GOOD = (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("crd", {}, "method must be one of scratch, logits, .*got 'crd'"),
+        ("logits", {"logits_weight": -1}, "weight must be at least 0, got -1"),
+        ("fakd", {"student_layers": ["body.9"] * 3}, r"ResidualSR has no modules \['body.9'\]"),
+        ("fakd", {"teacher_layers": ["head"]}, "as many in both"),
+        ("dukd", {"probability": 2}, "probability must be in"),
+        ("csd", {"num_negatives": 0}, "num_negatives must be at least 1, got 0"),
+        ("mclir", {"intervals": (5,)}, "intervals must be at least two"),
+    ],
+)
+def test_refuses_settings(networks, encoder, name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, *networks, encoder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "message"),
+    [
+        ("aecr", (GOOD, GOOD, GOOD, None), "target is missing: aecr needs the ground truth"),
+        ("dukd", (GOOD, GOOD, GOOD, None), "target is missing: dukd needs the ground truth"),
+        ("dukd", (GOOD, GOOD, GOOD, GOOD), "16x16 pixels times 2 or more, got 16x16"),
+        ("csd", ((1, *GOOD[1:]),) * 4, "needs 2 images, got 1"),
+        ("logits", (GOOD, (2, 3, 16, 17), GOOD, None), "teacher_out .*student_out"),
+        ("logits", (GOOD, GOOD, (1, *GOOD[1:]), None), "lq has 1 images, student_out has 2"),
+        ("aecr", (GOOD, GOOD, GOOD, (2, 3, 8, 8)), "target .*student_out"),
+        ("fakd", (GOOD, GOOD, GOOD, None), r"attach\(\) before it runs"),
+    ],
+)
+def test_refuses_images(networks, encoder, images, name, shapes, message):
+    tensors = [None if shape is None else images(*shape) for shape in shapes]
+    with pytest.raises(ValueError, match=message):
+        build(name, *networks, encoder)(*tensors[:3], target=tensors[3])
+
+
+def test_check_looks_at_values(networks, images):
+    arm = build("logits", *networks)
+    good, lq = images(1, 3, 8, 8), images(1, 3, 4, 4)
+    arm.check(good, good, lq)
+    with pytest.raises(ValueError, match="student_out must be finite"):
+        arm.check(good / 0 * 0, good, lq)
+    with pytest.raises(ValueError, match=r"lq must lie in \[0, 1\]"):
+        arm.check(good, good, 255 * lq)
