@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a scri
 
 from dckd_losses import VQGANEncoder
 from dckd_losses.architecture import Architecture
+from dckd_losses.as_encoder import as_encoder
 from dckd_losses.network import VQGANNetwork, build
+from examples.restoration.backbones import ResidualSR
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +100,33 @@ def images() -> Callable[..., Tensor]:
         return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     return make
+
+
+class Pyramid(nn.Module):
+    """The least encoder of five levels."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.conv = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x):
+        x = self.conv(x).tanh()
+        return [F.avg_pool2d(x, 2**i) for i in range(5)], None
+
+
+@pytest.fixture
+def pyramid():
+    return as_encoder(Pyramid()).double()
+
+
+@pytest.fixture
+def networks():
+    """A student and a wider teacher, both trained a little away from bicubic interpolation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        pair = [ResidualSR(4, 3, 2), ResidualSR(6, 7, 2)]
+        for network in pair:
+            nn.init.normal_(network.tail.weight, std=0.01)
+    return pair

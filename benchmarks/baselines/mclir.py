@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from benchmarks.baselines.base import Baseline
 from dckd_losses import HistoryModel
+from dckd_losses.as_encoder import as_encoder
 from dckd_losses.checks import check_negatives
-from dckd_losses.encoder import as_encoder
 from dckd_losses.features import FeatureEncoder
 from dckd_losses.hooks import StepHook, StudentReference
 from dckd_losses.ops.feature_path import Images, Terms
