@@ -6,7 +6,7 @@ Row = dict[str, object]
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown; the ratios are those of the row above that is the released way, to this row."""
+    """Markdown; the ratios are those of the released way above, or of Scratch, to this row."""
     lines = [
         "| batch, size | negatives | way | precision | ms (IQR) | faster | saved MB | less | "
         "peak MB | less | gradient |",
@@ -14,10 +14,11 @@ def table(rows: list[Row]) -> str:
     ]
     base: Row = {}
     for r in rows:
-        base = r if r["way"] == "released" else base
+        base = r if r["way"] == "released" or r["mode"] == "scratch" else base
         way = r["mode"] if r["student"] is None else f"{r['student']}: {r['mode']}"
         cells = [
-            f"{r['batch']}x{r['size']}x{r['size']}", r["negatives"], way, r["precision"],
+            f"{r['batch']}x{r['size']}x{r['size']}", _number(r["negatives"], "d"),
+            way, r["precision"],
             f"{r['ms_median']:.0f} ({r['ms_iqr']:.0f})", _less(base, r, "ms_median", 2),
             _number(r["saved_mb"], ".1f"), _less(base, r, "saved_mb"),
             _number(r["peak_mb"], ".0f"), _less(base, r, "peak_mb"),

@@ -4,6 +4,7 @@
     python -m benchmarks.speed --tuned-malloc ...      # glibc keeps freed memory, on every side
     python -m benchmarks.speed --negatives 5 1 20 ...  # the first for all sizes, the rest for one
     python -m benchmarks.speed --students tiny swinir-student rcan-student ...  # whole steps
+    python -m benchmarks.speed --rivals tiny ...       # the same with each method
 
 All ways run in one process, taking turns; the first round warms up. Times are medians with
 interquartile ranges. The encoder has the architecture of the paper's f16-1024 with random weights,
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import released, steps
+from benchmarks.baselines import METHODS
 from benchmarks.figures import plot, table
 from benchmarks.measure import Way, clock, distance, gradient, in_turns, peak, saved, summary
 from dckd_losses import DCKDLoss, VQGANEncoder
@@ -57,7 +59,10 @@ def main() -> None:
         print(table(rows[-len(PATHS) - len(precisions) :]), flush=True)
     for student in args.students:
         rows += steps.measure(student, args.step_size, args.rounds, device)
-        print(table(rows), flush=True)
+        print(table(rows[-4:]), flush=True)
+    if args.rivals:
+        rows += steps.measure(args.rivals, args.step_size, args.rounds, device, rivals=True)
+        print(table(rows[-len(METHODS) :]), flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**facts(args), "rows": rows}, indent=1) + "\n")
@@ -72,6 +77,7 @@ def arguments() -> argparse.Namespace:
     add("--negatives", nargs="+", type=int, default=[5], metavar="N")
     add("--precisions", nargs="+", metavar="P", help="default: those the device is good at")
     add("--students", nargs="*", default=[], metavar="NAME", help="for whole training steps")
+    add("--rivals", metavar="NAME", help="a student to compare all methods' steps with")
     add("--step-size", default="2x96", metavar="BxS", help="of their output")
     add("--rounds", type=int, default=5, help="after one that warms up")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
