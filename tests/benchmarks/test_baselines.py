@@ -1,6 +1,7 @@
 """Every rival behind DCKD's call: its gradient, its weight, its hooks, its random numbers."""
 
 import copy
+import importlib
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from benchmarks.baselines import DUKD, FAKD, METHODS, LabelConsistency, build
 from dckd_losses import HistoryModel, NegativeGenerator
+from examples.restoration.backbones import ResidualSR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RIVALS = ("fakd", "dukd", "csd", "aecr", "mclir")
@@ -20,6 +22,17 @@ ZERO = {
     "dckd": {"dcr_weight": 0, "dmm_weight": 0},
     "dckd_star": {"dcr_weight": 0, "dmm_weight": 0, "consistency_weight": 0},
 }
+
+
+@pytest.fixture
+def networks():
+    """A student and a wider teacher, both trained a little away from bicubic interpolation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        pair = [ResidualSR(4, 3, 2), ResidualSR(6, 7, 2)]
+        for network in pair:
+            nn.init.normal_(network.tail.weight, std=0.01)
+    return pair
 
 
 @pytest.mark.parametrize("name", ["consistency", "dukd"])
@@ -36,6 +49,26 @@ def test_draws_resume_from_the_counter(images, networks, name):
     assert len(set(values)) == 3
     resumed.load_state_dict({"counter": torch.tensor(2)}, strict=True)
     assert value(resumed) == values[2]
+
+
+def test_defaults_are_those_of_their_sources():
+    """Written down a second time; images are in [0, 1] and the L1 to the ground truth weighs 1."""
+    fakd, csd, mclir, dukd = (
+        importlib.import_module(f"benchmarks.baselines.{name}")
+        for name in ("fakd", "csd", "mclir", "dukd")
+    )
+    consistency = importlib.import_module("benchmarks.baselines.label_consistency")
+    assert round(255 * fakd.WEIGHT, 9) == 20  # 10 beside 0.5
+    assert round(255 * csd.WEIGHT, 9) == 200
+    assert csd.NUM_NEGATIVES == 10
+    assert (mclir.WEIGHT, mclir.DECAY, mclir.INTERVALS) == (0.001, 0.1, (100, 200, 500, 1000))
+    assert mclir.LEVEL_WEIGHTS == (0.2, 0.3, 0.5)
+    assert (dukd.WEIGHT, dukd.PROBABILITY) == (1, 0.3)
+    assert (consistency.WEIGHT, consistency.PROBABILITY) == (1, 0.5)
+    without_logits = {"scratch", "csd", "aecr", "mclir"}
+    assert {name: method.logits_weight for name, method in METHODS.items()} == {
+        name: float(name not in without_logits) for name in METHODS
+    }
 
 
 def steps(networks, encoder, name, count=1, **settings):
