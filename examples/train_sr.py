@@ -24,7 +24,6 @@ from restoration.data import Pair, RandomCrops, load_pairs, pairs_from_images, p
 from restoration.evaluation import evaluate
 from restoration.recipes import SMALL_SR, Recipe
 from restoration.report import description, report
-from restoration.specifications import SPECIFICATIONS
 from restoration.trainer import Run, train
 from torch import nn
 
@@ -150,26 +149,25 @@ def check(args: argparse.Namespace, folder: Path) -> None:
 
 def open_teacher(args: argparse.Namespace) -> nn.Module | None:
     """The teacher of a file or the embedded one; every method but scratch needs one."""
-    if args.backbone in SPECIFICATIONS:
-        if args.teacher is None and args.method == "scratch":
-            return None
-        teacher = teachers.load_for(args.backbone, args.teacher, args.scale)
+    source, scale, paper = args.teacher, args.scale, args.backbone in backbones.SPECIFICATIONS
+    trains_teacher = args.method == "scratch" and args.backbone == TEACHER_BACKBONE
+    if source is None and not (paper or trains_teacher):
+        source = TEACHERS.get(scale)
+    if source is None and args.method == "scratch":
+        return None
+    if paper:
+        teacher = teachers.load_for(args.backbone, source, scale)
+    elif source is None:
+        raise ValueError(
+            f"no teacher is embedded for scale {scale}: train one by --scale {scale} "
+            f"--method scratch --backbone {TEACHER_BACKBONE} and pass it by --teacher"
+        )
     else:
-        trains_teacher = args.method == "scratch" and args.backbone == TEACHER_BACKBONE
-        path = args.teacher or (None if trains_teacher else TEACHERS.get(args.scale))
-        if path is None and args.method == "scratch":
-            return None
-        if path is None:
-            raise ValueError(
-                f"no teacher is embedded for scale {args.scale}: train one by --scale "
-                f"{args.scale} --method scratch --backbone {TEACHER_BACKBONE} and pass it by "
-                "--teacher"
-            )
-        teacher = backbones.load(path)
-        if teacher.scale != args.scale:
-            raise ValueError(f"{path}: a network for x{teacher.scale}; expected x{args.scale}")
+        teacher = backbones.load(source)
+    if teacher.scale != scale:
+        raise ValueError(f"{source}: a network for x{teacher.scale}; expected x{scale}")
     if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
-        raise ValueError(f"{args.teacher}: this teacher's output is not finite; expected an image")
+        raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
     return teacher
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dckd_losses.checkpoint import read_safetensors, write_safetensors
 
 from .residual import ResidualSR
-from .specifications import SPECIFICATIONS
+from .specifications import SPECIFICATIONS, Specification
 
 BACKBONES = {
     "tiny": {"channels": 12, "blocks": 3},  # the student: 9,492 parameters for x2
@@ -39,18 +39,24 @@ def build(name: str, scale: int) -> nn.Module:
     """
     if name in BACKBONES:
         return ResidualSR(**BACKBONES[name], scale=scale)
-    if name not in SPECIFICATIONS:
-        raise ValueError(f"got backbone {name!r}; expected one of {', '.join(NAMES)}")
-    specification = SPECIFICATIONS[name]
-    if scale not in specification.scales:
-        scales = " or ".join(map(str, specification.scales))
-        raise ValueError(f"got scale {scale} for {name}; expected {scales}")
+    specification = specified(name, scale)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spandrel makes torch speak of what it will deprecate
         architecture = getattr(_architectures(name), specification.architecture)
         model: nn.Module = architecture(scale=scale, **specification.settings)
     model.backbone = name
     return model
+
+
+def specified(name: str, scale: int) -> Specification:
+    """What one of the paper's networks is made of; ValueError where it is not for this scale."""
+    if name not in SPECIFICATIONS:
+        raise ValueError(f"got backbone {name!r}; expected one of {', '.join(NAMES)}")
+    specification = SPECIFICATIONS[name]
+    if scale not in specification.scales:
+        scales = " or ".join(map(str, specification.scales))
+        raise ValueError(f"got scale {scale} for {name}; expected {scales}")
+    return specification
 
 
 def save(model: nn.Module, path: str | Path, **metadata: object) -> None:

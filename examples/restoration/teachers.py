@@ -1,62 +1,16 @@
 """Trained teachers of the paper's networks: from a file, a URL or by name, read without pickle."""
 
-import hashlib
-import sys
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
 
-import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from dckd_losses.checkpoint import read_safetensors, refusing
-from dckd_losses.weights import home
 
 from . import backbones
+from .sources import KNOWN, fetch
 from .specifications import teacher_of
-
-SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/001_classicalSR_DIV2K_s48w8"
-RESTORMER = "https://github.com/swz30/Restormer/releases/download/v1.0"
-NAFNET = "https://huggingface.co/nyanko7/nafnet-models/resolve/main"  # a mirror, not the authors'
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Where a trained teacher can be had.
-
-    Attributes:
-        backbone: Its network's name.
-        scale: Output size over input size.
-        url: Of the file.
-        sha256: Of the file, where it has been published.
-    """
-
-    backbone: str
-    scale: int
-    url: str
-    sha256: str | None = None
-
-
-KNOWN = {  # the paper's teachers; RCAN's lie in a Google Drive folder, which has no plain address
-    "swinir-x2": Weights("swinir-teacher", 2, f"{SWINIR}_SwinIR-M_x2.pth"),
-    "swinir-x3": Weights("swinir-teacher", 3, f"{SWINIR}_SwinIR-M_x3.pth"),
-    "swinir-x4": Weights(
-        "swinir-teacher",
-        4,
-        f"{SWINIR}_SwinIR-M_x4.pth",
-        "129dc773ba2d4c07f3eb0bb116fbe692011b7cc072d9ca12797cd3748198610a",
-    ),
-    "nafnet-gopro": Weights(
-        "nafnet-teacher",
-        1,
-        f"{NAFNET}/NAFNet-GoPro-width32.pth",
-        "19394e6155d12ef6371d1d57496f87f0ec88f92bdffa27c0792690722d5d1a5c",
-    ),
-    "restormer-gopro": Weights("restormer-teacher", 1, f"{RESTORMER}/motion_deblurring.pth"),
-    "restormer-rain13k": Weights("restormer-teacher", 1, f"{RESTORMER}/deraining.pth"),
-}
 
 
 def load(source: str, backbone: str, scale: int) -> nn.Module:
@@ -95,48 +49,17 @@ def load_for(student: str, source: str | None, scale: int) -> nn.Module:
     """The teacher that Table 1 gives a student, see `load`.
 
     Raises:
-        ValueError: No source; says what is needed. And as `load` does.
+        ValueError: No source, or a scale that the student is not for. And as `load` does.
         RuntimeError: As `load` does.
     """
     backbone = teacher_of(student)
+    backbones.specified(student, scale)
     if source is None:
         raise ValueError(
             f"{student} has no embedded teacher; expected {backbone} for x{scale} by --teacher: a "
             f"file, a URL or one of {', '.join(KNOWN)}"
         )
     return load(source, backbone, scale)
-
-
-def fetch(url: str, sha256: str | None = None) -> Path:
-    """The file behind a URL, in the folder `teachers` of DCKD_HOME; only the first use fetches it.
-
-    It comes by torch.hub, under its name once it is complete. One process fetches while the others
-    wait.
-
-    Args:
-        url: Of a file.
-        sha256: That it has to have.
-
-    Raises:
-        RuntimeError: It cannot be fetched, or has another sha256; nothing of it is kept.
-    """
-    name = PurePosixPath(urlsplit(url).path).name
-    # two files of one name are two files
-    path = home() / "teachers" / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
-    if path.is_file():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():
-                show = sys.stderr.isatty()
-                torch.hub.download_url_to_file(url, str(path), sha256, progress=show)
-    except Exception as error:  # the system's, urllib's, torch.hub's
-        raise RuntimeError(
-            f"{url} cannot be fetched ({type(error).__name__}: {error}): fetch it on a machine "
-            f"with a network and pass its path, or put it here as {path}"
-        ) from error
-    return path
 
 
 def _read_fetched(path: Path) -> dict[str, Tensor]:
@@ -154,7 +77,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise RuntimeError(f"{path}: no such file, nor one of {', '.join(KNOWN)}")
-    with refusing(path):
+    with refusing(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spandrel tries .pt as TorchScript, which is deprecated
         if path.suffix == ".safetensors":
             content = spandrel.canonicalize_state_dict(read_safetensors(path)[0])
         else:

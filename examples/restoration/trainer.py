@@ -91,7 +91,7 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
             for group in adam.param_groups:
                 group["lr"] = recipe.lr_at(run.step)
             look = run.step == first or run.step % LOG_EVERY == 0
-            _seed(run, accelerator)
+            seed_draws(run, accelerator.process_index)
             parts = _step(run, student, optimizer, accelerator, lq, target, look)
             run.step += 1
             progress.step()
@@ -118,9 +118,9 @@ def _batches(run: Run, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tenso
     return batches
 
 
-def _seed(run: Run, accelerator: Accelerator) -> None:
-    """Let what a step draws (SwinIR's stochastic depth) follow from its number, on each rank."""
-    numbers = np.random.default_rng((run.crops.seed, accelerator.process_index, run.step))
+def seed_draws(run: Run, rank: int) -> None:
+    """Let what a step draws from torch (SwinIR's stochastic depth) follow from its number."""
+    numbers = np.random.default_rng((run.crops.seed, rank, run.step))
     torch.manual_seed(int(numbers.integers(2**63)))
 
 
