@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-from restoration import backbones
+from restoration import backbones, teachers
 from restoration.data import load_pairs
 from restoration.evaluation import Scores, evaluate
+from torch import nn
 
 
 def main() -> int:
@@ -31,7 +32,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--task", choices=["sr"], default="sr")
     parser.add_argument("--scale", type=int, required=True, help="HR size over LR size")
-    parser.add_argument("--model", required=True, help="a .safetensors file, or bicubic (MATLAB's)")
+    known = ", ".join(teachers.KNOWN)
+    parser.add_argument(
+        "--model",
+        required=True,
+        help=f"a .safetensors file, bicubic (MATLAB's), or a teacher to fetch: {known}",
+    )
     parser.add_argument(
         "--data",
         type=Path,
@@ -57,11 +63,14 @@ def run(args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def open_model(name: str, scale: int) -> backbones.ResidualSR | None:
-    """The network of a file, on a GPU where there is one; None for bicubic."""
+def open_model(name: str, scale: int) -> nn.Module | None:
+    """The network of a file or a known teacher, on a GPU if there is one; None for bicubic."""
     if name == "bicubic":
         return None
-    model = backbones.load(name)
+    if name in teachers.KNOWN:
+        model = teachers.load(name, teachers.KNOWN[name].backbone, scale)
+    else:
+        model = backbones.load(name)
     if model.scale != scale:
         raise ValueError(f"{name}: a network for x{model.scale}; expected one for x{scale}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

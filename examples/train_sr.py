@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from restoration import backbones
+from restoration import backbones, teachers
 from restoration.checkpoints import checksum
 from restoration.console import RefusedError, StoppedError, refusing
 from restoration.data import Pair, RandomCrops, load_pairs, pairs_from_images, photographs
@@ -73,12 +73,10 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, metavar="DIR", help="training images (default: scikit-image's)")
     add("--val", type=Path, metavar="DIR", action="append", help="validation images; repeatable")
     add("--scale", type=int, metavar="N", default=2, help="HR size over LR size (default: 2)")
-    add("--backbone", choices=list(backbones.BACKBONES), default="tiny", help="the student")
+    add("--backbone", choices=backbones.NAMES, default="tiny", help="the student (default: tiny)")
     add("--method", choices=list(METHODS), default="dckd", help="which losses (default: dckd)")
     add("--encoder", metavar="NAME", default="compact", help="name or path (default: compact)")
-    add(
-        "--teacher", type=Path, metavar="FILE", help="another run's student (default: embedded, x2)"
-    )
+    add("--teacher", metavar="T", help="file, URL or name, see README (default: embedded, x2)")
     add("--dcr-weight", type=float, metavar="W", help="of its loss (default: the library's)")
     add("--dmm-weight", type=float, metavar="W", help="of its loss (default: the library's)")
     for option, meaning in RECIPE_OPTIONS.items():
@@ -149,22 +147,27 @@ def check(args: argparse.Namespace, folder: Path) -> None:
         raise ValueError(f"--output {folder}: found a file; expected a folder or nothing")
 
 
-def open_teacher(args: argparse.Namespace) -> backbones.ResidualSR | None:
+def open_teacher(args: argparse.Namespace) -> nn.Module | None:
     """The teacher of a file or the embedded one; every method but scratch needs one."""
+    source, scale, paper = args.teacher, args.scale, args.backbone in backbones.SPECIFICATIONS
     trains_teacher = args.method == "scratch" and args.backbone == TEACHER_BACKBONE
-    path = args.teacher or (None if trains_teacher else TEACHERS.get(args.scale))
-    if path is None and args.method == "scratch":
+    if source is None and not (paper or trains_teacher):
+        source = TEACHERS.get(scale)
+    if source is None and args.method == "scratch":
         return None
-    if path is None:
+    if paper:
+        teacher = teachers.load_for(args.backbone, source, scale)
+    elif source is None:
         raise ValueError(
-            f"no teacher is embedded for scale {args.scale}: train one by --scale {args.scale} "
+            f"no teacher is embedded for scale {scale}: train one by --scale {scale} "
             f"--method scratch --backbone {TEACHER_BACKBONE} and pass it by --teacher"
         )
-    teacher = backbones.load(path)
-    if teacher.scale != args.scale:
-        raise ValueError(f"{path}: a network for x{teacher.scale}; expected x{args.scale}")
+    else:
+        teacher = backbones.load(source)
+    if teacher.scale != scale:
+        raise ValueError(f"{source}: a network for x{teacher.scale}; expected x{scale}")
     if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
-        raise ValueError(f"{path}: this teacher's output is not finite; expected an image")
+        raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
     return teacher
 
 

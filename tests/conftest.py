@@ -30,6 +30,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def paper_networks() -> None:
+    """Skips where spandrel, which has them, cannot be imported: often torchvision is in the way."""
+    try:
+        from restoration import architectures  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        pytest.skip(f"spandrel cannot be imported: {error}")
+
+
 @pytest.fixture
 def architecture() -> Architecture:
     """The smallest network that has everything: two widths, attention, a few codes."""

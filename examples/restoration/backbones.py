@@ -1,126 +1,129 @@
-"""Small residual super-resolution networks: a student and a teacher that train on a laptop."""
+"""Networks by name: two small ones that train on a laptop, and the paper's; and their files."""
 
+import warnings
 from pathlib import Path
+from types import ModuleType
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dckd_losses.checkpoint import read_safetensors, write_safetensors
+
+from .residual import ResidualSR
+from .specifications import SPECIFICATIONS, Specification
 
 BACKBONES = {
     "tiny": {"channels": 12, "blocks": 3},  # the student: 9,492 parameters for x2
     "small": {"channels": 32, "blocks": 8},  # the teacher: 152,332 parameters for x2
 }
-SHAPE = ("channels", "blocks", "scale")  # what a file's metadata must say to rebuild the network
+NAMES = (*BACKBONES, *SPECIFICATIONS)
+SHAPE = ("channels", "blocks", "scale")  # what a small network's metadata must say to rebuild it
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions around a ReLU, added to their input; no normalisation (EDSR, 2017)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(conv(channels, channels), nn.ReLU(), conv(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine features, (B, channels, H, W)."""
-        residual: Tensor = self.layers(x)
-        return x + residual
-
-
-class ResidualSR(nn.Module):
-    """Adds detail to the bicubic upsampling of its input.
-
-    The last convolution starts at zero, so an untrained network is bicubic interpolation and the
-    first updates improve on it.
+def build(name: str, scale: int) -> nn.Module:
+    """A fresh network.
 
     Args:
-        channels: Width.
-        blocks: Residual blocks.
-        scale: Output size over input size.
+        name: One of `NAMES`.
+        scale: Output size over input size: 1 or more for the small networks, 2 to 4 for SwinIR
+            and RCAN, 1 for NAFNet and Restormer.
 
-    Shape:
-        (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped.
+    Returns:
+        (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped; has attributes
+        `backbone`, its name, and `scale`.
 
     Raises:
-        ValueError: Where an argument is below 1.
+        ValueError: Another name, or a scale that this network is not for.
+        RuntimeError: spandrel, which has the paper's networks, cannot be imported.
     """
-
-    def __init__(self, channels: int, blocks: int, scale: int) -> None:
-        super().__init__()
-        if min(channels, blocks, scale) < 1:
-            raise ValueError(
-                f"got channels={channels}, blocks={blocks}, scale={scale}; expected 1 or more each"
-            )
-        self.channels, self.blocks, self.scale = channels, blocks, scale
-        self.head = conv(3, channels)
-        self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
-        self.tail = conv(channels, 3 * scale**2)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
-
-    def forward(self, lq: Tensor) -> Tensor:
-        """Restore a batch."""
-        detail = F.pixel_shuffle(self.tail(self.body(self.head(lq))), self.scale)
-        return detail + F.interpolate(lq, scale_factor=self.scale, mode="bicubic")
+    if name in BACKBONES:
+        return ResidualSR(**BACKBONES[name], scale=scale)
+    specification = specified(name, scale)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spandrel makes torch speak of what it will deprecate
+        architecture = getattr(_architectures(name), specification.architecture)
+        model: nn.Module = architecture(scale=scale, **specification.settings)
+    model.backbone = name
+    return model
 
 
-def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size."""
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+def specified(name: str, scale: int) -> Specification:
+    """What one of the paper's networks is made of; ValueError where it is not for this scale."""
+    if name not in SPECIFICATIONS:
+        raise ValueError(f"got backbone {name!r}; expected one of {', '.join(NAMES)}")
+    specification = SPECIFICATIONS[name]
+    if scale not in specification.scales:
+        scales = " or ".join(map(str, specification.scales))
+        raise ValueError(f"got scale {scale} for {name}; expected {scales}")
+    return specification
 
 
-def build(name: str, scale: int) -> ResidualSR:
-    """A fresh network of `BACKBONES` by name; ValueError for another name."""
-    if name not in BACKBONES:
-        raise ValueError(f"got backbone {name!r}; expected one of {', '.join(BACKBONES)}")
-    return ResidualSR(**BACKBONES[name], scale=scale)
-
-
-def save(model: ResidualSR, path: str | Path, **metadata: object) -> None:
+def save(model: nn.Module, path: str | Path, **metadata: object) -> None:
     """Write a network as safetensors, at once or not at all.
 
     Args:
-        model: The network.
+        model: What `build` or `load` gave.
         path: The file; missing folders are made.
         metadata: Further facts, kept in the file as strings.
     """
     path = Path(path)
-    facts = {**metadata, "backbone": _name(model)}
-    facts |= {key: getattr(model, key) for key in SHAPE}
+    facts = {**metadata, "backbone": _name(model), "scale": model.scale}
+    if isinstance(model, ResidualSR):
+        facts |= {key: getattr(model, key) for key in SHAPE}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(model.state_dict(), path, **{key: str(v) for key, v in facts.items()})
 
 
-def load(path: str | Path) -> ResidualSR:
+def load(path: str | Path) -> nn.Module:
     """Read a network that `save` wrote, in eval mode.
 
     Raises:
         RuntimeError: For a file that is missing, cut short, altered, not safetensors, without the
-            metadata of `save`, or with tensors that do not fit them; names the file.
+            metadata of `save`, or with tensors that do not fit them; names the file. Or spandrel
+            is needed and cannot be imported.
     """
     tensors, metadata = read_safetensors(Path(path))
     try:
-        model = ResidualSR(**{key: int(metadata[key]) for key in SHAPE})
-        model.load_state_dict(tensors)
+        if metadata.get("backbone") in SPECIFICATIONS:
+            model = build(metadata["backbone"], int(metadata["scale"]))
+        else:
+            model = ResidualSR(**{key: int(metadata[key]) for key in SHAPE})
     except (KeyError, ValueError) as error:
         raise RuntimeError(
-            f"{path}: got metadata {metadata}; expected whole numbers for {', '.join(SHAPE)}"
+            f"{path}: got metadata {metadata}; expected whole numbers for {', '.join(SHAPE)}, or "
+            f"a scale and one of the backbones {', '.join(SPECIFICATIONS)}"
         ) from error
+    try:
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         raise RuntimeError(f"{path}: tensors do not fit metadata {metadata}: {error}") from error
     return model.eval()
 
 
 def multiply_adds(model: nn.Module, height: int, width: int) -> int:
-    """Multiply-adds of the convolutions for one LR image of height x width pixels."""
+    """Multiply-adds of convolutions and matrix products, for one image of height x width pixels."""
     weight = next(model.parameters())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype))
     return int(counter.get_total_flops()) // 2
 
 
-def _name(model: ResidualSR) -> str:
+def _architectures(name: str) -> ModuleType:
+    """The module of the paper's networks, not before one is asked for: torchvision is heavy."""
+    try:
+        from . import architectures
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision raises all of them
+        raise RuntimeError(
+            f"{name} is built by spandrel, which cannot be imported ({error}): pip install "
+            "spandrel spandrel-extra-arches, and the torchvision that belongs to torch "
+            f"{torch.__version__}, from the same index"
+        ) from error
+    return architectures
+
+
+def _name(model: nn.Module) -> str:
+    if not isinstance(model, ResidualSR):
+        return str(model.backbone)
     shape = {"channels": model.channels, "blocks": model.blocks}
     return next((name for name, known in BACKBONES.items() if known == shape), "custom")

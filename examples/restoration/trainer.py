@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -90,6 +91,7 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
             for group in adam.param_groups:
                 group["lr"] = recipe.lr_at(run.step)
             look = run.step == first or run.step % LOG_EVERY == 0
+            seed_draws(run, accelerator.process_index)
             parts = _step(run, student, optimizer, accelerator, lq, target, look)
             run.step += 1
             progress.step()
@@ -114,6 +116,12 @@ def _batches(run: Run, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tenso
     loader = DataLoader(Subset(run.crops, rest), batch_size=size)
     batches: Iterable[tuple[Tensor, Tensor]] = accelerator.prepare(loader)
     return batches
+
+
+def seed_draws(run: Run, rank: int) -> None:
+    """Let what a step draws from torch (SwinIR's stochastic depth) follow from its number."""
+    numbers = np.random.default_rng((run.crops.seed, rank, run.step))
+    torch.manual_seed(int(numbers.integers(2**63)))
 
 
 def _step(

@@ -1,10 +1,17 @@
-"""The small networks, and the files they are kept in."""
+"""Networks by name, the small ones themselves, and the files they are kept in."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import evaluate
+import numpy as np
 import pytest
+import restoration
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from restoration import teachers
 from restoration.backbones import BACKBONES, ResidualSR, build, load, multiply_adds, save
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -63,6 +70,106 @@ def test_bad_arguments() -> None:
         build("huge", 2)
     with pytest.raises(ValueError, match="channels=0, blocks=1, scale=2; expected 1 or more"):
         ResidualSR(0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "expected"),
+    [("swinir-student", 1, "2 or 3 or 4"), ("rcan-teacher", 8, "2 or 3 or 4")]
+    + [(name, 2, "1") for name in ("nafnet-student", "restormer-teacher")],
+)
+def test_scales_that_a_network_is_not_for(name: str, scale: int, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"got scale {scale} for {name}; expected {expected}$"):
+        build(name, scale)
+
+
+def test_spandrel_is_imported_for_its_networks_only() -> None:
+    """It imports torchvision: slow, and often missing beside a CPU build of torch."""
+    code = (
+        "import sys; from restoration import backbones, teachers; backbones.build('tiny', 2); "
+        "print({'spandrel', 'spandrel_extra_arches', 'torchvision'} & set(sys.modules))"
+    )
+    examples = Path(restoration.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=examples, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError, RuntimeError, OSError])
+def test_without_spandrel_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    class Broken:
+        """What torch and torchvision of different builds do: raise anything."""
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.startswith("spandrel"):
+                raise error("operator torchvision::nms does not exist")
+
+    for name in [name for name in sys.modules if name.startswith("spandrel")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "restoration.architectures", raising=False)
+    monkeypatch.delattr(restoration, "architectures", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(RuntimeError, match=r"rcan-student .*nms does not .*pip install spandrel "):
+        build("rcan-student", 2)
+    with pytest.raises(RuntimeError, match="pip install"):
+        teachers.load("swinir-x2", "swinir-teacher", 2)
+
+
+class TestFilesOfThePapersNetworks:
+    @pytest.fixture
+    def model(self, paper_networks: None) -> torch.nn.Module:
+        return build("swinir-light", 3)
+
+    def test_round_trip(self, model: torch.nn.Module, tmp_path: Path) -> None:
+        path = tmp_path / "net.safetensors"
+        save(model, path, method="dckd")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        metadata.pop("tensors_sha256")
+        assert metadata == {"backbone": "swinir-light", "scale": "3", "method": "dckd"}
+        loaded = load(path)
+        assert (loaded.backbone, loaded.scale, loaded.training) == ("swinir-light", 3, False)
+        lq = torch.rand(1, 3, 8, 8)
+        assert torch.equal(loaded(lq), model.eval()(lq))
+
+    def test_evaluation(
+        self,
+        model: torch.nn.Module,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        save(model, tmp_path / "net.safetensors")
+        (tmp_path / "set").mkdir()
+        pixels = np.random.default_rng(0).integers(0, 256, (36, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / "a.png")
+        line = ["--model", tmp_path / "net.safetensors", "--data", tmp_path / "set", "--scale"]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, line), "3"])
+        assert evaluate.main() == 0
+        assert "mean" in capsys.readouterr().out
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, line), "2"])
+        assert evaluate.main() == 2
+        assert "a network for x3; expected one for x2" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"scale": "2"}, "tensors do not fit metadata"),
+            ({"scale": "1"}, "got metadata"),
+            ({"scale": "three"}, "got metadata"),
+            ({"backbone": "swinir-student"}, "tensors do not fit metadata"),
+            ({"backbone": "swinir"}, "got metadata .*swinir-light"),
+        ],
+    )
+    def test_metadata_that_do_not_fit(
+        self, model: torch.nn.Module, tmp_path: Path, changes: dict[str, str], message: str
+    ) -> None:
+        metadata = {"backbone": "swinir-light", "scale": "3", **changes}
+        save_file(model.state_dict(), tmp_path / "a.safetensors", metadata)
+        with pytest.raises(RuntimeError, match=f"a.safetensors: {message}"):
+            load(tmp_path / "a.safetensors")
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -364,6 +364,18 @@ def test_the_students_of_two_processes_agree(small: list[str], tmp_path: Path) -
         torch.testing.assert_close(first[name], alone[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("paper_networks")
+def test_the_papers_networks_by_the_same_command(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    backbones.save(backbones.build("swinir-teacher", 2), teacher)
+    line = [*small, "--backbone", "swinir-light", "--teacher", teacher, "--iterations", 1]
+    assert main(monkeypatch, *line) == 0
+    student = backbones.load(tmp_path / "student.safetensors")
+    assert (student.backbone, student.scale) == ("swinir-light", 2)
+
+
 class TestBadInput:
     @pytest.fixture
     def refused(
@@ -464,6 +476,16 @@ class TestBadInput:
         save_file({"weight": torch.ones(1)}, path)
         refused(["--teacher", path], str(path), "metadata")
         refused(["--encoder", path], str(path))
+
+    def test_the_papers_students_need_the_papers_teachers(
+        self, refused: Any, paper_networks: None
+    ) -> None:
+        refused(["--backbone", "rcan-student"], "expected rcan-teacher for x2 by --teacher")
+        refused(["--backbone", "nafnet-student"], "got scale 2 for nafnet-student; expected 1")
+        swinir = ["--backbone", "swinir-student", "--teacher"]
+        refused([*swinir, train_sr.TEACHERS[2]], "expected swinir-teacher for x2, 11,752,487")
+        refused([*swinir, "swinir-x4"], "swinir-x4 is swinir-teacher for x4")
+        refused([*swinir, "swinir"], "swinir: no such file, nor one of swinir-x2")
 
     def test_output_is_a_file(self, refused: Any, tmp_path: Path) -> None:
         path = tmp_path / "file"

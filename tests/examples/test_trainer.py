@@ -115,6 +115,35 @@ def test_stopped_and_resumed_is_bit_identical(
     assert_same(content(trained(new_run(tmp_path), resume=True)), content(straight))
 
 
+def test_resumed_is_bit_identical_where_the_student_draws_random_numbers(tmp_path: Path) -> None:
+    """As SwinIR's stochastic depth does; resuming draws others before it trains."""
+
+    def drawing(folder: str) -> Run:
+        run = new_run(tmp_path / folder)
+        run.student.body.append(nn.Dropout(0.5))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return run
+
+    straight = trained(drawing("straight"))
+    run = drawing("stopped")
+    at_step(run, 3, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(StoppedError):
+        trained(run)
+    assert_same(content(trained(drawing("stopped"), resume=True)), content(straight))
+
+
+def test_each_step_and_each_rank_draws_its_own(tmp_path: Path) -> None:
+    drawn = set()
+    for seed in range(3):
+        run = new_run(tmp_path)
+        run.crops.seed = seed
+        for rank in range(3):
+            for run.step in range(3):
+                trainer.seed_draws(run, rank)
+                drawn.add(torch.rand(()).item())
+    assert len(drawn) == 27
+
+
 def test_a_stop_between_checkpoints_leaves_one(straight: Run, tmp_path: Path) -> None:
     recipe = Recipe(iterations=60, batch_size=2, crop=8)  # a checkpoint every 3 steps
     run = new_run(tmp_path, recipe=recipe)
