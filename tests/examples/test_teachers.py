@@ -182,6 +182,15 @@ class TestURLs:
             source.unlink(missing_ok=True)
         assert [path.name[8:] for path in cache.glob("[!.]*")] == ["-teacher.pth"]
 
+    def test_a_cache_that_is_complete_needs_no_lock(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be one that can only be read."""
+        (tmp_path / "a.pth").write_bytes(b"anything")
+        path = teachers.fetch((tmp_path / "a.pth").as_uri())
+        monkeypatch.setattr("restoration.sources.FileLock", None)
+        assert teachers.fetch((tmp_path / "a.pth").as_uri()) == path
+
     def test_files_of_one_name_are_kept_apart(self, tmp_path: Path) -> None:
         for text in ("one", "two"):
             (tmp_path / text).mkdir()
