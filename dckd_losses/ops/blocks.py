@@ -20,14 +20,18 @@ def channels_last(features: Tensor) -> Tensor:
     return features.contiguous(memory_format=torch.channels_last)
 
 
-def blocks(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def blocks(*matrices: Tensor, larger: int = 1) -> Iterator[tuple[Tensor, ...]]:
     """Go through matrices of the same shape (rows, C) together, block by block.
 
     An operation that follows another on a block finds it in cache, and its scratch memory stays
     small. On other devices than the CPU, where each operation has a cost of its own, one block
     holds all.
+
+    Args:
+        matrices: (rows, C) each.
+        larger: than usual by this factor, for single operations that need no cache.
     """
     length, width = matrices[0].shape
     on_cpu = matrices[0].device.type == "cpu"
-    size = max(1, CACHED // width) if on_cpu else max(1, length)
+    size = max(1, larger * CACHED // width) if on_cpu else max(1, length)
     return zip(*(torch.split(matrix, size) for matrix in matrices), strict=True)

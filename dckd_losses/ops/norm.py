@@ -107,7 +107,7 @@ def _moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         variance, mean = torch.var_mean(x.to(dtype), 0, correction=0)
         return mean, variance
     means, variances, shares = [], [], []
-    for (block,) in blocks(x):
+    for (block,) in blocks(x, larger=8):
         block = block.to(dtype)
         mean = block.sum(0).double() / len(block)
         rough, variance = torch.batch_norm_update_stats(block, None, None, 0)
