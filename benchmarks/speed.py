@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import released, steps
-from benchmarks.baselines import METHODS
 from benchmarks.figures import plot, table
 from benchmarks.measure import Way, clock, distance, gradient, in_turns, peak, saved, summary
 from dckd_losses import DCKDLoss, VQGANEncoder
@@ -55,14 +54,17 @@ def main() -> None:
     settings = [(size, usual) for size in args.sizes] + [(args.sizes[0], n) for n in others]
     for size, negatives in settings:
         batch, side = map(int, size.split("x"))
-        rows += measure(batch, side, negatives, args.rounds, device, precisions)
-        print(table(rows[-len(PATHS) - len(precisions) :]), flush=True)
+        found = measure(batch, side, negatives, args.rounds, device, precisions)
+        print(table(found), flush=True)
+        rows += found
     for student in args.students:
-        rows += steps.measure(student, args.step_size, args.rounds, device)
-        print(table(rows[-4:]), flush=True)
+        found = steps.measure(student, args.step_size, args.rounds, device)
+        print(table(found), flush=True)
+        rows += found
     if args.rivals:
-        rows += steps.measure(args.rivals, args.step_size, args.rounds, device, rivals=True)
-        print(table(rows[-len(METHODS) :]), flush=True)
+        found = steps.measure(args.rivals, args.step_size, args.rounds, device, rivals=True)
+        print(table(found), flush=True)
+        rows += found
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**facts(args), "rows": rows}, indent=1) + "\n")

@@ -128,5 +128,5 @@ def _step(
     lq = lq.detach()
     output = student(lq)
     with torch.no_grad():
-        teacher_output = teacher(lq)
+        teacher_output = teacher(lq).clamp(0, 1)  # untrained, its values would be refused
     return F.l1_loss(output, target) + distill(output, teacher_output, lq, target=target)
