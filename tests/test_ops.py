@@ -176,8 +176,12 @@ def test_exact_ties_and_all_signs_alike(images, count):
         torch.testing.assert_close(*grads, rtol=1e-12, atol=0)
 
 
-def test_gradcheck_of_level_gaps(images):
-    student, teacher, *others = images(5, 1, 2, 3, 3, dtype=torch.float64)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=LAYOUTS)
+def test_gradcheck_of_level_gaps(images, memory_format):
+    student, teacher, *others = (
+        x.contiguous(memory_format=memory_format)
+        for x in images(5, 1, 2, 3, 3, dtype=torch.float64)
+    )
     assert torch.autograd.gradcheck(
         lambda x: level_gaps.level_gaps(x, teacher, others), student.requires_grad_(), eps=1e-9
     )
@@ -328,6 +332,23 @@ def test_no_second_derivative_and_says_so(make, images, mode):
     (slope,) = torch.autograd.grad(plain(student, teacher), student, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.square().sum(), student)
     assert curvature.abs().sum() > 0
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=LAYOUTS)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_gradcheck_of_the_whole_path(make, student, images, way, memory_format):
+    others = images(2, 2, 3, 32, 32, dtype=torch.float64)
+    dckd = DCKDLoss(student, make(**way), dmm_weight=0.05, negatives=lambda lq: others).double()
+    student_out, teacher_out = (
+        x.contiguous(memory_format=memory_format)
+        for x in images(2, 2, 3, 32, 32, dtype=torch.float64)
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: dckd(x, teacher_out, teacher_out),
+        student_out.requires_grad_(),
+        eps=1e-7,
+        fast_mode=True,
+    )
 
 
 @pytest.mark.parametrize("mode", ["stream", "twopass"])
