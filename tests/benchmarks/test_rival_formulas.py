@@ -10,8 +10,8 @@ from torch import nn
 
 from benchmarks.baselines import AECR, CSD, FAKD, MCLIR, Logits
 from benchmarks.baselines.fakd import body_thirds
+from dckd_losses.as_encoder import as_encoder
 from dckd_losses.dcr import EPS, LEVEL_WEIGHTS
-from dckd_losses.encoder import as_encoder
 from examples.restoration.backbones import ResidualSR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
