@@ -34,7 +34,11 @@ class GradientScale:
 
     def enter(self, images: Tensor) -> Tensor:
         """The same images; their gradient comes back unscaled."""
-        return self._enter(images) if self._dtype == torch.float16 else images
+        if self._dtype != torch.float16:
+            return images
+        _refuse_to_be_recorded()
+        entered: Tensor = _Enter.apply(images, self)
+        return entered
 
     def leave(self, results: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
         """Results to at least float32; their gradients go in scaled.
@@ -46,21 +50,18 @@ class GradientScale:
         """
         if self._dtype != torch.float16:
             return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in results]
-        left: list[Tensor] = self._leave(results, gains)
-        return left
-
-    # Not for torch.compile to record: it would lose what backward tells `value`, and with that the
-    # way back from the scale.
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _enter(self, images: Tensor) -> Tensor:
-        entered: Tensor = _Enter.apply(images, self)
-        return entered
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _leave(self, results: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
+        _refuse_to_be_recorded()
         left: tuple[Tensor, ...] = _Leave.apply(self, gains, *results)
         return list(left)
+
+
+def _refuse_to_be_recorded() -> None:
+    """Raise while torch.compile records: it would lose what backward tells `GradientScale.value`.
+
+    Where graphs may break, they break here, and what follows runs as it is.
+    """
+    if torch.compiler.is_compiling():
+        raise RuntimeError("precision='float16' does not compile into one graph")
 
 
 class _Enter(Function):
