@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import statistics
 
 import oracle
 import pytest
@@ -61,16 +62,11 @@ def relative(seen, expected):
         (F16, 256, 1024, (50, 67)),
         (COMPACT, 64, 256, (50, 67)),
         (COMPACT, 64, 256, (32, 32)),
-        (COMPACT, 64, 256, (16, 16)),
         (MORE_ATTENTION, 24, 40, (64, 33)),
     ],
 )
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_equals_taming(arguments, z_channels, codes, size, dtype, bound):
-    if size == (16, 16) and dtype == torch.float32:
-        pytest.skip(
-            "norms over two numbers at the last level's one pixel lose digits, taming's too"
-        )
     taming = Taming(z_channels, codes, **arguments).to(dtype)
     encoder = VQGANEncoder(build(copy.deepcopy(taming.state_dict())))
     x = torch.rand(2, 3, *size, dtype=dtype)
@@ -82,6 +78,20 @@ def test_equals_taming(arguments, z_channels, codes, size, dtype, bound):
         assert mine.dtype == dtype
         assert relative(mine, theirs) < bound
     assert relative(seen.code_logits, logits) < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_equals_taming_at_the_smallest_size(dtype, bound):
+    """Norms over two numbers at the last level's one pixel are ill-conditioned for some images."""
+    taming = Taming(64, 256, **COMPACT).to(dtype)
+    encoder = VQGANEncoder(build(copy.deepcopy(taming.state_dict())))
+    x = torch.rand(15, 3, 16, 16, dtype=dtype)
+    with torch.no_grad():
+        levels, logits = taming.levels_and_logits(2 * x - 1)
+        seen = encoder(x)
+    for mine, theirs in zip((*seen.levels, seen.code_logits), (*levels, logits), strict=True):
+        errors = [relative(*pair) for pair in zip(mine, theirs, strict=True)]
+        assert statistics.median(errors) < bound
 
 
 def test_reads_the_16384_codes_of_the_larger_vqgan():

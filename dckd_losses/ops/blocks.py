@@ -35,3 +35,20 @@ def blocks(*matrices: Tensor, larger: int = 1) -> Iterator[tuple[Tensor, ...]]:
     on_cpu = matrices[0].device.type == "cpu"
     size = max(1, larger * CACHED // width) if on_cpu else max(1, length)
     return zip(*(torch.split(matrix, size) for matrix in matrices), strict=True)
+
+
+def pieces(*features: Tensor) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Go through features of the same shape (B, n, C) together, as `blocks` through matrices.
+
+    Yields:
+        Some of the images, and what their piece of each is, (b, m, C): several small images whole,
+        or some rows of a large one.
+    """
+    batch, length, width = features[0].shape
+    on_cpu = features[0].device.type == "cpu"
+    size = max(1, CACHED // width) if on_cpu else max(1, batch * length)
+    images = max(1, size // length)
+    for first in range(0, batch, images):
+        some = slice(first, first + images)
+        for parts in zip(*(torch.split(x[some], size, 1) for x in features), strict=True):
+            yield some, parts

@@ -42,9 +42,8 @@ class _GroupNormSiLUConv2d(Function):
         mean, rstd = before.statistics(x)
         ctx.save_for_backward(x, mean, rstd, weight)
         ctx.norm = before
-        return winograd.conv2d(
-            x, weight, bias, [affine.activate for affine in before.affines(mean, rstd)]
-        )
+        activate = [affine.activate for affine in before.affines(mean, rstd)]
+        return winograd.conv2d(x, weight, bias, activate)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
