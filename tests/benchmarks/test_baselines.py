@@ -11,7 +11,6 @@ from torch import nn
 
 from benchmarks.baselines import DUKD, FAKD, METHODS, LabelConsistency, build
 from dckd_losses import HistoryModel, NegativeGenerator
-from examples.restoration.backbones import ResidualSR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RIVALS = ("fakd", "dukd", "csd", "aecr", "mclir")
@@ -22,17 +21,6 @@ ZERO = {
     "dckd": {"dcr_weight": 0, "dmm_weight": 0},
     "dckd_star": {"dcr_weight": 0, "dmm_weight": 0, "consistency_weight": 0},
 }
-
-
-@pytest.fixture
-def networks():
-    """A student and a wider teacher, both trained a little away from bicubic interpolation."""
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        pair = [ResidualSR(4, 3, 2), ResidualSR(6, 7, 2)]
-        for network in pair:
-            nn.init.normal_(network.tail.weight, std=0.01)
-    return pair
 
 
 @pytest.mark.parametrize("name", ["consistency", "dukd"])

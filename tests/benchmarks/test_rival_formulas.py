@@ -10,30 +10,10 @@ from torch import nn
 
 from benchmarks.baselines import AECR, CSD, FAKD, MCLIR, Logits
 from benchmarks.baselines.fakd import body_thirds
-from dckd_losses.as_encoder import as_encoder
 from dckd_losses.dcr import EPS, LEVEL_WEIGHTS
 from examples.restoration.backbones import ResidualSR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Pyramid(nn.Module):
-    """The least encoder of five levels."""
-
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            self.conv = nn.Conv2d(3, 2, 3, padding=1)
-
-    def forward(self, x):
-        x = self.conv(x).tanh()
-        return [F.avg_pool2d(x, 2**i) for i in range(5)], None
-
-
-@pytest.fixture
-def pyramid():
-    return as_encoder(Pyramid()).double()
 
 
 def close(seen, expected):
