@@ -1,5 +1,6 @@
 """Training an encoder, in seconds: what it writes is an encoder, as sharp as was asked for."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,14 @@ from dckd_losses.checkpoint import read_safetensors
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_encoder.py"
 
 
+OPTIONS = ["--iterations", "8", "--warm-up", "3", "--codes", "20", "--nats", "1.5"]
+
+
+def start(data: Path, output: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, SCRIPT, "--data", data, "--output", output, *OPTIONS, *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     from PIL import Image
@@ -25,14 +34,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
         noise = rng.integers(0, 256, (100 + i, 120, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((160, 130)).save(folder / f"{i:02}.png")
     path = folder / "out" / "encoder.safetensors"
-    options = ["--iterations", "8", "--warm-up", "4", "--codes", "20", "--nats", "1.5"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--data", folder, "--output", path, *options],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return path, json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1])
+    done = start(folder, path)
+    assert done.returncode == 0, done.stderr
+    return path, json.loads(done.stdout[done.stdout.rindex("{") : done.stdout.rindex("}") + 1])
 
 
 def test_writes_an_encoder(trained: tuple[Path, dict[str, float]]) -> None:
@@ -52,3 +56,46 @@ def test_says_what_it_measured(trained: tuple[Path, dict[str, float]]) -> None:
     _, metadata = read_safetensors(path)
     assert metadata["iterations"] == "8"
     assert float(metadata["perplexity"]) == pytest.approx(facts["perplexity"])
+
+
+def test_resumes_to_the_same_encoder(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    script, data = importlib.import_module("train_encoder"), trained[0].parents[1]
+    output = tmp_path / "encoder.safetensors"
+
+    def save_and_stop(*args: object) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    save = script.save
+    monkeypatch.setattr(script, "save", save_and_stop)
+    options = ["--data", str(data), "--output", str(output), *OPTIONS]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+    assert script.main() == 130
+    assert not output.exists()
+    other = start(data, output, "--resume", "--codes", "21")
+    assert other.returncode == 2
+    assert "codes was 20, is 21" in other.stderr
+    assert start(data, output, "--resume").returncode == 0
+    (seen, facts), (expected, wanted) = map(read_safetensors, (output, trained[0]))
+    assert facts == wanted  # with a sha256 of the tensors
+    assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--channels", "32", "32", "48", "64", "64"], "channel counts [48] are not multiples"),
+        (["--data", "nowhere"], "nowhere: found nothing; expected a folder"),
+    ],
+)
+def test_refuses_in_one_line(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path, options: list[str], said: str
+) -> None:
+    done = start(trained[0].parents[1], tmp_path / "x.safetensors", *options)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
