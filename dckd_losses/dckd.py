@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dckd_losses.as_encoder import as_encoder
 from dckd_losses.attachable import Attachable
+from dckd_losses.balance import check_fraction, enter, leave
 from dckd_losses.checks import (
     check_device,
     check_images,
@@ -18,7 +19,7 @@ from dckd_losses.checks import (
     check_values,
     is_recording,
 )
-from dckd_losses.dcr import DCRLoss
+from dckd_losses.dcr import LEVEL_WEIGHTS, DCRLoss
 from dckd_losses.dmm import DMMLoss
 from dckd_losses.encoder import VQGANEncoder
 from dckd_losses.features import FeatureEncoder
@@ -28,9 +29,8 @@ from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
 
 DCR_WEIGHT = 0.1  # paper, Table 7
-# With "compact" this keeps the paper's balance: at the student's output DMM's gradient is 6 to 11
-# times L1's, that of the doubled softmax, which the paper tuned, 10 times (README, "The weights").
-# With other encoders the true form's can be 100 times the doubled softmax's: look first.
+# With "compact" DMM's gradient is 6 to 11 times L1's, the doubled softmax's, which the paper tuned,
+# 10 times (README, "The weights"). Elsewhere it can be 100 times the doubled softmax's: look first.
 DMM_WEIGHT = 1e-3
 RELEASED_DMM_WEIGHT = 1e-3  # paper, Table 7; tuned with the released code's doubled softmax
 
@@ -39,8 +39,7 @@ class DCKDLoss(Attachable):
     """What DCKD adds to a training step: `dcr_weight * DCR + dmm_weight * DMM` (Eq. 10).
 
     The reconstruction loss and the plain distillation loss stay the trainer's. The student's output
-    passes the encoder once with gradient; the teacher's output and the negatives pass it together
-    without.
+    passes the encoder once with gradient, the teacher's and the negatives together without.
 
     Args:
         student: the network in training. Its history is a copy; itself it is only referred to.
@@ -51,6 +50,9 @@ class DCKDLoss(Attachable):
         negatives: a `NegativeGenerator` or any callable from lq to (N, B, 3, H, W); made with its
             defaults where None. With a plain callable no history is made.
         form: of `DMMLoss`.
+        level_weights: of `DCRLoss`.
+        balance: the gradient's norm at student_out as a fraction of a mean L1's there, which the
+            two weights then only share; None, the paper's way, for fixed weights. See `balance.py`.
 
     Shape:
         student_out and teacher_out (B, 3, H, W), lq (B, 3, h, w), all in [0, 1] nominally, H and W
@@ -93,6 +95,8 @@ class DCKDLoss(Attachable):
         history: HistoryModel | None = None,
         negatives: Callable[[Tensor], Tensor] | None = None,
         form: str = "cross_entropy",
+        level_weights: tuple[float, ...] = LEVEL_WEIGHTS,
+        balance: float | None = None,
     ) -> None:
         super().__init__(student)
         if not (dcr_weight >= 0 and dmm_weight >= 0):
@@ -105,10 +109,11 @@ class DCKDLoss(Attachable):
             history = HistoryModel(student) if history is None else history
             negatives = NegativeGenerator(history)
         self.encoder = as_encoder(encoder)
-        self.dcr = DCRLoss(self.encoder)
+        self.dcr = DCRLoss(self.encoder, level_weights=level_weights)
         self.dmm = DMMLoss(self.encoder, form=form)
         self.dcr_weight = dcr_weight
         self.dmm_weight = dmm_weight
+        self.balance = check_fraction(balance)
         self.history = history
         self.negatives = negatives
         self.last: dict[str, Tensor] = {}
@@ -124,15 +129,9 @@ class DCKDLoss(Attachable):
     ) -> DCKDLoss:
         """The settings of DCKD's released code, where they differ from its paper.
 
-        The encoder sees raw [0, 1] images, DMM is the doubled softmax at weight 1e-3, and of five
-        negatives one is made from the undegraded input. For the release's history pass
-        `source=ema_model` to `attach`.
-
-        Args:
-            student: as in `DCKDLoss`.
-            encoder: a name or a path.
-            history: as in `DCKDLoss`.
-            seed: of `NegativeGenerator`.
+        The encoder sees raw [0, 1] images, DMM is the doubled softmax, one of five negatives is
+        made from the undegraded input. `attach(..., source=ema_model)` for the release's history.
+        Arguments are as in `DCKDLoss` and `NegativeGenerator`; encoder is a name or a path.
         """
         history = HistoryModel(student) if history is None else history
         return cls(
@@ -161,7 +160,8 @@ class DCKDLoss(Attachable):
         if not (self.dcr_weight or self.dmm_weight):
             self.last = {}
             return reference.as_loss(0 * student_out.sum(), student_out)
-        images = Images(student_out, teacher_out.detach())
+        entered, one = enter(student_out, self.balance)
+        images = Images(entered, teacher_out.detach())
         if self.dcr_weight and lq is not None:
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
@@ -171,7 +171,7 @@ class DCKDLoss(Attachable):
             images.divergence = self.dmm.divergence
         loss, terms = self.encoder.compare(images, self._weighted)
         self._remember(terms)
-        return reference.as_loss(loss, student_out)
+        return reference.as_loss(leave(loss, one), student_out)
 
     def _weighted(self, terms: Terms) -> Tensor:
         """Eq. 10's two terms."""
@@ -185,9 +185,8 @@ class DCKDLoss(Attachable):
     def _remember(self, terms: Terms) -> None:
         last = {}
         if self.dcr_weight:
-            last["dcr"] = self.dcr.ratio(terms)
-            last["positive"] = torch.stack(terms.positive)
-            last["negative"] = torch.stack(terms.negative)
+            positive, negative = torch.stack(terms.positive), torch.stack(terms.negative)
+            last = {"dcr": self.dcr.ratio(terms), "positive": positive, "negative": negative}
         if terms.divergence is not None:
             last["dmm"] = terms.divergence
         self.last = {name: value.detach() for name, value in last.items()}
@@ -218,4 +217,4 @@ class DCKDLoss(Attachable):
         check_device("lq", lq, "student_out", student_out)
 
     def extra_repr(self) -> str:
-        return f"dcr_weight={self.dcr_weight}, dmm_weight={self.dmm_weight}"
+        return f"dcr_weight={self.dcr_weight}, dmm_weight={self.dmm_weight}, balance={self.balance}"
