@@ -13,8 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from dckd_losses import DCKDLoss
-
 from . import checkpoints
 from .console import Progress, RefusedError, StoppedError, refusing, stop_signals
 from .data import RandomCrops
@@ -36,7 +34,9 @@ class Run:
         crops: training data, one item a crop, in the order of training.
         student: the network in training.
         teacher: its outputs are distilled; None to train on the ground truth alone.
-        dckd: DCKD's losses; None to leave them out.
+        dckd: DCKD's losses, or another method's with the same methods; None to leave them out.
+        whole: `dckd` is all that is added to the L1 to the ground truth, the L1 to the teacher
+            included, and is called with `target=`; its distances, if any, are recorded too.
         validate: PSNR of the student, or None to skip.
         settings: whatever determines the weights; a checkpoint of other settings is refused.
         records: losses and now and then the PSNR, each with its `step`.
@@ -48,10 +48,11 @@ class Run:
     crops: RandomCrops
     student: nn.Module
     teacher: nn.Module | None = None
-    dckd: DCKDLoss | None = None
+    dckd: Any = None
+    whole: bool = False
     validate: Callable[[nn.Module], float] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    records: list[dict[str, float]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
 
     @property
@@ -140,14 +141,16 @@ def _step(
     if run.teacher is not None:
         with torch.no_grad(), accelerator.autocast():
             teacher_output = run.teacher(lq).float()
-        parts["kd"] = F.l1_loss(output, teacher_output)
-        loss = loss + parts["kd"]
+        if not run.whole:
+            parts["kd"] = F.l1_loss(output, teacher_output)
+            loss = loss + parts["kd"]
         if run.dckd is not None:
             if look:
                 with refusing():
                     run.dckd.check(output, teacher_output, lq)
-            loss = loss + run.dckd(output, teacher_output, lq)  # the second line
-            parts |= {k: v for k, v in run.dckd.last.items() if k in ("dcr", "dmm")}
+            known = {"target": target} if run.whole else {}
+            loss = loss + run.dckd(output, teacher_output, lq, **known)  # the second line
+            parts |= {k: v for k, v in run.dckd.last.items() if v.ndim == 0}
     optimizer.zero_grad()
     accelerator.backward(loss)
     optimizer.step()
@@ -171,7 +174,9 @@ def _record(run: Run, parts: dict[str, Tensor], progress: Progress, main: bool) 
         raise RefusedError(f"step {run.step}: got losses {text}; expected finite ones")
     validation = run.due(run.recipe.iterations // VALIDATIONS)
     if validation or run.due(LOG_EVERY):
-        run.records.append({"step": float(run.step), **losses})
+        last = run.dckd.last if run.whole else {}
+        distances = {name: value.tolist() for name, value in last.items() if value.ndim}
+        run.records.append({"step": float(run.step), **losses, **distances})
     if validation and run.validate is not None and main:
         run.records[-1]["psnr"] = run.validate(run.student)
     known = [record["psnr"] for record in run.records if "psnr" in record]

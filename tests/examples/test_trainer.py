@@ -337,3 +337,38 @@ def test_values_are_looked_at_regularly(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RefusedError, match=r"teacher_out must lie in \[0, 1\]"):
         trained(run)
     assert run.step == 2
+
+
+class WholeArm(nn.Module):
+    """A method that adds its own distance to the teacher, and looks at the ground truth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: dict[str, Tensor] = {}
+
+    def forward(
+        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, *, target: Tensor
+    ) -> Tensor:
+        value = F.l1_loss(student_out, teacher_out)
+        gaps = torch.stack([value, F.l1_loss(teacher_out, target)])
+        self.last = {"kd": value.detach(), "gaps": gaps.detach()}
+        return value
+
+    def attach(self, optimizer: object) -> "WholeArm":
+        return self
+
+    def detach(self) -> "WholeArm":
+        return self
+
+    def check(self, *images: Tensor) -> None:
+        pass
+
+
+def test_a_whole_method_stands_for_the_distance_to_the_teacher(tmp_path: Path) -> None:
+    """Which is not added once more; its distances are recorded beside the losses."""
+    plain = trained(new_run(tmp_path, dckd=None))
+    whole = trained(new_run(tmp_path, dckd=WholeArm(), whole=True))
+    assert_same(whole.student.state_dict(), plain.student.state_dict())
+    for mine, theirs in zip(whole.records, plain.records, strict=True):
+        assert mine["gaps"][0] == mine["kd"] == theirs["kd"]
+        assert mine["l1"] == theirs["l1"]
