@@ -1,0 +1,180 @@
+"""What each table compares, as data: its arms, on which networks, and against what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.baselines import METHODS
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table.
+
+    Attributes:
+        name: In the table.
+        method: Of `baselines.METHODS`.
+        settings: Of its losses, where they are not the defaults; see `losses`.
+        paper: Its name in the paper's table, if another.
+    """
+
+    name: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    paper: str | None = None
+
+    def __post_init__(self) -> None:
+        assert self.method in METHODS
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which networks a table trains on what.
+
+    Attributes:
+        label: As the paper's numbers name it.
+        task: "sr", "deblur" or "derain".
+        scale: Output size over input size.
+        student: Of `backbones.NAMES`.
+        teacher: Likewise.
+        sets: The paper's test sets.
+    """
+
+    label: str
+    task: str
+    scale: int
+    student: str
+    teacher: str
+    sets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables.
+
+    Attributes:
+        title: What it shows.
+        arms: Its rows.
+        reference: The arm that gains are counted from.
+        blocks: The paper's.
+        x: What an arm's name is a number of, where the paper plots.
+    """
+
+    title: str
+    arms: tuple[Arm, ...]
+    reference: str
+    blocks: tuple[Block, ...]
+    x: str | None = None
+
+
+def _sr(network: str, scale: int, *sets: str) -> Block:
+    family = network.lower()
+    student = family if "-" in family else f"{family}-student"
+    teacher = f"{family.partition('-')[0]}-teacher"
+    return Block(f"{network} x{scale}", "sr", scale, student, teacher, sets)
+
+
+def _same_size(network: str, task: str, *sets: str) -> Block:
+    family = network.lower()
+    return Block(network, task, 1, f"{family}-student", f"{family}-teacher", sets)
+
+
+SR_SETS = ("Set5", "Set14", "BSD100", "Urban100")
+ABLATION = (_sr("RCAN", 2, "Set14", "Urban100"),)
+SCRATCH, LOGITS, DCKD = Arm("Scratch", "scratch"), Arm("Logits", "logits"), Arm("DCKD", "dckd")
+RIVALS = (
+    Arm("FAKD", "fakd"),
+    Arm("DUKD", "dukd"),
+    Arm("CSD", "csd"),
+    Arm("AECR", "aecr"),
+    Arm("MCLIR", "mclir"),
+)
+DCR_WEIGHTS = ("0.01", "0.1", "1")
+DMM_WEIGHTS = ("0.0001", "0.001", "0.01")
+PAPER_LENGTH = 250_000  # steps of the runs of Figure 8b
+UPDATE_STEPS = (100, 500, 1000, 2000, 3000)  # the paper names 1000 only
+COUNTS = (1, 3, 5, 7, 9)  # the paper names 5 only
+
+TABLES = {
+    "table2": Table(
+        "Super-resolution",
+        (SCRATCH, LOGITS, *RIVALS, DCKD, Arm("DCKD*", "dckd_star")),
+        "Logits",
+        tuple(_sr(name, x, *SR_SETS) for name in ("SwinIR", "RCAN") for x in (2, 3, 4)),
+    ),
+    "table3": Table(
+        "Deblurring",
+        (SCRATCH, LOGITS, DCKD),
+        "Logits",
+        tuple(_same_size(name, "deblur", "GoPro") for name in ("NAFNet", "Restormer")),
+    ),
+    "table4": Table(
+        "Deraining",
+        (SCRATCH, LOGITS, DCKD),
+        "Logits",
+        (
+            _same_size(
+                "Restormer", "derain", "Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"
+            ),
+        ),
+    ),
+    "table5": Table(
+        "DCKD's two losses",
+        (
+            Arm("neither", "logits"),
+            Arm("DCR", "dckd", {"dmm_weight": 0.0}),
+            Arm("DMM", "dckd", {"dcr_weight": 0.0}),
+            Arm("DCR+DMM", "dckd"),
+        ),
+        "neither",
+        ABLATION,
+    ),
+    "table6": Table(
+        "Degradations of the negatives' inputs",
+        tuple(
+            Arm(name, "dckd", {"degradation": name}) for name in ("blur", "noise", "resize", "mix")
+        ),
+        "noise",
+        ABLATION,
+    ),
+    "table7": Table(
+        "Weights; the released code's DMM is a softmax of a softmax",
+        (
+            *(Arm(f"DCR {w}", "dckd", {"dcr_weight": float(w)}) for w in DCR_WEIGHTS),
+            *(Arm(f"DMM {w}", "dckd", {"dmm_weight": float(w)}) for w in DMM_WEIGHTS),
+            *(
+                Arm(
+                    f"released DMM {w}",
+                    "dckd",
+                    {"dmm_weight": float(w), "form": "released"},
+                    paper=f"DMM {w}",
+                )
+                for w in DMM_WEIGHTS
+            ),
+        ),
+        "DCR 0.1",
+        ABLATION,
+    ),
+    "table8": Table(
+        "Contrastive learning",
+        (SCRATCH, Arm("MCLIR", "mclir"), DCKD),
+        "Scratch",
+        (_sr("SwinIR-light", 4, "Set14", "BSD100", "Urban100", "Manga109"),),
+    ),
+    "figure8a": Table(
+        "Number of negatives",
+        tuple(Arm(str(n), "dckd", {"num_negatives": n}) for n in COUNTS),
+        "5",
+        ABLATION,
+        x="negatives",
+    ),
+    "figure8b": Table(
+        "Initial update step of the history",
+        tuple(Arm(str(s), "dckd", {"update_share": s / PAPER_LENGTH}) for s in UPDATE_STEPS),
+        "1000",
+        ABLATION,
+        x="initial update step, of 250,000",
+    ),
+}

@@ -1,0 +1,103 @@
+"""From an arm's settings, which are numbers and names, to its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from benchmarks import baselines
+from dckd_losses import HistoryModel, NegativeGenerator
+from dckd_losses.dckd import DCR_WEIGHT, DMM_WEIGHT
+from dckd_losses.dcr import LEVEL_WEIGHTS
+from dckd_losses.negatives import NUM_NEGATIVES
+from examples.restoration.recipes import Recipe
+
+CONTRASTIVE = ("csd", "aecr", "mclir", "dckd", "dckd_star")  # they look through an encoder
+DCKD = ("dckd", "dckd_star")
+DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equal settings
+    "dcr_weight": DCR_WEIGHT,
+    "dmm_weight": DMM_WEIGHT,
+    "form": "cross_entropy",
+    "level_weights": list(LEVEL_WEIGHTS),
+    "balance": None,
+    "num_negatives": NUM_NEGATIVES,
+    "degradation": "noise",
+}
+GROWTH_EVERY = 100_000 / 250_000  # of a run: there the history's interval grows (released code) ...
+GROWTHS = 3  # ... by its first value, up to so many times that
+FAKD_LAYERS = {  # RCAN's as its authors took them; SwinIR's, unpublished, the ends of the thirds
+    "rcan-student": ["body.1", "body.5", "body.10"],
+    "rcan-teacher": ["body.1", "body.5", "body.10"],
+    "swinir-student": ["layers.0", "layers.2", "layers.3"],
+    "swinir-teacher": ["layers.1", "layers.3", "layers.5"],
+}
+
+
+def settings_of(method: str, settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """An arm's settings in full.
+
+    Args:
+        method: Of `baselines.METHODS`.
+        settings: What is not as by default. Of DCKD those of `DEFAULTS`, `interval`, the steps
+            between the history's first updates, or `update_share`, the same as a share of the run.
+        recipe: By default it says the interval.
+    """
+    if method not in DCKD:
+        return dict(settings)
+    growth_every = max(1, round(GROWTH_EVERY * recipe.iterations))
+    schedule = {"interval": recipe.history_interval, "growth_every": growth_every}
+    full = {**schedule, **DEFAULTS, **settings}
+    share = full.pop("update_share", None)
+    if share is not None:
+        full["interval"] = max(1, round(share * recipe.iterations))
+    return full
+
+
+def build(
+    method: str,
+    settings: Mapping[str, Any],
+    student: nn.Module,
+    teacher: nn.Module,
+    encoder: str | None,
+    seed: int,
+) -> baselines.Arm:
+    """The losses of one run.
+
+    Args:
+        method: Of `baselines.METHODS`.
+        settings: What `settings_of` gave.
+        student: The network to be trained.
+        teacher: Its teacher.
+        encoder: Of the contrastive methods, one for all; None for each method's own.
+        seed: Of negatives.
+    """
+    known = dict(settings)
+    if method in DCKD:
+        known["level_weights"] = tuple(known["level_weights"])
+        known["negatives"] = _negatives(known, student, seed)
+    if method == "fakd":
+        layers = [FAKD_LAYERS.get(str(getattr(net, "backbone", ""))) for net in (student, teacher)]
+        known |= dict(zip(("student_layers", "teacher_layers"), layers, strict=True))
+    if method == "dukd":
+        known["seed"] = 2 * seed + 1
+    return baselines.build(method, student, teacher, encoder, **known)
+
+
+def _negatives(known: dict[str, Any], student: nn.Module, seed: int) -> NegativeGenerator:
+    """History and negatives, whose settings are taken out."""
+    interval = known.pop("interval")
+    history = HistoryModel(
+        student,
+        interval=interval,
+        interval_growth=interval,
+        growth_every=known.pop("growth_every"),
+        max_interval=GROWTHS * interval,
+    )
+    return NegativeGenerator(
+        history,
+        num_negatives=known.pop("num_negatives"),
+        degradation=known.pop("degradation"),
+        seed=2 * seed,  # even ones; those of the rivals' transforms are odd
+    )

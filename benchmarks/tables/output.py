@@ -1,0 +1,176 @@
+"""Writes a finished table: Markdown, JSON and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import pictures, provenance
+from benchmarks.tables.arms import Table
+from benchmarks.tables.job import Job
+from benchmarks.tables.report import markdown
+from benchmarks.tables.results import Arms, columns, scored
+from benchmarks.tables.scoring import restored, score
+from benchmarks.tables.store import Given, Store, write
+from benchmarks.tables.study import Options, Part
+from dckd_losses.negatives import NUM_NEGATIVES
+from examples.restoration.degrade import Image
+from examples.restoration.metrics import protocol, psnr
+
+
+def write_table(
+    table: Table, options: Options, parts: list[Part], store: Store, stem: Path
+) -> list[Path]:
+    """Everything that a table leaves behind.
+
+    Args:
+        table: What was asked for.
+        options: How.
+        parts: Its blocks, all trained.
+        store: Where.
+        stem: Path of the files without their ends.
+
+    Returns:
+        the files.
+    """
+    found = [(part, scored(part, store), references(part, store)) for part in parts]
+    machine = provenance.machine(store.accelerator.device)
+    arms: Arms = {}
+    for part, by_arm, _ in found:
+        for name, by_set in by_arm.items():
+            known = {named(part, parts, images): value for images, value in by_set.items()}
+            arms.setdefault(name, {}).update(known)
+    head = {"table": options.table, "command": provenance.command()}
+    content = {**head, "commit": machine["commit"], "device": machine["device"], "arms": arms}
+    write(_file(stem, ".json"), content)
+    details = {
+        **head,
+        **machine,
+        "seeds": seeds(parts),
+        "references": {part.block.label: others for part, _, others in found},
+        "runs": {
+            part.block.label: {
+                name: [_told(run, store) for run in runs] for name, runs in part.arms.items()
+            }
+            for part in parts
+        },
+    }
+    write(_file(stem, "_details.json"), details)
+    facts = {**head, **machine, "seeds": ", ".join(map(str, seeds(parts))), **recipe_facts(parts)}
+    text = markdown(table, facts, found, options.table)
+    _file(stem, ".md").write_text(text, encoding="utf-8")
+    files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
+    for part, by_arm, _ in found:
+        place = stem if len(parts) == 1 else _file(stem, f"_{part.block.label.replace(' ', '_')}")
+        files += _draw(table, part, by_arm, store, place)
+    return files
+
+
+def named(part: Part, parts: list[Part], images: str) -> str:
+    """A set's name, beside its network's where a table has several."""
+    return images if len(parts) == 1 else f"{part.block.label} {images}"
+
+
+def references(part: Part, store: Store) -> Arms:
+    """Scores of the input itself and of the teacher."""
+    block, networks = part.block, {"Input": None, "Teacher": part.teacher}
+    return {
+        name: {
+            images.name: columns(
+                [
+                    score(None, images, block.task, block.scale)
+                    if trained is None
+                    else store.scores(trained, images, block.task, block.scale)
+                ]
+            )
+            for images in part.sets
+        }
+        for name, trained in networks.items()
+    }
+
+
+def seeds(parts: list[Part]) -> list[int]:
+    """Of the students that were trained."""
+    runs = (run for part in parts for runs in part.arms.values() for run in runs)
+    return sorted({run.seed for run in runs if isinstance(run, Job)})
+
+
+def recipe_facts(parts: list[Part]) -> dict[str, str]:
+    """What all arms have in common, in words."""
+    part = parts[0]
+    runs = [run for runs in part.arms.values() for run in runs if isinstance(run, Job)]
+    if not runs:
+        return {}
+    recipe, images = runs[0].recipe, part.images
+    return {
+        "student, teacher": f"{part.block.student}, {part.block.teacher}",
+        "training": f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} "
+        f"pixels, learning rate {recipe.lr:g}, on {images.train.name} "
+        f"({len(images.train.files)} images)",
+        "encoder of all contrastive methods": runs[0].encoder or "each one's own",
+    }
+
+
+def _told(run: Job | Given, store: Store) -> dict[str, Any]:
+    """What a run says of itself: settings, speed, its validation curve."""
+    if isinstance(run, Given):
+        return {"file": run.source, "weights": run.identity}
+    result = store.result(run)
+    assert result is not None
+    looks = [r for r in result.pop("records") if "psnr" in r]
+    return {**result, "curve": [[r["step"], r["psnr"]] for r in looks]}
+
+
+def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> list[Path]:
+    """The pictures of one block."""
+    files = [_file(stem, ".png"), _file(stem, "_crops.png")]
+    trained = {name: [r for r in runs if isinstance(r, Job)] for name, runs in part.arms.items()}
+    results = {
+        name: [store.result(run) or {} for run in runs] for name, runs in trained.items() if runs
+    }
+    if table.x is None:
+        pictures.gains(arms, table.reference, files[0])
+    else:
+        pictures.against_number(arms, _costs(results), table.x, files[0])
+    pictures.crops(_versions(part, store), files[1])
+    if results:
+        files.append(_file(stem, "_curves.png"))
+        records = {name: [r["records"] for r in found] for name, found in results.items()}
+        pictures.curves(records, files[-1])
+    for runs in reversed(trained.values()):  # the table's last arm that has any
+        result = store.result(runs[0]) if runs else None
+        if result and "positive" in result["records"][-1]:
+            files.append(_file(stem, "_distances.png"))
+            count = runs[0].settings.get("num_negatives", NUM_NEGATIVES)
+            pictures.distances(result["records"], count, files[-1])
+            break
+    return files
+
+
+def _costs(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Time and, on a GPU, memory of each arm's first run, by unit."""
+    first = {name: runs[0] for name, runs in results.items()}
+    costs = {"ms a step": {name: 1e3 * r["seconds_per_step"] for name, r in first.items()}}
+    if all(result["peak_mb"] for result in first.values()):
+        costs["peak MB"] = {name: result["peak_mb"] for name, result in first.items()}
+    return costs
+
+
+def _versions(part: Part, store: Store) -> dict[str, dict[str, tuple[Image, float | None]]]:
+    """The first image of each set as input, teacher and every arm's first seed make it."""
+    block, found = part.block, {}
+    models = {"input": None, **{name: store.network(runs[0]) for name, runs in part.arms.items()}}
+    models["Teacher"] = store.network(part.teacher)
+    rules = protocol(block.task, block.scale)
+    for images in part.sets:
+        pair = images.pairs[0]
+        versions: dict[str, tuple[Image, float | None]] = {}
+        for name, model in models.items():
+            image = restored(model, pair, block.scale)
+            versions[name] = image, psnr(image, pair.hq, rules)
+        found[f"{images.name}: {pair.name}"] = {**versions, "ground truth": (pair.hq, None)}
+    return found
+
+
+def _file(stem: Path, end: str) -> Path:
+    return stem.with_name(f"{stem.name}{end}")

@@ -1,0 +1,146 @@
+"""Pictures of a finished table: gains, curves, distances, Figure 8's plots, crops side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.tables.results import Arms, mean
+from examples.restoration.degrade import Image
+from examples.restoration.figures import SIZE, telling_crop
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def gains(arms: Arms, reference: str, path: Path) -> None:
+    """A dot for each seed's PSNR beyond the reference arm's, and a bar for their mean.
+
+    Without the reference arm, or unpaired, PSNR itself.
+    """
+    sets = list(next(iter(arms.values())))
+    figure = Figure(figsize=(1 + 3.6 * len(sets), 0.9 + 0.32 * len(arms)), layout="constrained")
+    for axis, images in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+        base = arms.get(reference, {}).get(images, {}).get("psnr")
+        paired = base and all(len(found[images]["psnr"]) == len(base) for found in arms.values())
+        for row, (_, found) in enumerate(arms.items()):
+            values = np.array(found[images]["psnr"]) - (base if paired else 0)
+            axis.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.5)
+            axis.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color="black")
+        axis.set_yticks(range(len(arms)), list(arms))
+        axis.invert_yaxis()
+        axis.set_title(images)
+        axis.set_xlabel(f"dB beyond {reference}" if paired else "PSNR (dB)")
+        axis.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=120)
+
+
+def curves(records: Mapping[str, Sequence[Records]], path: Path) -> None:
+    """PSNR on the development images over the steps, each arm's mean over seeds."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, runs in records.items():
+        looks = [[(r["step"], r["psnr"]) for r in run if "psnr" in r] for run in runs]
+        steps = [step for step, _ in looks[0]]
+        axis.plot(steps, np.mean([[p for _, p in look] for look in looks], axis=0), label=name)
+    axis.set(xlabel="step", ylabel="PSNR on development images (dB)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def distances(records: Records, num_negatives: int, path: Path) -> None:
+    """As the paper's Figure 1: how far the student is from its teacher, and from its negatives.
+
+    One panel a level. While the upper line stays above the lower one the lower bound still pushes;
+    where they meet, negatives have become as good as the student.
+
+    Args:
+        records: Of one run; its `negative` is summed over the negatives.
+        num_negatives: How many they are.
+        path: PNG to write.
+    """
+    seen = [record for record in records if "positive" in record]
+    steps = [record["step"] for record in seen]
+    levels = len(seen[0]["positive"])
+    figure = Figure(figsize=(3 * levels, 2.8), layout="constrained")
+    for level, axis in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
+        mine = [record["positive"][level] for record in seen]
+        others = [record["negative"][level] / num_negatives for record in seen]
+        axis.plot(steps, others, label="to a negative, mean", color="tab:red")
+        axis.plot(steps, mine, label="to the teacher", color="tab:green")
+        axis.set(title=f"level {level}", xlabel="step", yscale="log")
+        axis.grid(alpha=0.3)
+        if level == 0:
+            axis.set_ylabel("student's distance")
+            axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def against_number(
+    arms: Arms, costs: Mapping[str, Mapping[str, float]], label: str, path: Path
+) -> None:
+    """Figure 8: PSNR, and what a step costs, against the number that the arms are named after.
+
+    Args:
+        arms: Their names are numbers.
+        costs: By unit, each arm's.
+        label: Of the number.
+        path: PNG to write.
+    """
+    x, sets = [float(name) for name in arms], list(next(iter(arms.values())))
+    panels = len(sets) + len(costs)
+    figure = Figure(figsize=(3.4 * panels, 3), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for images, axis in zip(sets, axes, strict=False):
+        found = [mean(arm[images]["psnr"]) for arm in arms.values()]
+        errors = np.nan_to_num([value.deviation for value in found])
+        axis.errorbar(x, [value.mean for value in found], errors, marker="o", capsize=3)
+        _finish(axis, x, label, f"{images}, PSNR (dB)")
+    for (unit, by_arm), axis in zip(costs.items(), axes[len(sets) :], strict=True):
+        axis.plot(x, [by_arm[name] for name in arms], marker="o", color="tab:gray")
+        _finish(axis, x, label, unit)
+    figure.savefig(path, dpi=120)
+
+
+def _finish(axis: Axes, x: list[float], label: str, unit: str) -> None:
+    axis.set(xlabel=label, ylabel=unit)
+    axis.grid(alpha=0.3)
+    if max(x) > 20 * min(x):
+        axis.set_xscale("log")
+
+
+def crops(images: Mapping[str, Mapping[str, tuple[Image, float | None]]], path: Path) -> None:
+    """As the paper's Figures 4 to 7: the input with a box, and what is made of it, enlarged.
+
+    The box is where the first version is farthest from the last. Below each crop stands the PSNR of
+    its whole image.
+
+    Args:
+        images: By name, each image's versions by title, the input's first, the ground truth's
+            last: uint8 RGB (H, W, 3) with the PSNR in dB, None for the truth.
+        path: PNG to write.
+    """
+    columns = 1 + max(len(versions) for versions in images.values())
+    figure = Figure(figsize=(2.1 * columns, 2.5 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    for row, (name, versions) in zip(axes, images.items(), strict=True):
+        pixels = [image for image, _ in versions.values()]
+        top, left = telling_crop(pixels[0], pixels[-1])
+        row[0].imshow(pixels[0])
+        row[0].plot(
+            left + SIZE * np.array([0, 1, 1, 0, 0]),
+            top + SIZE * np.array([0, 0, 1, 1, 0]),
+            color="red",
+        )
+        row[0].set_xlabel(name, fontsize=10)
+        for axis, (title, (image, psnr)) in zip(row[1:], versions.items(), strict=False):
+            axis.imshow(image[top : top + SIZE, left : left + SIZE], interpolation="nearest")
+            axis.set_xlabel(f"{title}\n{'PSNR' if psnr is None else f'{psnr:.2f} dB'}", fontsize=10)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,70 @@
+"""Numbers of a finished table: ours by seed, the paper's, and what lies between."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.tables.store import Store
+from benchmarks.tables.study import Part
+from examples.restoration.evaluation import Score
+
+Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
+Arms = dict[str, dict[str, Scores]]  # by arm and set
+Cited = Mapping[str, Mapping[str, Sequence[float]]]  # PSNR and SSIM by arm and set
+PAPER = Path(__file__).with_name("paper_numbers.json")
+
+
+class Mean(NamedTuple):
+    """Of a few seeds' numbers, with their standard deviation; nan for one seed."""
+
+    mean: float
+    deviation: float
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Mean and standard deviation of a sample."""
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return Mean(statistics.fmean(values), deviation)
+
+
+def gain(values: Sequence[float], reference: Sequence[float]) -> Mean | None:
+    """Mean of the seeds' differences to another arm's, and its standard error; None unpaired."""
+    if len(values) != len(reference):
+        return None
+    difference = mean([a - b for a, b in zip(values, reference, strict=True)])
+    return Mean(difference.mean, difference.deviation / len(values) ** 0.5)
+
+
+def scored(part: Part, store: Store) -> Arms:
+    """Every arm's scores on every set."""
+    block = part.block
+    return {
+        name: {
+            images.name: columns(
+                [store.scores(run, images, block.task, block.scale) for run in runs]
+            )
+            for images in part.sets
+        }
+        for name, runs in part.arms.items()
+    }
+
+
+def columns(scores: Sequence[Score]) -> Scores:
+    """Scores by seed as lists."""
+    return {"psnr": [s["psnr"] for s in scores], "ssim": [s["ssim"] for s in scores]}
+
+
+def published() -> dict[str, Any]:
+    """The paper's numbers, by table and network."""
+    content: dict[str, Any] = json.loads(PAPER.read_text(encoding="utf-8"))
+    return content
+
+
+def cited(table: str, label: str) -> Cited:
+    """The paper's numbers of one block; none where it has a plot instead."""
+    found: Cited = published().get(table, {}).get(label, {})
+    return found
