@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from benchmarks.tables.results import Arms, mean
 from examples.restoration.degrade import Image
@@ -125,22 +126,23 @@ def crops(images: Mapping[str, Mapping[str, tuple[Image, float | None]]], path: 
             last: uint8 RGB (H, W, 3) with the PSNR in dB, None for the truth.
         path: PNG to write.
     """
-    columns = 1 + max(len(versions) for versions in images.values())
-    figure = Figure(figsize=(2.1 * columns, 2.5 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), columns, squeeze=False)
-    for row, (name, versions) in zip(axes, images.items(), strict=True):
+    columns = (max(len(versions) for versions in images.values()) + 1) // 2
+    figure = Figure(figsize=(4.4 + 2 * columns, 4.6 * len(images)), layout="constrained")
+    parts = figure.subfigures(len(images), 2, width_ratios=(4, 2 * columns), squeeze=False)
+    for (left, right), (name, versions) in zip(parts, images.items(), strict=True):
         pixels = [image for image, _ in versions.values()]
-        top, left = telling_crop(pixels[0], pixels[-1])
-        row[0].imshow(pixels[0])
-        row[0].plot(
-            left + SIZE * np.array([0, 1, 1, 0, 0]),
-            top + SIZE * np.array([0, 0, 1, 1, 0]),
-            color="red",
-        )
-        row[0].set_xlabel(name, fontsize=10)
-        for axis, (title, (image, psnr)) in zip(row[1:], versions.items(), strict=False):
-            axis.imshow(image[top : top + SIZE, left : left + SIZE], interpolation="nearest")
-            axis.set_xlabel(f"{title}\n{'PSNR' if psnr is None else f'{psnr:.2f} dB'}", fontsize=10)
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
+        top, start = telling_crop(pixels[0], pixels[-1])
+        box = slice(top, top + SIZE), slice(start, start + SIZE)
+        axis = left.subplots()
+        axis.imshow(pixels[0])
+        size = pixels[0][box].shape
+        axis.add_patch(Rectangle((start, top), size[1], size[0], fill=False, color="red"))
+        axis.set_xlabel(name)
+        axes = list(right.subplots(2, columns, squeeze=False).flat)
+        for place, (title, (image, psnr)) in zip(axes, versions.items(), strict=False):
+            place.imshow(image[box], interpolation="nearest")
+            place.set_xlabel(f"{title}\n{'PSNR' if psnr is None else f'{psnr:.2f} dB'}")
+        for place in (axis, *axes):
+            place.set(xticks=[], yticks=[])
+            place.set_frame_on(bool(place.images))
     figure.savefig(path, dpi=120)

@@ -13,9 +13,8 @@ HEAD = (
     "arm", "PSNR", "SSIM", "gain", "paper: PSNR", "SSIM", "ours - paper", "paper: gain",
 )  # fmt: skip
 NOTE = """PSNR in dB and SSIM, mean ± standard deviation over seeds. A gain is the mean over seeds
-of
-the difference to *{reference}* of the same seed, which has the same initial weights and the same
-crops in the same order, ± its standard error. The paper's numbers are cited: they are of {label},
+of the difference to *{reference}* of the same seed, which has the same initial weights and the same
+crops in the same order, ± its standard error. The paper's numbers are cited; they are of {label},
 which only --budget paper trains. Arms marked *cited* were not run."""
 
 
@@ -63,6 +62,8 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
     for name in names:
         ours = {**others, **arms}.get(name, {}).get(images)
         theirs = numbers.get(known.get(name, name), {}).get(images)
+        if not (ours or theirs):
+            continue
         title = name if ours or not arms else f"{name} (*cited*)"
         paired = ours and reference and name in arms and name != table.reference
         cells = [

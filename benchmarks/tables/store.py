@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Given:
             raise ValueError(f"{self.source}: a network for x{model.scale}; expected x{self.scale}")
         return model
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Of its weights, wherever they lie."""
         return checkpoints.checksum(self.network().state_dict().values())

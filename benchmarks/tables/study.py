@@ -122,6 +122,7 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
             continue
         if arm.name in options.given:
             arms[arm.name] = [Given(options.given[arm.name], None, block.scale)]
+            arms[arm.name][0].identity  # read now, not after hours of training
             continue
         is_dckd = arm.method in losses.DCKD
         settings = {**(options.losses if is_dckd else {}), **arm.settings}

@@ -1,0 +1,237 @@
+"""What lies beneath the tables: equal runs are equal, arms differ in their loss alone."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from restoration import backbones
+from safetensors.torch import load_file
+
+from benchmarks import baselines
+from benchmarks.tables import losses, results, study
+from benchmarks.tables.arms import TABLES
+from benchmarks.tables.images import images
+from benchmarks.tables.job import Job
+from benchmarks.tables.store import Store
+from examples.restoration.console import StoppedError
+from examples.restoration.recipes import SMALL_SR, Recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RECIPE = Recipe(iterations=4, batch_size=2, crop=8, warm_up=1)
+ZERO = {  # every weight of every method
+    "scratch": {},
+    "logits": {"logits_weight": 0.0},
+    "dckd": {"logits_weight": 0.0, "dcr_weight": 0.0, "dmm_weight": 0.0},
+    "dckd_star": {
+        "logits_weight": 0.0, "dcr_weight": 0.0, "dmm_weight": 0.0, "consistency_weight": 0.0,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path, accelerator):
+    return Store(tmp_path, accelerator())
+
+
+def make(method, settings=None, **changes):
+    """A run of a few steps, from a teacher that has taken a few itself."""
+    block = study.reduced(TABLES["table5"])
+    facts = {
+        "block": block,
+        "network": "tiny",
+        "method": method,
+        "settings": losses.settings_of(method, settings or {}, RECIPE),
+        "recipe": RECIPE,
+        "seed": 0,
+        "images": images("smoke", "sr", 2, 8, ()),
+        "encoder": "compact",
+        "device": "cpu",
+    }
+    known = dict(settings={}, seed=3, method="scratch", teacher=None, network="small")
+    teacher = Job(**{**facts, **known})
+    return teacher, Job(**{**facts, "teacher": teacher, **changes})
+
+
+def weights(store, job):
+    return load_file(store.folder(job) / "student.safetensors")
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_with_zero_weights_every_method_is_the_scratch_run(store):
+    """Through the real runner; and with its weights every method is another run than Scratch."""
+    teacher, scratch = make("scratch", teacher=None)
+    store.complete([teacher, scratch])
+    expected = weights(store, scratch)
+    for method in baselines.METHODS:
+        zero = ZERO.get(method, {"logits_weight": 0.0, "weight": 0.0})
+        _, silent = make(method, zero)
+        store.complete([silent])
+        assert same(weights(store, silent), expected), method
+        if method == "scratch":
+            continue
+        _, usual = make(method)
+        store.complete([usual])
+        assert not same(weights(store, usual), expected), method
+
+
+def test_runs_of_a_seed_begin_alike_and_see_the_same_crops(store):
+    teacher, one = make("logits")
+    _, other = make("dckd")
+    _, later = make("dckd", seed=1)
+    store.complete([teacher])
+    network = store.network(teacher)
+    runs = [job.run(store.folder(job), network) for job in (one, other, later)]
+    first, second, third = (run.student.state_dict() for run in runs)
+    assert same(first, second) and not same(first, third)
+    crops = [torch.cat([x.flatten() for item in run.crops for x in item]) for run in runs]
+    assert torch.equal(crops[0], crops[1]) and not torch.equal(crops[0], crops[2])
+
+
+def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypatch):
+    straight, stopped = (Store(tmp_path / name, accelerator()) for name in ("one", "two"))
+    for store in (straight, stopped):
+        (store.root).mkdir()
+    teacher, job = make("dckd")
+    straight.complete([teacher, job])
+    stopped.complete([teacher])
+    seen, validate = [], "benchmarks.tables.job.mean_psnr"
+
+    def stop(model, **known):
+        seen.append(model)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return 30.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, stop)
+        with pytest.raises(StoppedError):
+            stopped.complete([job])
+    assert 0 < stopped.steps_left(job) < RECIPE.iterations
+    assert stopped.result(job) is None
+    stopped.complete([job])
+    assert same(weights(stopped, job), weights(straight, job))
+    assert stopped.steps_left(job) == 0
+
+
+def test_identity_follows_from_what_determines_the_weights():
+    _, job = make("dckd")
+    _, same_job = make("dckd", {"dcr_weight": 0.1})  # the default, said
+    assert job.identity == same_job.identity
+    changes = [
+        make("dckd", {"dcr_weight": 0.2})[1],
+        make("dckd", {"balance": 0.3})[1],
+        make("dckd", seed=1)[1],
+        make("dckd", encoder=None)[1],
+        make("dckd", device="cuda")[1],
+        make("dckd", network="small")[1],
+        make("dckd", teacher=make("logits")[1])[1],
+        make("dckd", recipe=Recipe(iterations=5, batch_size=2, crop=8))[1],
+        make("dckd_star")[1],
+    ]
+    assert len({job.identity, *(other.identity for other in changes)}) == 1 + len(changes)
+    _, logits = make("logits")
+    _, other_encoder = make("logits", encoder=None)
+    assert logits.identity == other_encoder.identity  # it has none
+
+
+@pytest.mark.parametrize(
+    ("table", "arm", "expected"),
+    [
+        ("table7", "DMM 0.01", {"dcr_weight": 0.02, "dmm_weight": 0.01, "form": "cross_entropy"}),
+        ("table7", "released DMM 0.01", {"dmm_weight": 0.01, "form": "released"}),
+        ("table5", "DMM", {"dcr_weight": 0.0, "balance": 0.3}),
+        ("table6", "mix", {"dcr_weight": 0.02, "degradation": "mix", "num_negatives": 5}),
+        ("figure8a", "9", {"num_negatives": 9, "interval": 200, "growth_every": 20_000}),
+        ("figure8b", "1000", {"interval": 200}),
+        ("figure8b", "100", {"interval": 20}),
+    ],
+)
+def test_an_arms_own_settings_win_over_the_command_lines(table, arm, expected):
+    chosen = study.Options(
+        table, "smoke", losses={"dcr_weight": 0.02, "balance": 0.3}, recipe={"iterations": 50_000}
+    )
+    (part,) = study.parts(TABLES[table], chosen, "cpu")
+    settings = part.arms[arm][0].settings
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_settings_reach_the_losses():
+    student, teacher = backbones.build("tiny", 2), backbones.build("small", 2)
+    said = {"balance": 0.3, "degradation": "blur", "interval": 7, "num_negatives": 2}
+    said |= {"level_weights": [1, 0, 0, 0, 0], "form": "released", "logits_weight": 0.5}
+    settings = losses.settings_of("dckd", said, SMALL_SR)
+    logits, dckd = losses.build("dckd", settings, student, teacher, "compact", seed=4).terms
+    assert logits.weight == 0.5
+    assert (dckd.balance, dckd.dcr.level_weights, dckd.dmm.form) == (
+        0.3,
+        (1, 0, 0, 0, 0),
+        "released",
+    )
+    assert type(dckd.negatives.degradation).__name__ == "RandomBlur"
+    assert (dckd.negatives.num_negatives, dckd.history.interval) == (2, 7)
+    assert dckd.negatives.seed == 8
+
+
+def test_the_papers_schedule_is_the_default():
+    """1000, 2000, 3000 steps, one more every 100,000 of 250,000."""
+    settings = losses.settings_of("dckd", {}, Recipe(iterations=250_000, batch_size=16, crop=48))
+    student = backbones.build("tiny", 2)
+    arm = losses.build("dckd", settings, student, student, "compact", seed=0)
+    history = arm.terms[1].history
+    due = [step for step in range(1, 10_000) if history.due(step)]
+    assert due == list(range(1000, 10_000, 1000))
+    assert history.due(102_000) and not history.due(101_000)
+    assert history.due(201_000) and not history.due(202_000)
+
+
+def test_fakds_layers_exist(paper_networks):
+    for name, layers in losses.FAKD_LAYERS.items():
+        known = dict(backbones.build(name, 2).named_modules())
+        assert all(layer in known for layer in layers), name
+        assert len(layers) == 3
+
+
+def test_the_paper_has_numbers_for_every_table_and_network():
+    for name, table in TABLES.items():
+        for block in table.blocks:
+            numbers = results.cited(name, block.label)
+            assert bool(numbers) == name.startswith("table"), (name, block.label)
+            names = {arm.paper or arm.name for arm in table.arms}
+            assert table.reference in {arm.name for arm in table.arms}
+            if numbers:
+                assert len(names & numbers.keys()) >= 3
+                assert {s for sets in numbers.values() for s in sets} <= set(block.sets)
+    swinir = results.cited("table2", "SwinIR x4")
+    assert swinir["DCKD*"]["Urban100"] == [26.62, 0.8032]
+    assert swinir["MiPKD"]["Set5"] == [32.39, 0.8971]
+    assert results.cited("table4", "Restormer")["DCKD"]["Rain100L"] == [38.02, 0.9762]
+
+
+def test_means_deviations_and_paired_gains():
+    assert results.mean([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    assert math.isnan(results.mean([4.0]).deviation)
+    found = results.gain([1.1, 2.3, 3.2], [1.0, 2.0, 3.0])
+    assert found.mean == pytest.approx(0.2)
+    assert found.deviation == pytest.approx(0.1 / 3**0.5)
+    assert results.gain([1.0], [1.0, 2.0]) is None
+
+
+@pytest.mark.skipif(not os.environ.get("DCKD_DATA"), reason="DCKD_DATA is not set")
+def test_small_images_are_disjoint():
+    found = images("small", "sr", 2, 24, ())
+    assert [len(found.development.files), *(len(x.files) for x in found.tests)] == [10, 5 + 15, 30]
+    assert [len(x.pairs) for x in found.tests] == [5, 30]
+    together = [f for x in (found.train, found.development, *found.tests) for f in x.files]
+    assert len(together) == len(set(together))
+    assert len(found.train.files) == 91 + 221 - 40
+    for task, train in (("deblur", 16), ("derain", 24)):
+        found = images("small", task, 1, 24, ())
+        assert len(found.train.files) >= train // 2
+        files = [f for x in (found.train, found.development, *found.tests) for f in x.files]
+        assert len(files) == len(set(files))
+        assert found.tests[0].pairs[0].lq.shape == found.tests[0].pairs[0].hq.shape

@@ -1,0 +1,161 @@
+"""Every table's command, from the command line, as a user runs it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tables.arms import TABLES
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("paper_networks")
+
+
+def command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.tables", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """One folder for all: tables share their runs."""
+    return tmp_path_factory.mktemp("tables")
+
+
+def test_table1_prints_every_network_at_every_scale(output):
+    done = command("table1", "--output", output)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((output / "table1.json").read_text())["rows"]
+    counts = {(row["network"], row["scale"]): row["parameters"] for row in rows}
+    assert len(counts) == 19
+    # counted with the reference implementations
+    assert counts["swinir-teacher", 4] == 11_900_199
+    assert counts["swinir-light", 4] == 929_628
+    assert counts["rcan-student", 2] == 5_023_627
+    assert counts["nafnet-student", 1] == 2_683_059
+    assert counts["restormer-teacher", 1] == 26_126_644
+    for (network, scale), count in counts.items():
+        assert f"| {network} | x{scale} |" in done.stdout
+        assert f"| {count:,} |" in done.stdout
+    for row in rows:  # one decimal of a million is the paper's, of one scale only
+        if row["paper_millions"]:
+            assert abs(row["parameters"] / 1e6 - row["paper_millions"]) < 0.25
+    nafnet = next(row for row in rows if row["network"] == "nafnet-teacher")
+    assert nafnet["multiply_adds"] / 1e9 == pytest.approx(16, rel=0.01)  # its authors' figure
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_smoke_plans_trains_and_writes_the_table(table, output):
+    done = command(table, "--budget", "smoke", "--output", output)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((output / f"{table}_smoke.json").read_text())
+    assert list(content) == ["table", "command", "commit", "device", "arms"]
+    assert content["table"] == table
+    assert content["command"].startswith(f"python -m benchmarks.tables {table} --budget smoke")
+    assert list(content["arms"]) == [arm.name for arm in TABLES[table].arms]
+    for sets in content["arms"].values():
+        assert list(sets) == ["photographs"]
+        for scores in sets.values():
+            assert list(scores) == ["psnr", "ssim"]
+            assert len(scores["psnr"]) == len(scores["ssim"]) == 2
+            assert all(map(math.isfinite, scores["psnr"]))
+            assert all(0 < value <= 1 for value in scores["ssim"])
+    markdown = (output / f"{table}_smoke.md").read_text()
+    for arm in TABLES[table].arms:
+        assert f"| {arm.name} |" in markdown
+    for end in ("", "_crops", "_curves"):
+        assert (output / f"{table}_smoke{end}.png").read_bytes()[1:4] == b"PNG"
+    plan, training = done.stdout.index("in all:"), done.stdout.find("\ntraining ")
+    assert training == -1 or plan < training
+    details = json.loads((output / f"{table}_smoke_details.json").read_text())
+    assert details["seeds"] == [0, 1]
+    assert {"torch", "python", "threads"} <= details.keys()
+
+
+def test_distances_are_drawn_where_dckd_trained(output):
+    assert (output / "table5_smoke_distances.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_papers_numbers_stand_beside_ours_marked_as_cited(output):
+    lines = (output / "table5_smoke.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| DCR+DMM |  |") and "32.92" in line)
+    assert row.endswith("| 32.92 | 0.9351 |  | +0.25 |")
+    assert "MiPKD" in (output / "table2_smoke.md").read_text()
+    assert "MiPKD" not in (output / "table2_smoke.json").read_text()
+
+
+def test_a_second_call_trains_only_what_is_new(output):
+    smoke = ("table5", "--budget", "smoke", "--output", output, "--name", "more")
+    results = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/result.json")}
+    assert len(results) > 20
+    again = command(*smoke)
+    assert "\ntraining " not in again.stdout
+    assert "2 to have, 2 there\n" in again.stdout
+    first = json.loads((output / "table5_smoke.json").read_text())["arms"]
+    assert json.loads((output / "more.json").read_text())["arms"] == first
+    more = command(*smoke, "--seeds", 0, 1, 2, "--arms", "neither", "DCR")
+    assert more.returncode == 0, more.stderr
+    assert more.stdout.count("\ntraining ") == 2
+    arms = json.loads((output / "more.json").read_text())["arms"]
+    assert list(arms) == ["neither", "DCR"]
+    assert arms["DCR"]["photographs"]["psnr"][:2] == first["DCR"]["photographs"]["psnr"]
+    assert all(path.stat().st_mtime_ns == then for path, then in results.items())
+
+
+def test_given_students_are_scored_and_not_trained(output):
+    """The same file under two names has the same scores, those of the run that it is from."""
+    student = next(output.glob("runs/sr_x2_logits_0_*/student.safetensors"))
+    names = [f"DCR={student}", f"DMM={student}"]
+    done = command(
+        "table5", "--budget", "smoke", "--block", "RCAN x2", "--arms", "DCR", "DMM",
+        "--given", *names, "--output", output, "--name", "given",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\ntraining sr_x2_dckd" not in done.stdout
+    arms = json.loads((output / "given.json").read_text())["arms"]
+    trained = json.loads((output / "table5_smoke.json").read_text())["arms"]["neither"]
+    assert arms["DCR"] == arms["DMM"]
+    assert arms["DCR"]["photographs"]["psnr"] == trained["photographs"]["psnr"][:1]
+
+
+def test_plan_trains_nothing(tmp_path):
+    done = command(
+        "table5", "--budget", "smoke", "--plan", "--output", tmp_path, "--iterations", 3600,
+        "--arms", "neither", "--seeds", 7,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "3,600 steps left" in done.stdout
+    assert "in all: " in done.stdout and "hours on the CPU" in done.stdout
+    assert not list(tmp_path.glob("**/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "DCKD_DATA is not set"),
+        (("--budget", "smoke", "--arms", "Magic"), "got arm 'Magic'; expected one of neither"),
+        (
+            ("--budget", "smoke", "--block", "EDSR x2"),
+            "got --block 'EDSR x2'; expected one of RCAN",
+        ),
+        (("--budget", "smoke", "--given", "DCR"), "expected ARM=FILE"),
+        (("--budget", "smoke", "--given", "DCR=no.safetensors"), "no.safetensors"),
+        (("--budget", "smoke", "--teacher", "no.safetensors"), "no.safetensors"),
+        (("--budget", "smoke", "--iterations", "0"), "got iterations 0"),
+        (("--budget", "smoke", "--balance", "-1"), "balance must be"),
+        (("--budget", "smoke", "--crop", "900"), "expected 900x900 or more"),
+        (("--budget", "smoke", "--seeds", "-1"), "got --seeds -1"),
+    ],
+)
+def test_refusals_are_one_sentence(arguments, said, tmp_path):
+    environment = {"DCKD_DATA": ""}
+    done = command("table5", *arguments, "--output", tmp_path, **environment)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
