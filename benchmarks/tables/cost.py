@@ -34,10 +34,13 @@ def plan(jobs: Mapping[str, list[Job]], store: Store) -> str:
     """
     lines, total = [], 0.0
     unit = "GPU-hours" if store.accelerator.device.type == "cuda" else "hours on the CPU"
+    counted: set[str] = set()
     for name, runs in jobs.items():
-        left = [store.steps_left(job) for job in runs]
-        done = left.count(0)
+        done = sum(store.steps_left(job) == 0 for job in runs)
         text = f"  {name}: {len(runs)} to have, {done} there"
+        # a run that two arms share is trained once
+        left = [store.steps_left(job) for job in runs if job.identity not in counted]
+        counted |= {job.identity for job in runs}
         if sum(left):
             seconds = step_seconds(runs[0], store)
             hours = sum(left) * seconds / 3600

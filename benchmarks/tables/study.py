@@ -121,8 +121,9 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
         if options.arms is not None and arm.name not in options.arms:
             continue
         if arm.name in options.given:
-            arms[arm.name] = [Given(options.given[arm.name], None, block.scale)]
-            arms[arm.name][0].identity  # read now, not after hours of training
+            given = Given(options.given[arm.name], None, block.scale)
+            given.network()  # refused now, not after hours of training
+            arms[arm.name] = [given]
             continue
         is_dckd = arm.method in losses.DCKD
         settings = {**(options.losses if is_dckd else {}), **arm.settings}
