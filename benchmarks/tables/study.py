@@ -84,6 +84,8 @@ def parts(table: Table, options: Options, device: str) -> list[Part]:
     Raises:
         ValueError: What is asked for is not there, or does not fit.
     """
+    if options.budget not in BUDGETS:
+        raise ValueError(f"got --budget {options.budget}; expected one of {', '.join(BUDGETS)}")
     blocks = table.blocks if options.budget == "paper" else (reduced(table),)
     labels = [block.label for block in blocks]
     if options.block is not None and options.block not in labels:
