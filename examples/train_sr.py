@@ -98,12 +98,13 @@ def run(args: argparse.Namespace) -> None:
         # without cpu=True, torchrun's processes on a machine without GPUs would not meet
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         recipe = replace(SMALL_SR, **{name: getattr(args, name) for name in RECIPE_OPTIONS})
+        recipe = replace(recipe, batch_size=recipe.batch_size * accelerator.num_processes)
         teacher = open_teacher(args)
         set_seed(args.seed)
         student = backbones.build(args.backbone, args.scale)
         dckd = distillation(args, student, recipe)
         pairs, val_sets = load_data(args)
-        length = recipe.iterations * recipe.batch_size * accelerator.num_processes
+        length = recipe.crops_before(recipe.iterations)
         crops = RandomCrops(
             pairs, crop=recipe.crop, scale=args.scale, length=length, seed=args.seed
         )

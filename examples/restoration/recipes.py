@@ -1,10 +1,27 @@
-"""How long and how fast to train, as data."""
+"""How long, how fast and on what to train, as data: the paper's recipes and small ones.
 
-import math
-from dataclasses import dataclass
+Steps are optimizer steps, counted from 0, of all processes together.
+"""
 
-HISTORY_UPDATES = 250  # of a run: the paper's history moves every 1000 of 250,000 steps
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .schedules import Cosine, Decay
+
+HISTORY_UPDATES = 200  # of a run at least: the paper's shortest has 200,000 steps and moves it
+HISTORY_INTERVAL = 1000  # every so many steps at first (Eq. 6, Figure 8b)
+SHORT = Cosine(end=1e-5, warm_up=50)  # of runs of a thousand steps
 MIN_HISTORY_INTERVAL = 50  # steps; a short run's history would otherwise be the student itself
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From a step on, another batch of other crops: Restormer's progressive learning."""
+
+    step: int
+    crop: int
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -13,41 +30,179 @@ class Recipe:
 
     Attributes:
         iterations: optimizer steps.
-        batch_size: crops a step and process.
-        crop: LR pixels a side.
-        lr: Adam's step size at its highest.
-        lr_end: and at the end of the cosine.
-        warm_up: steps over which lr rises from zero.
-        betas: Adam's.
+        batch_size: crops a step, of all processes together.
+        crop: LQ pixels a side.
+        stages: where batch_size and crop change.
+        lr: the highest learning rate.
+        schedule: what becomes of it.
+        optimizer: "adam" or "adamw".
+        betas: the optimizer's.
+        weight_decay: the optimizer's.
+        reconstruction: loss to the ground truth: "l1" (Eq. 2) or "psnr" (NAFNet's).
+        clip: the gradient's largest norm, or None.
+        ema: decay of the student's moving average, which is then what a run yields, or None.
+        dcr_weight: of the contrastive term in Eq. 10.
+        dmm_weight: of the cross-entropy in Eq. 10.
+        quarter_turns: whether crops are turned by 90 degrees, besides being flipped.
+        mirror: whether images smaller than a crop are mirrored up to it, or refused.
 
     Raises:
-        ValueError: iterations, batch_size or crop is below 1.
+        ValueError: iterations, a batch_size or a crop is below 1.
     """
 
     iterations: int
     batch_size: int
     crop: int
+    stages: tuple[Stage, ...] = ()
     lr: float = 1e-3
-    lr_end: float = 1e-5
-    warm_up: int = 50
+    schedule: Cosine | Decay = SHORT
+    optimizer: Literal["adam", "adamw"] = "adam"
     betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    reconstruction: Literal["l1", "psnr"] = "l1"
+    clip: float | None = None
+    ema: float | None = None
+    dcr_weight: float = 0.1
+    dmm_weight: float = 1e-3
+    quarter_turns: bool = True
+    mirror: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "crop"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"got {name} {getattr(self, name)}; expected 1 or more")
+        for part in (self, *self.stages):
+            for name in ("iterations", "batch_size", "crop"):
+                if getattr(part, name, 1) < 1:
+                    raise ValueError(f"got {name} {getattr(part, name)}; expected 1 or more")
+
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """The stages, the one that begins at step 0 included."""
+        return Stage(0, self.crop, self.batch_size), *self.stages
 
     @property
     def history_interval(self) -> int:
         """Steps between the first updates of DCKD's history."""
-        return max(MIN_HISTORY_INTERVAL, self.iterations // HISTORY_UPDATES)
+        share = min(HISTORY_INTERVAL, self.iterations // HISTORY_UPDATES)
+        return max(MIN_HISTORY_INTERVAL, share)
 
     def lr_at(self, step: int) -> float:
-        """Step size of optimizer step `step`, counted from 0: a ramp, then half a cosine."""
-        if step < self.warm_up:
-            return self.lr * (step + 1) / self.warm_up
-        done = (step - self.warm_up) / max(1, self.iterations - self.warm_up)
-        return self.lr_end + (self.lr - self.lr_end) * (1 + math.cos(math.pi * done)) / 2
+        """Learning rate of a step."""
+        return self.schedule.at(step, self.lr, self.iterations)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that a step belongs to."""
+        return next(s for s in reversed(self.all_stages) if s.step <= step)
+
+    def batch_size_at(self, step: int) -> int:
+        """Crops of a step, of all processes together."""
+        return self.stage_at(step).batch_size
+
+    def crop_at(self, step: int) -> int:
+        """LQ pixels a side of a step's crops."""
+        return self.stage_at(step).crop
+
+    def crops_before(self, step: int) -> int:
+        """Crops of all steps before this one; at `iterations`, of the whole run."""
+        ends = [*(stage.step for stage in self.stages), self.iterations]
+        return sum(
+            max(0, min(step, end) - stage.step) * stage.batch_size
+            for stage, end in zip(self.all_stages, ends, strict=True)
+        )
+
+    def shortened(self, iterations: int) -> "Recipe":
+        """The same in another number of steps: all switches at the same share of the run."""
+        share = iterations / self.iterations
+        stages = tuple(replace(stage, step=round(stage.step * share)) for stage in self.stages)
+        schedule = self.schedule.scaled(share)
+        return replace(self, iterations=iterations, stages=stages, schedule=schedule)
+
+
+# "ADAM optimizer with b1 = 0.9, b2 = 0.99 [...] batch size is set to 16 with a total of 2.5 x 10^5
+# iterations [...] decayed by a factor of 10 at every 10^5"; the moving average is the released
+# code's, which evaluates it.
+SR = Recipe(
+    iterations=250_000,
+    batch_size=16,
+    crop=48,
+    lr=1e-4,
+    schedule=Decay(steps=(100_000, 200_000), factor=0.1),
+    ema=0.999,
+)
+# The paper does not say how Table 8's network is trained: this is its authors' recipe.
+SR_LIGHT = replace(
+    SR,
+    iterations=500_000,
+    batch_size=64,
+    crop=64,
+    lr=2e-4,
+    schedule=Decay(steps=(250_000, 400_000, 450_000, 475_000), factor=0.5),
+    betas=(0.9, 0.999),
+)
+# Appendix; its "original training configuration" has PSNR as the loss, and clips gradients.
+NAFNET = Recipe(
+    iterations=200_000,
+    batch_size=32,
+    crop=256,
+    lr=1e-3,
+    schedule=Cosine(end=1e-7),
+    optimizer="adamw",
+    betas=(0.9, 0.9),
+    weight_decay=1e-3,
+    reconstruction="psnr",
+    clip=0.01,
+)
+# Appendix; the constant first part, the clipping and the mirroring are its authors'.
+RESTORMER = Recipe(
+    iterations=300_000,
+    batch_size=64,
+    crop=128,
+    stages=(
+        Stage(92_000, crop=160, batch_size=40),
+        Stage(156_000, crop=192, batch_size=32),
+        Stage(204_000, crop=256, batch_size=16),
+        Stage(240_000, crop=320, batch_size=8),
+        Stage(276_000, crop=384, batch_size=8),
+    ),
+    lr=3e-4,
+    schedule=Cosine(end=1e-6, hold=92_000),
+    optimizer="adamw",
+    betas=(0.9, 0.999),
+    weight_decay=1e-4,
+    clip=0.01,
+    quarter_turns=False,
+    mirror=True,
+)
+PAPER: Mapping[str, Recipe] = {  # by student
+    "swinir-student": SR,
+    "swinir-light": SR_LIGHT,
+    "rcan-student": SR,
+    "nafnet-student": NAFNET,
+    "restormer-student": RESTORMER,
+}
+
+
+def reduced(recipe: Recipe, iterations: int, crop: int, batch_size: int) -> Recipe:
+    """One of the paper's recipes for a laptop: shorter, its crops and batches in proportion."""
+
+    def smaller(stage: Stage) -> Stage:
+        size = max(1, stage.batch_size * batch_size // recipe.batch_size)
+        side = stage.crop * crop // recipe.crop // 8 * 8  # no network pads multiples of 8
+        return Stage(stage.step, side, size)
+
+    short = recipe.shortened(iterations)
+    stages = tuple(map(smaller, short.stages))
+    # 0.999 would average over more steps than there are
+    ema = recipe.ema and min(recipe.ema, 1 - 10 / iterations)
+    return replace(short, batch_size=batch_size, crop=crop, stages=stages, ema=ema)
 
 
 SMALL_SR = Recipe(iterations=1000, batch_size=8, crop=24)  # minutes on two CPU cores
+SMALL: Mapping[str, Recipe] = {  # by task, for the small networks, and by student
+    "sr": SMALL_SR,
+    "deblur": replace(SMALL_SR, crop=48),
+    "derain": replace(SMALL_SR, crop=48),
+    "swinir-student": reduced(SR, iterations=100, crop=16, batch_size=2),
+    "swinir-light": reduced(SR_LIGHT, iterations=100, crop=16, batch_size=2),
+    "rcan-student": reduced(SR, iterations=100, crop=16, batch_size=2),
+    "nafnet-student": reduced(NAFNET, iterations=100, crop=32, batch_size=2),
+    "restormer-student": reduced(RESTORMER, iterations=60, crop=32, batch_size=4),
+}

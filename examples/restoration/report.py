@@ -39,8 +39,8 @@ def description(
         if dckd is None
         else f"{args.encoder}, history moves every {recipe.history_interval} steps",
         "steps": f"{recipe.iterations} of {recipe.batch_size} crops on {processes}",
-        "optimizer": f"Adam, betas {recipe.betas}, lr up to {recipe.lr:g} in {recipe.warm_up} "
-        f"steps, by a cosine down to {recipe.lr_end:g}",
+        "optimizer": f"{recipe.optimizer}, betas {recipe.betas}",
+        "lr": f"{recipe.lr:g}, {recipe.schedule}",
         "output": job.folder,
     }
     return "\n".join(f"{name:12}{value}" for name, value in lines.items())

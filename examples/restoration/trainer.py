@@ -1,9 +1,8 @@
 """The training loop of the examples: two lines of it are DCKD."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
-from . import checkpoints
 from .console import Progress, RefusedError, StoppedError, refusing, stop_signals
-from .data import RandomCrops
-from .recipes import Recipe
+from .optimization import average_of, optimizer_of, reconstruction, set_lr
+from .run import Run, begin, save
+from .sampling import Batches
 
 LOG_EVERY = 20  # steps between records of the losses and looks at the values
 VALIDATIONS = 10  # a run
@@ -24,53 +23,14 @@ CHECKPOINTS = 20  # a run, but no further apart than
 CHECKPOINT_EVERY = 1000  # steps
 
 
-@dataclass
-class Run:
-    """One training run: what is trained on what, and where it is kept.
-
-    Attributes:
-        folder: where the checkpoint goes.
-        recipe: the numbers.
-        crops: training data, one item a crop, in the order of training.
-        student: the network in training.
-        teacher: its outputs are distilled; None to train on the ground truth alone.
-        dckd: DCKD's losses, or another method's with the same methods; None to leave them out.
-        whole: `dckd` is all that is added to the L1 to the ground truth, the L1 to the teacher
-            included, and is called with `target=`; its distances, if any, are recorded too.
-        validate: PSNR of the student, or None to skip.
-        settings: whatever determines the weights; a checkpoint of other settings is refused.
-        records: losses and now and then the PSNR, each with its `step`.
-        step: optimizer steps done.
-    """
-
-    folder: Path
-    recipe: Recipe
-    crops: RandomCrops
-    student: nn.Module
-    teacher: nn.Module | None = None
-    dckd: Any = None
-    whole: bool = False
-    validate: Callable[[nn.Module], float] | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    step: int = 0
-
-    @property
-    def checkpoint(self) -> Path:
-        """The one file that a run is continued from."""
-        return self.folder / "checkpoint.pt"
-
-    def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now."""
-        return self.step == self.recipe.iterations or self.step % max(1, every) == 0
-
-
 def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
     """Train the student of a run to the recipe's end.
 
     Args:
-        run: what to train; its student is trained in place and its records are filled.
-        accelerator: the devices; see `accelerate launch`.
+        run: what to train; its student is trained in place, at the end holds the run's result, and
+            its records are filled.
+        accelerator: the devices, see `accelerate launch`; each step's crops are gone through in as
+            many parts as its `gradient_accumulation_steps` say.
         resume: continue from the run's checkpoint where there is one, bit for bit.
 
     Raises:
@@ -78,9 +38,11 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
         StoppedError: SIGINT or SIGTERM came; the checkpoint is written.
     """
     recipe, main = run.recipe, accelerator.is_main_process
-    adam = torch.optim.Adam(run.student.parameters(), lr=recipe.lr, betas=recipe.betas)
-    student, optimizer = accelerator.prepare(run.student.train(), adam)
-    _begin(run, adam, accelerator, resume)
+    run.student.to(accelerator.device)
+    run.average = average_of(recipe, run.student)
+    inner = optimizer_of(recipe, run.student)
+    student, optimizer = accelerator.prepare(run.student.train(), inner)
+    begin(run, inner, accelerator, resume)
     if run.teacher is not None:
         run.teacher.to(accelerator.device).eval().requires_grad_(False)
     if run.dckd is not None:
@@ -88,35 +50,48 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
     first = run.step
     checkpoint_every = min(CHECKPOINT_EVERY, recipe.iterations // CHECKPOINTS)
     with stop_signals() as signals, Progress(recipe.iterations, first, not main) as progress:
-        for lq, target in _batches(run, accelerator):
-            for group in adam.param_groups:
-                group["lr"] = recipe.lr_at(run.step)
-            look = run.step == first or run.step % LOG_EVERY == 0
+        batches = loaded(run, accelerator)
+        while run.step < recipe.iterations:
+            set_lr(inner, recipe, run.step)
             seed_draws(run, accelerator.process_index)
-            parts = _step(run, student, optimizer, accelerator, lq, target, look)
+            look = run.step == first or run.step % LOG_EVERY == 0
+            parts = _step(run, student, optimizer, accelerator, batches, look)
             run.step += 1
             progress.step()
             stop = _agreed(bool(signals), accelerator)
-            save = stop or run.due(checkpoint_every)
-            if look or save or run.due(LOG_EVERY):
-                _record(run, parts, progress, main)
-            if save and main:
-                _save(run, adam, accelerator)
+            keep = stop or run.due(checkpoint_every)
+            if look or keep or run.due(LOG_EVERY):
+                _record(run, parts, progress)
+            if keep and main:
+                save(run, inner, accelerator)
             if stop:
                 accelerator.wait_for_everyone()  # launchers end the others once one has left
                 raise StoppedError(f"stopped after step {run.step} of {recipe.iterations}")
     if run.dckd is not None:
         run.dckd.detach()
     accelerator.unwrap_model(student, keep_fp32_wrapper=False).eval()
+    run.student.load_state_dict(run.result.state_dict())
 
 
-def _batches(run: Run, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
-    """What is left of the crops; of n processes' batches, each step takes the next n."""
-    size = run.recipe.batch_size
-    rest = range(run.step * size * accelerator.num_processes, len(run.crops))
-    loader = DataLoader(Subset(run.crops, rest), batch_size=size)
-    batches: Iterable[tuple[Tensor, Tensor]] = accelerator.prepare(loader)
-    return batches
+def loaded(run: Run, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is left of this process's batches, on its device."""
+    device = accelerator.device
+    batches = Batches(
+        run.recipe,
+        first=run.step,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+        parts=accelerator.gradient_accumulation_steps,
+    )
+    loader = DataLoader(
+        run.crops,
+        batch_sampler=batches,
+        num_workers=run.workers,
+        generator=torch.Generator(),  # the loader draws a number, and not from the steps'
+        pin_memory=device.type == "cuda",
+    )
+    for lq, target in loader:
+        yield lq.to(device, non_blocking=True), target.to(device, non_blocking=True)
 
 
 def seed_draws(run: Run, rank: int) -> None:
@@ -130,14 +105,37 @@ def _step(
     student: nn.Module,
     optimizer: Any,
     accelerator: Accelerator,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    look: bool,
+) -> dict[str, Tensor]:
+    """One optimizer step, where asked to after a look at the values; the last part's losses."""
+    parts: dict[str, Tensor] = {}
+    optimizer.zero_grad()
+    for left in reversed(range(accelerator.gradient_accumulation_steps)):
+        lq, target = next(batches)
+        # gradients meet those of the other processes once, in the last part
+        with accelerator.no_sync(student) if left else nullcontext():
+            loss, parts = _loss(run, student(lq).float(), accelerator, lq, target, look)
+            accelerator.backward(loss)
+    if run.recipe.clip is not None:
+        accelerator.clip_grad_norm_(run.student.parameters(), run.recipe.clip)
+    optimizer.step()
+    if run.average is not None:
+        run.average.update_parameters(run.student)
+    return parts
+
+
+def _loss(
+    run: Run,
+    output: Tensor,
+    accelerator: Accelerator,
     lq: Tensor,
     target: Tensor,
     look: bool,
-) -> dict[str, Tensor]:
-    """One optimizer step, where asked to after a look at the values; the parts of its loss."""
-    output = student(lq).float()
-    parts = {"l1": F.l1_loss(output, target)}
-    loss = parts["l1"]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What is minimised (Eq. 10), and its terms before they are weighted."""
+    parts = reconstruction(run.recipe, output, target)
+    loss = sum(parts.values(), torch.zeros((), device=output.device))
     if run.teacher is not None:
         with torch.no_grad(), accelerator.autocast():
             teacher_output = run.teacher(lq).float()
@@ -151,10 +149,7 @@ def _step(
             known = {"target": target} if run.whole else {}
             loss = loss + run.dckd(output, teacher_output, lq, **known)  # the second line
             parts |= {k: v for k, v in run.dckd.last.items() if v.ndim == 0}
-    optimizer.zero_grad()
-    accelerator.backward(loss)
-    optimizer.step()
-    return parts
+    return loss, parts
 
 
 def _agreed(stop: bool, accelerator: Accelerator) -> bool:
@@ -166,7 +161,7 @@ def _agreed(stop: bool, accelerator: Accelerator) -> bool:
     return bool(accelerator.check_trigger())
 
 
-def _record(run: Run, parts: dict[str, Tensor], progress: Progress, main: bool) -> None:
+def _record(run: Run, parts: dict[str, Tensor], progress: Progress) -> None:
     """Require finite losses; keep and show them now and then, and the PSNR more rarely."""
     losses = {name: part.item() for name, part in parts.items()}
     text = " ".join(f"{name} {value:.3g}" for name, value in losses.items())
@@ -177,36 +172,7 @@ def _record(run: Run, parts: dict[str, Tensor], progress: Progress, main: bool) 
         last = run.dckd.last if run.whole else {}
         distances = {name: value.tolist() for name, value in last.items() if value.ndim}
         run.records.append({"step": float(run.step), **losses, **distances})
-    if validation and run.validate is not None and main:
-        run.records[-1]["psnr"] = run.validate(run.student)
+    if validation and run.validate is not None:
+        run.records[-1]["psnr"] = run.validate(run.result)
     known = [record["psnr"] for record in run.records if "psnr" in record]
     progress.show(f"{text} psnr {known[-1]:.2f}" if known else text, milestone=validation)
-
-
-def _begin(run: Run, adam: torch.optim.Optimizer, accelerator: Accelerator, resume: bool) -> None:
-    """Continue from the checkpoint, or put an old one aside: --resume may have been forgotten."""
-    if not run.checkpoint.exists():
-        return
-    if not resume:
-        if accelerator.is_main_process:
-            run.checkpoint.replace(run.folder / "checkpoint.old.pt")
-        return
-    with refusing():
-        content = checkpoints.load(run.checkpoint, run.settings)
-    run.step, run.records = content["step"], content["records"]
-    for name, part in _stateful(run, adam, accelerator).items():
-        part.load_state_dict(content[name])
-
-
-def _save(run: Run, adam: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-    stateful = _stateful(run, adam, accelerator)
-    states = {name: part.state_dict() for name, part in stateful.items()}
-    content = {"step": run.step, "records": run.records, **states}
-    checkpoints.save(run.checkpoint, run.settings, content)
-
-
-def _stateful(run: Run, adam: torch.optim.Optimizer, accelerator: Accelerator) -> dict[str, Any]:
-    """All that a step depends on; its crops and learning rate follow from its number."""
-    parts = {"student": run.student, "optimizer": adam, "dckd": run.dckd}
-    parts["scaler"] = accelerator.scaler  # of float16
-    return {name: part for name, part in parts.items() if part is not None}

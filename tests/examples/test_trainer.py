@@ -15,6 +15,7 @@ from restoration import backbones, checkpoints, trainer
 from restoration.console import RefusedError, StoppedError
 from restoration.data import Pair, RandomCrops
 from restoration.recipes import Recipe
+from restoration.schedules import Cosine
 from restoration.trainer import Run, train
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -22,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RECIPE = Recipe(iterations=6, batch_size=2, crop=8, warm_up=2)
+RECIPE = Recipe(iterations=6, batch_size=2, crop=8, schedule=Cosine(end=1e-5, warm_up=2))
 
 
 class ToyEncoder(nn.Module):
