@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, chosen: Options) -> None:
     """Plan, train what is missing, evaluate, write."""
     table = TABLES[chosen.table]
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    store = Store(args.output / "runs", accelerator)
+    store = Store(args.output / "runs", accelerator, args.workers)
     found = parts(table, chosen, accelerator.device.type)
     for part in found:
         print(f"{chosen.table}, {part.block.label}, {part.block.student}", flush=True)

@@ -8,7 +8,8 @@ the run. All contrastive methods look through `compact`. Images: see `images`.
 
 **smoke** is the same for a few steps of tiny crops, on scikit-image's photographs.
 
-**paper** is the paper's networks and recipes.
+**paper** is the paper's networks and recipes (`examples/restoration/recipes.py`) on its images,
+with trained teachers, each method with the encoder that its authors have, and one seed, as there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.tables.arms import Block, Table
-from examples.restoration.recipes import Recipe
+from examples.restoration.recipes import PAPER, Recipe
+from examples.restoration.schedules import Cosine
 
 STUDENT, TEACHER, ENCODER = "tiny", "small", "compact"
 
@@ -28,41 +30,46 @@ class Budget:
     """What all tables of a size have in common.
 
     Attributes:
-        recipe: Of the students for super-resolution.
-        teacher: Of the teacher; None where it is given.
-        same_size_crop: Pixels a side where input and output have one size.
+        students: Recipes, by network or else by task.
+        teachers: Likewise, by task; none where trained teachers are taken.
         seeds: By default.
         encoder: Of all contrastive methods; None for each one's own.
     """
 
-    recipe: Recipe
-    teacher: Recipe | None
-    same_size_crop: int
+    students: Mapping[str, Recipe]
+    teachers: Mapping[str, Recipe]
     seeds: tuple[int, ...]
     encoder: str | None
 
     def recipes(self, block: Block, changes: Mapping[str, Any]) -> tuple[Recipe, Recipe | None]:
-        """The student's recipe with changes, and the teacher's, whom they leave alone."""
-        crop = {} if block.task == "sr" else {"crop": self.same_size_crop}
-        student = replace(self.recipe, **{**crop, **changes})
-        return student, self.teacher and replace(self.teacher, **crop)
+        """The student's recipe with changes, and the teacher's, which they leave alone.
+
+        Raises:
+            ValueError: There is no recipe for such a student, or a change is out of range.
+        """
+        known, found = dict(changes), self.students.get(block.student)
+        student = found or self.students.get(block.task)
+        if student is None:
+            raise ValueError(f"got --student {block.student}; expected {', '.join(self.students)}")
+        if "iterations" in known:
+            student = student.shortened(known.pop("iterations"))
+        return replace(student, **known), self.teachers.get(block.task)
 
 
+def _by_task(recipe: Recipe, same_size_crop: int) -> dict[str, Recipe]:
+    """A recipe for super-resolution, and for the tasks whose inputs and outputs have one size."""
+    same_size = replace(recipe, crop=same_size_crop)
+    return {"sr": recipe, "deblur": same_size, "derain": same_size}
+
+
+SMALL = Recipe(iterations=10_000, batch_size=8, crop=24)
+SMOKE = _by_task(Recipe(iterations=2, batch_size=2, crop=8, schedule=Cosine(end=1e-5)), 16)
 BUDGETS = {
+    "paper": Budget(PAPER, {}, seeds=(0,), encoder=None),
     "small": Budget(
-        Recipe(iterations=10_000, batch_size=8, crop=24),
-        Recipe(iterations=10_000, batch_size=16, crop=24),
-        same_size_crop=48,
-        seeds=(0, 1, 2),
-        encoder=ENCODER,
+        _by_task(SMALL, 48), _by_task(replace(SMALL, batch_size=16), 48), (0, 1, 2), ENCODER
     ),
-    "smoke": Budget(
-        Recipe(iterations=2, batch_size=2, crop=8, warm_up=1),
-        Recipe(iterations=2, batch_size=2, crop=8, warm_up=1),
-        same_size_crop=16,
-        seeds=(0, 1),
-        encoder=ENCODER,
-    ),
+    "smoke": Budget(SMOKE, SMOKE, (0, 1), ENCODER),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,9 +18,9 @@ from benchmarks.tables.arms import Block
 from benchmarks.tables.images import Images
 from benchmarks.tables.scoring import mean_psnr
 from examples.restoration import backbones
-from examples.restoration.data import RandomCrops
+from examples.restoration.data import Pair, RandomCrops, lq_sizes
 from examples.restoration.recipes import Recipe
-from examples.restoration.trainer import Run
+from examples.restoration.run import Run
 
 
 class Teacher(Protocol):
@@ -91,12 +91,16 @@ class Job:
     def run(self, folder: Path, teacher: nn.Module | None) -> Run:
         """The run, at its beginning; `train` continues it where the folder has a checkpoint."""
         recipe, block = self.recipe, self.block
+        crop = max(stage.crop for stage in recipe.all_stages)
+        pairs = self.images.train.pairs
         crops = RandomCrops(
-            self.images.train.pairs,
-            crop=recipe.crop,
+            pairs if recipe.mirror else _large(pairs, crop),
+            crop=crop,
             scale=block.scale,
-            length=recipe.iterations * recipe.batch_size,
+            length=recipe.crops_before(recipe.iterations),
             seed=self.seed,
+            quarter_turns=recipe.quarter_turns,
+            mirror=recipe.mirror,
         )
         set_seed(self.seed)
         run = Run(folder, recipe, crops, backbones.build(self.network, block.scale))
@@ -109,6 +113,14 @@ class Job:
         run.validate = partial(mean_psnr, images=development, task=block.task, scale=block.scale)
         run.settings = self.determined
         return run
+
+
+def _large(pairs: Sequence[Pair], crop: int) -> Sequence[Pair]:
+    """Those of at least a crop's size."""
+    large = [index for index, size in enumerate(lq_sizes(pairs)) if min(size) >= crop]
+    if not large:
+        raise ValueError(f"no training image is {crop}x{crop} LQ pixels or larger, as --crop is")
+    return pairs if len(large) == len(pairs) else [pairs[index] for index in large]
 
 
 def _fingerprint(encoder: str | None) -> str | None:

@@ -25,7 +25,8 @@ DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equ
     "num_negatives": NUM_NEGATIVES,
     "degradation": "noise",
 }
-GROWTH_EVERY = 100_000 / 250_000  # of a run: there the history's interval grows (released code) ...
+GROWTH_EVERY = 100_000  # steps of the 250,000 that the paper has, or their share of a shorter run:
+LENGTH = 250_000  # there the history's interval grows (released code) ...
 GROWTHS = 3  # ... by its first value, up to so many times that
 FAKD_LAYERS = {  # RCAN's as its authors took them; SwinIR's, unpublished, the ends of the thirds
     "rcan-student": ["body.1", "body.5", "body.10"],
@@ -41,17 +42,16 @@ def settings_of(method: str, settings: Mapping[str, Any], recipe: Recipe) -> dic
     Args:
         method: Of `baselines.METHODS`.
         settings: What is not as by default. Of DCKD those of `DEFAULTS`, `interval`, the steps
-            between the history's first updates, or `update_share`, the same as a share of the run.
+            between the history's first updates, and `interval_factor`, which multiplies them.
         recipe: By default it says the interval.
     """
     if method not in DCKD:
         return dict(settings)
-    growth_every = max(1, round(GROWTH_EVERY * recipe.iterations))
+    growth_every = max(1, round(GROWTH_EVERY * min(1, recipe.iterations / LENGTH)))
     schedule = {"interval": recipe.history_interval, "growth_every": growth_every}
     full = {**schedule, **DEFAULTS, **settings}
-    share = full.pop("update_share", None)
-    if share is not None:
-        full["interval"] = max(1, round(share * recipe.iterations))
+    factor = full.pop("interval_factor", 1)
+    full["interval"] = max(1, round(factor * full["interval"]))
     return full
 
 

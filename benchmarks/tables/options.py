@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables.arms import TABLES
+from benchmarks.tables.budgets import BUDGETS
 from benchmarks.tables.study import Options
 from dckd_losses.degradations import DEGRADATIONS
 from examples.restoration import backbones
@@ -32,7 +33,6 @@ LOSSES: Mapping[str, Mapping[str, Any]] = {  # of DCKD
     "degradation": {"choices": list(DEGRADATIONS), "help": "of the negatives' inputs"},
     "interval": {"type": int, "help": "steps between the history's first updates"},
 }
-BUDGETS = ("paper", "small", "smoke")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("table", choices=["table1", *TABLES], help="which")
     add(
-        "--budget", choices=BUDGETS, default="small", help="how large the runs are (default: small)"
+        "--budget",
+        choices=list(BUDGETS),
+        default="small",
+        help="how large the runs are (default: small)",
     )
     add("--output", type=Path, default=Path("runs/tables"), help="folder (default: runs/tables)")
     add("--name", help="of the files (default: TABLE_BUDGET)")
@@ -58,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--student", choices=backbones.NAMES, help="another network (default: the budget's)")
     add("--teacher", metavar="FILE", help="file, URL or name (default: the budget's)")
     add("--encoder", metavar="NAME", help="name or path, of all contrastive methods")
+    add("--workers", type=int, metavar="N", default=0, help="processes that read crops ahead")
     recipe = made.add_argument_group("training, where not as in the budget")
     for name, (kind, text) in RECIPE.items():
         recipe.add_argument(_flag(name), type=kind, metavar="N", help=text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +11,11 @@ from pathlib import Path
 import numpy as np
 import skimage
 
-from examples.restoration.data import (
-    PHOTOGRAPHS,
-    Pair,
-    list_images,
-    load_pairs,
-    pairs_from_images,
-    read_image,
-)
 from examples.restoration.degrade import Image
+from examples.restoration.images import PHOTOGRAPHS, read_image
+from examples.restoration.layouts import Files, find_pairs
+from examples.restoration.pairs import Pair, PairFiles, open_pairs, pairs_from_images
 
-FOLDERS = (("blur", "sharp"), ("input", "target"))
 SMOKE_SIDE = 48  # pixels of a photograph's middle
 
 
@@ -37,11 +31,11 @@ class ImageSet:
 
     name: str
     files: tuple[Path, ...]
-    read: Callable[[], list[Pair]]
+    read: Callable[[], Sequence[Pair]]
 
     @cached_property
-    def pairs(self) -> list[Pair]:
-        """The images."""
+    def pairs(self) -> Sequence[Pair]:
+        """The images, from memory if they fit into it."""
         return self.read()
 
     @property
@@ -51,48 +45,29 @@ class ImageSet:
         return hashlib.sha256(seen.encode()).hexdigest()[:12]
 
 
-def standard(folder: Path, scale: int) -> ImageSet:
-    files = tuple(list_images(folder))
-    return ImageSet(folder.name, files, lambda: load_pairs(folder, scale))
+def stored(folder: Path, scale: int, name: str | None = None) -> ImageSet:
+    """A data set in one of the layouts of `layouts`, by default under its folder's name."""
+    found = find_pairs(folder, scale)
+    return ImageSet(name or folder.name, _paths(found), lambda: open_pairs(folder, scale))
 
 
-def shrunk(name: str, files: Iterable[Path], scale: int, crop: int = 1) -> ImageSet:
-    """Images whose LR is made, those without a whole crop left out."""
+def part(name: str, found: Sequence[Files], scale: int) -> ImageSet:
+    """Some of a data set's pairs, in memory."""
+    return ImageSet(name, _paths(found), lambda: list(PairFiles(found, scale)))
+
+
+def _paths(found: Iterable[Files]) -> tuple[Path, ...]:
+    return tuple(path for _, hq, lq in found for path in (hq, lq) if path is not None)
+
+
+def shrunk(name: str, files: Iterable[Path], scale: int) -> ImageSet:
+    """Images whose LR is made."""
     files = tuple(files)
 
     def read() -> list[Pair]:
-        found = {path.stem: read_image(path) for path in files}
-        large = {n: x for n, x in found.items() if min(x.shape[:2]) >= crop * scale}
-        return pairs_from_images(large, scale)
+        return pairs_from_images({path.stem: read_image(path) for path in files}, scale)
 
     return ImageSet(name, files, read)
-
-
-def paired_names(folder: Path) -> list[str]:
-    """Names of the files that a folder has in both its folders."""
-    degraded, sharp = _folders(folder)
-    names = sorted(path.name for path in list_images(sharp))
-    missing = [name for name in names if not (degraded / name).is_file()]
-    if missing:
-        raise ValueError(f"{degraded / missing[0]}: found nothing; {sharp} has such an image")
-    return names
-
-
-def _folders(folder: Path) -> tuple[Path, Path]:
-    for degraded, sharp in FOLDERS:
-        if (folder / sharp).is_dir():
-            return folder / degraded, folder / sharp
-    raise ValueError(f"{folder}: found no folders blur and sharp, nor input and target")
-
-
-def paired(name: str, folder: Path, names: Iterable[str] | None = None) -> ImageSet:
-    degraded, sharp = _folders(folder)
-    chosen = list(paired_names(folder) if names is None else names)
-
-    def read() -> list[Pair]:
-        return [Pair(Path(n).stem, read_image(degraded / n), read_image(sharp / n)) for n in chosen]
-
-    return ImageSet(name, tuple(sharp / n for n in chosen), read)
 
 
 def photographs(split: str, task: str, scale: int) -> ImageSet:

@@ -69,10 +69,12 @@ class Store:
     Attributes:
         root: The folder.
         accelerator: Where runs are trained.
+        workers: Processes that read crops ahead; the crops do not depend on it.
     """
 
     root: Path
     accelerator: Accelerator
+    workers: int = 0
 
     def folder(self, job: Job) -> Path:
         """Where a run's files lie."""
@@ -134,6 +136,7 @@ class Store:
         print(f"training {job.identity}", flush=True)
         teacher = None if job.teacher is None else self.network(job.teacher)
         run = job.run(folder, teacher)
+        run.workers = self.workers
         first, start = self.steps_left(job), time.perf_counter()
         train(run, self.accelerator, resume=True)
         seconds = time.perf_counter() - start

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.tables import losses
-from benchmarks.tables.arms import Block, Table
+from benchmarks.tables.arms import Arm, Block, Table
 from benchmarks.tables.budgets import BUDGETS, reduced
 from benchmarks.tables.images import Images, images
 from benchmarks.tables.job import Job
@@ -84,8 +84,6 @@ def parts(table: Table, options: Options, device: str) -> list[Part]:
     Raises:
         ValueError: What is asked for is not there, or does not fit.
     """
-    if options.budget not in BUDGETS:
-        raise ValueError(f"got --budget {options.budget}; expected one of {', '.join(BUDGETS)}")
     blocks = table.blocks if options.budget == "paper" else (reduced(table),)
     labels = [block.label for block in blocks]
     if options.block is not None and options.block not in labels:
@@ -104,44 +102,45 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
     budget = BUDGETS[options.budget]
     block = replace(block, student=options.student or block.student)
     recipe, teacher_recipe = budget.recipes(block, options.recipe)
-    found = images(options.budget, block.task, block.scale, recipe.crop, block.sets)
-
-    def job(network: str, method: str, **known: Any) -> Job:
-        facts = {"block": block, "images": found, "device": device, "recipe": recipe}
-        return Job(network=network, method=method, **{**facts, **known})
-
+    source = options.teacher or (None if teacher_recipe else _known(block))
+    found = images(options.budget, block.task, block.scale, block.sets)
+    encoder = options.encoder or budget.encoder
+    scratch = Job(block, block.student, "scratch", {}, recipe, 0, found, None, encoder, device)
     teacher: Trained
-    if teacher_recipe is None or options.teacher:
-        teacher = Given(options.teacher or _known(block), block.student, block.scale)
+    if source is None:
+        assert teacher_recipe is not None
+        teacher = replace(scratch, network=block.teacher, recipe=teacher_recipe)
     else:
-        teacher = job(
-            block.teacher, "scratch", settings={}, seed=0, teacher=None, encoder=None,
-            recipe=teacher_recipe,
-        )  # fmt: skip
-    arms: dict[str, list[Trained]] = {}
-    for arm in table.arms:
-        if options.arms is not None and arm.name not in options.arms:
-            continue
-        if arm.name in options.given:
-            given = Given(options.given[arm.name], None, block.scale)
-            given.network()  # refused now, not after hours of training
-            arms[arm.name] = [given]
-            continue
-        is_dckd = arm.method in losses.DCKD
-        settings = {**(options.losses if is_dckd else {}), **arm.settings}
-        arms[arm.name] = [
-            job(
-                block.student,
-                arm.method,
-                settings=losses.settings_of(arm.method, settings, recipe),
-                seed=seed,
-                teacher=None if arm.method == "scratch" else teacher,
-                encoder=options.encoder or budget.encoder,
-            )
-            for seed in options.seeds or budget.seeds
-        ]
+        teacher = _given(source, block.student, block.scale)
+    seeds = options.seeds or budget.seeds
+    arms = {
+        arm.name: _runs(arm, options, replace(scratch, teacher=teacher), seeds)
+        for arm in table.arms
+        if options.arms is None or arm.name in options.arms
+    }
     sets = (found.development,) if options.development else found.tests
     return Part(block, found, teacher, arms, sets)
+
+
+def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[Trained]:
+    """An arm's networks: one a seed, or the file that is given."""
+    if arm.name in options.given:
+        return [_given(options.given[arm.name], None, like.block.scale)]
+    settings = {**(options.losses if arm.method in losses.DCKD else {}), **arm.settings}
+    job = replace(
+        like,
+        method=arm.method,
+        settings=losses.settings_of(arm.method, settings, like.recipe),
+        teacher=None if arm.method == "scratch" else like.teacher,
+    )
+    return [replace(job, seed=seed) for seed in seeds]
+
+
+def _given(source: str, student: str | None, scale: int) -> Given:
+    """A file's network, read once so that it is refused now, not after hours of training."""
+    given = Given(source, student, scale)
+    given.network()
+    return given
 
 
 def _known(block: Block) -> str:
