@@ -35,29 +35,19 @@ def write_table(
     """
     found = [(part, scored(part, store), references(part, store)) for part in parts]
     machine = provenance.machine(store.accelerator.device)
+    head = {"table": options.table, "command": provenance.command()}
     arms: Arms = {}
     for part, by_arm, _ in found:
         for name, by_set in by_arm.items():
             known = {named(part, parts, images): value for images, value in by_set.items()}
             arms.setdefault(name, {}).update(known)
-    head = {"table": options.table, "command": provenance.command()}
-    content = {**head, "commit": machine["commit"], "device": machine["device"], "arms": arms}
-    write(_file(stem, ".json"), content)
-    details = {
-        **head,
-        **machine,
-        "seeds": seeds(parts),
-        "references": {part.block.label: others for part, _, others in found},
-        "runs": {
-            part.block.label: {
-                name: [_told(run, store) for run in runs] for name, runs in part.arms.items()
-            }
-            for part in parts
-        },
-    }
-    write(_file(stem, "_details.json"), details)
-    facts = {**head, **machine, "seeds": ", ".join(map(str, seeds(parts))), **recipe_facts(parts)}
-    text = markdown(table, facts, found, options.table)
+    facts = {"commit": machine["commit"], "device": machine["device"]}
+    write(_file(stem, ".json"), {**head, **facts, "arms": arms})
+    told = {**head, **machine, "seeds": seeds(parts)}
+    others = {part.block.label: scores for part, _, scores in found}
+    runs = {part.block.label: _runs(part, store) for part in parts}
+    write(_file(stem, "_details.json"), {**told, "references": others, "runs": runs})
+    text = markdown(table, {**told, **recipe_facts(parts)}, found, options.table)
     _file(stem, ".md").write_text(text, encoding="utf-8")
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
     for part, by_arm, _ in found:
@@ -109,6 +99,11 @@ def recipe_facts(parts: list[Part]) -> dict[str, str]:
         f"({len(images.train.files)} images)",
         "encoder of all contrastive methods": runs[0].encoder or "each one's own",
     }
+
+
+def _runs(part: Part, store: Store) -> dict[str, list[dict[str, Any]]]:
+    """What every arm's runs say of themselves."""
+    return {name: [_told(run, store) for run in runs] for name, runs in part.arms.items()}
 
 
 def _told(run: Job | Given, store: Store) -> dict[str, Any]:

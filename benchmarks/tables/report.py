@@ -33,7 +33,9 @@ def markdown(
         name: Of the table.
     """
     lines = [f"# {name.capitalize()}: {table.title}", ""]
-    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    for key, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        lines.append(f"- {key}: {text}")
     labels = ", ".join(part.block.label for part, _, _ in found)
     lines += ["", NOTE.format(reference=table.reference, label=labels)]
     for part, arms, others in found:

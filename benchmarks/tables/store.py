@@ -96,11 +96,12 @@ class Store:
         return job.recipe.iterations - done
 
     def network(self, trained: Teacher) -> nn.Module:
-        """A finished run's network, or a given one."""
+        """A finished run's network, or a given one, on the device."""
         if isinstance(trained, Given):
-            return trained.network()
+            return trained.network().to(self.accelerator.device)
         assert isinstance(trained, Job)
-        return backbones.load(self.folder(trained) / "student.safetensors")
+        model = backbones.load(self.folder(trained) / "student.safetensors")
+        return model.to(self.accelerator.device)
 
     def complete(self, jobs: Iterable[Job]) -> None:
         """Train what is not trained yet, in this order; what another process does comes last."""
@@ -112,7 +113,7 @@ class Store:
     def scores(self, trained: Trained, images: ImageSet, task: str, scale: int) -> Score:
         """A network's scores on a set, computed once for a run."""
         if isinstance(trained, Given):
-            return score(trained.network(), images, task, scale)
+            return score(self.network(trained), images, task, scale)
         path = self.folder(trained) / f"scores_{images.name}_{images.fingerprint}.json"
         if not path.is_file():
             found = score(self.network(trained), images, task, scale)

@@ -3,10 +3,13 @@
 import math
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from restoration import backbones
 from safetensors.torch import load_file
 
@@ -117,6 +120,28 @@ def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypat
     stopped.complete([job])
     assert same(weights(stopped, job), weights(straight, job))
     assert stopped.steps_left(job) == 0
+
+
+def test_what_another_process_trains_comes_last(store):
+    """And is then taken over where that process has left it."""
+    teacher, busy = make("logits")
+    _, free = make("logits", seed=1)
+    store.complete([teacher])
+    store.folder(busy).mkdir()
+    began = threading.Event()
+
+    def leave_when_the_rest_is_done():
+        with FileLock(store.folder(busy) / ".lock"):
+            began.set()
+            while store.result(free) is None:
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=leave_when_the_rest_is_done, daemon=True)
+    thread.start()
+    assert began.wait(10)
+    store.complete([busy, free])
+    thread.join(10)
+    assert store.result(busy) is not None and store.result(free) is not None
 
 
 def test_identity_follows_from_what_determines_the_weights():

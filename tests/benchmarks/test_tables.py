@@ -17,7 +17,6 @@ from examples.restoration.images import photographs, write_png
 from examples.restoration.recipes import PAPER
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("paper_networks")
 
 
 def command(*arguments, **environment):
@@ -41,7 +40,7 @@ def table5(output):
     return output
 
 
-def test_table1_prints_every_network_at_every_scale(output):
+def test_table1_prints_every_network_at_every_scale(output, paper_networks):
     done = command("table1", "--output", output)
     assert done.returncode == 0, done.stderr
     rows = json.loads((output / "table1.json").read_text())["rows"]
@@ -164,6 +163,7 @@ def test_plan_trains_nothing(tmp_path):
         ),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("paper_networks")
 def test_the_papers_budget_trains_its_networks(table, label, teacher, scale, places, tmp_path):
     """Its recipe, shortened to two steps of one small crop, with an untrained teacher's file."""
     image = photographs("held_out")["chelsea"][100:148, 100:148]
