@@ -46,6 +46,8 @@ def plan(jobs: Mapping[str, list[Job]], store: Store) -> str:
             hours = sum(left) * seconds / 3600
             total += hours
             text += f", {sum(left):,} steps left of {1e3 * seconds:.0f} ms: {hours:.3g} {unit}"
+        elif done < len(runs):
+            text += ", the rest being another arm's"
         lines.append(text)
     return "\n".join(["plan:", *lines, f"  in all: {total:.3g} {unit}"])
 
