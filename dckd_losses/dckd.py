@@ -39,8 +39,7 @@ class DCKDLoss(Attachable):
     """What DCKD adds to a training step: `dcr_weight * DCR + dmm_weight * DMM` (Eq. 10).
 
     The reconstruction loss and the plain distillation loss stay the trainer's. The student's output
-    passes the encoder once with gradient; the teacher's output and the negatives pass it together
-    without.
+    passes the encoder once with gradient, the teacher's and the negatives together without.
 
     Args:
         student: the network in training. Its history is a copy; itself it is only referred to.
