@@ -1,7 +1,7 @@
 """DCKD in a loop with Accelerate: made after `prepare`, and part of its checkpoints.
 
-    python examples/integrations/accelerate_loop.py
-    accelerate launch examples/integrations/accelerate_loop.py
+python examples/integrations/accelerate_loop.py
+accelerate launch examples/integrations/accelerate_loop.py
 """
 
 import shutil

