@@ -5,6 +5,7 @@
 Its checkpoints hold the history and its counters, nothing of the encoder, and resume exactly.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,19 @@ class Distillation(lightning.LightningModule):
 def train(
     module: Distillation, steps: int, folder: Path, resume: bool = False, **settings: Any
 ) -> lightning.Trainer:
-    """Train for so many optimizer steps, in epochs; `settings` are further ones of the Trainer."""
+    """Train for so many optimizer steps, or up to the end of that epoch.
+
+    Lightning resumes exactly at the ends of epochs, so those are what is kept.
+
+    Args:
+        module: what to train.
+        steps: optimizer steps.
+        folder: where the checkpoint goes.
+        resume: continue from the folder's checkpoint.
+        settings: further ones of the Trainer.
+    """
     trainer = lightning.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
+        max_epochs=math.ceil(steps / EPOCH),
         accumulate_grad_batches=ACCUMULATE,
         reload_dataloaders_every_n_epochs=1,
         default_root_dir=folder,
