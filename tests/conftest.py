@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "integrations")]  # as for scripts in them
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "integrations"))
 
 from dckd_losses import VQGANEncoder
 from dckd_losses.architecture import Architecture
@@ -42,7 +42,7 @@ def paper_networks() -> None:
 
 @pytest.fixture(scope="session")
 def basicsr() -> None:
-    """Skips where BasicSR cannot be imported: opencv, which it needs, may miss the system's libGL."""
+    """Skips where BasicSR cannot be imported: its opencv may miss the system's libGL."""
     try:
         from basicsr.models.sr_model import SRModel  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:

@@ -168,7 +168,7 @@ def test_a_student_that_is_sharded_already_says_what_to_do(tmp_path):
     )
     try:
         student = fully_shard(Student(), mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(ValueError, match="sharded already.*make the loss first, then call"):
+        with pytest.raises(ValueError, match=r"sharded already.*make the loss first, then call"):
             DCKDLoss(student, "compact")
     finally:
         distributed.destroy_process_group()
