@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from dckd_losses import DCKDLoss
+from dckd_losses import DCKDLoss, gradient_ratio
 
 from . import checkpoints
 from .console import Progress, RefusedError, StoppedError, refusing, stop_signals
@@ -41,6 +41,7 @@ class Run:
         settings: whatever determines the weights; a checkpoint of other settings is refused.
         records: losses and now and then the PSNR, each with its `step`.
         step: optimizer steps done.
+        ratio: of DCKD's gradient to the other losses', at the student's output, when last looked.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, float]] = field(default_factory=list)
     step: int = 0
+    ratio: Tensor | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -146,7 +148,10 @@ def _step(
             if look:
                 with refusing():
                     run.dckd.check(output, teacher_output, lq)
-            loss = loss + run.dckd(output, teacher_output, lq)  # the second line
+            dckd_loss = run.dckd(output, teacher_output, lq)  # the second line
+            if look:
+                run.ratio = gradient_ratio(dckd_loss, loss, output)
+            loss = loss + dckd_loss
             parts |= {k: v for k, v in run.dckd.last.items() if k in ("dcr", "dmm")}
     optimizer.zero_grad()
     accelerator.backward(loss)
@@ -169,6 +174,8 @@ def _record(run: Run, parts: dict[str, Tensor], progress: Progress, main: bool) 
     text = " ".join(f"{name} {value:.3g}" for name, value in losses.items())
     if not all(map(math.isfinite, losses.values())):
         raise RefusedError(f"step {run.step}: got losses {text}; expected finite ones")
+    if run.ratio is not None:
+        text += f" ratio {run.ratio.item():.3g}"
     validation = run.due(run.recipe.iterations // VALIDATIONS)
     if validation or run.due(LOG_EVERY):
         run.records.append({"step": float(run.step), **losses})
