@@ -91,5 +91,5 @@ def train(
 
 if __name__ == "__main__":
     args = material.arguments(__doc__, "runs/lightning_module")
-    # its other mixed precisions, strategies and numbers of devices work as well
+    # "16-mixed" and more devices work as well
     train(Distillation(), args.steps, args.output, args.resume, precision="bf16-mixed")
