@@ -5,6 +5,7 @@ from dckd_losses.dcr import DCRLoss
 from dckd_losses.dmm import DMMLoss
 from dckd_losses.encoder import VQGANEncoder
 from dckd_losses.features import Encoding
+from dckd_losses.gradient_ratio import gradient_ratio
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
 
@@ -16,4 +17,5 @@ __all__ = [
     "HistoryModel",
     "NegativeGenerator",
     "VQGANEncoder",
+    "gradient_ratio",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from torch import nn
@@ -19,14 +20,19 @@ class Attachable(nn.Module):
 
     Args:
         student: the network in training, of which only a weak reference is kept.
+
+    Attributes:
+        loss_weight: 1; trainers with a registry of losses multiply each by its own.
     """
 
     history: HistoryModel | None
+    loss_weight: float = 1.0
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self._student = StudentReference(unwrap_module(student))
         self._step_handle: RemovableHandle | None = None
+        self._optimizer: weakref.ref[Optimizer] | None = None
         self._watch_handle: RemovableHandle | None = None
         self._watch: InputWatch | None = None
         self._trusted = False  # whether values were looked at since something changed
@@ -35,7 +41,9 @@ class Attachable(nn.Module):
     def attach(self, optimizer: object, source: nn.Module | None = None) -> Self:
         """Let history follow the student: count this optimizer's real steps from now on.
 
-        Calls that gradient accumulation or a GradScaler leave out are not counted.
+        Calls that gradient accumulation or a GradScaler leave out are not counted. Attached to
+        another optimizer before, as when a trainer that makes them anew is run again, the loss
+        leaves that one.
 
         Args:
             optimizer: the student's, or what Accelerate or Lightning wrapped around it.
@@ -47,11 +55,11 @@ class Attachable(nn.Module):
 
         Raises:
             ValueError: no optimizer, one that does not train the student, a source that is unlike
-                the student, or the loss is attached already.
+                the student, or the loss is attached to this very optimizer already.
         """
-        if self._step_handle is not None:
-            raise ValueError("this loss is attached to an optimizer already: detach() it first")
         inner = unwrap_optimizer(optimizer)
+        if self._optimizer is not None and self._optimizer() is inner:
+            raise ValueError("this loss is attached to this optimizer already: detach() it first")
         followed = self._student() if source is None else source
         if followed is None:
             raise ValueError("this loss does not know its student any more: pass source=student")
@@ -59,13 +67,19 @@ class Attachable(nn.Module):
             _check_trains(inner, followed)
         if self.history is not None:
             self.history.check(followed, devices=False)  # .to(device) may still follow
+        if self._step_handle is not None:
+            self._step_handle.remove()  # two optimizers would count every step twice
         hook = StepHook(self.history, self._student if source is None else source)
         self._step_handle = inner.register_step_post_hook(hook)
+        self._optimizer = weakref.ref(inner)
         self._trusted = False
         return self
 
     def watch(self, module: nn.Module) -> Self:
         """Take lq from what `module` is called with, for trainers that pass outputs only.
+
+        Calls without gradient, such as validation's, are overlooked; the input is let go of when
+        the loss has used it.
 
         Args:
             module: the student as the trainer calls it; its first tensor argument is lq.
@@ -87,13 +101,13 @@ class Attachable(nn.Module):
         for handle in (self._step_handle, self._watch_handle):
             if handle is not None:
                 handle.remove()
-        self._step_handle = self._watch_handle = self._watch = None
+        self._step_handle = self._watch_handle = self._watch = self._optimizer = None
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no hooks anywhere, so it is detached."""
-        detached = {"_step_handle": None, "_watch_handle": None, "_watch": None, "_trusted": False}
-        return {**self.__dict__, **detached}
+        hooks = {"_step_handle": None, "_watch_handle": None, "_watch": None}
+        return {**self.__dict__, **hooks, "_optimizer": None, "_trusted": False}
 
 
 def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:

@@ -31,7 +31,8 @@ class HistoryModel(nn.Module):
     Args:
         student: the network to copy, hooks included, in its own dtype; wrappers
             (DistributedDataParallel, torch.compile, Accelerate) are taken off. It is not kept.
-            Copy it before it is sharded.
+            Shard it (fully_shard) after this copy was made; updates then gather its weights, on
+            every rank at the same step.
         decay: alpha of Eq. 6, in [0, 1): the share of its old weights that history keeps.
         interval: steps between updates at first.
         interval_growth: steps by which the interval grows ...
@@ -171,7 +172,13 @@ class HistoryModel(nn.Module):
 def _frozen_copy(student: nn.Module) -> nn.Module:
     if not isinstance(student, nn.Module):
         raise ValueError(f"student must be a module, got {type(student).__name__}")
-    model = copy.deepcopy(unwrap_module(student))
+    student = unwrap_module(student)
+    if any(hasattr(parameter, "full_tensor") for parameter in student.parameters()):
+        raise ValueError(
+            "this student is sharded already, and what is sharded cannot be copied: make the loss "
+            "first, then call fully_shard, then make the optimizer and attach it"
+        )
+    model = copy.deepcopy(student)
     restore_forward(model)
     return model.requires_grad_(False).eval()
 

@@ -31,6 +31,7 @@ CROPS = (48, 64, 96)  # GroupNorm sees the whole crop, so the encoder should kno
 TEST_CROP = 96
 REPORT_EVERY = 500  # steps
 HELD_OUT_EVERY = 12  # every 12th photograph is never trained on
+LEAST_CYCLE = 4  # steps of a learning rate that rises and falls
 FIRST_CELLS, FIRST_BATCHES = 1024, 8  # what the codebook begins with
 COMPACT = (32, 32, 64, 64, 128)  # channels at each level
 
@@ -49,7 +50,7 @@ def parse() -> argparse.Namespace:
     add("--blocks", type=int, default=1, help="residual blocks a level")
     add("--codes", type=int, default=256, help="in the codebook")
     add("--code-channels", type=int, default=64, help="of a code")
-    add("--iterations", type=int, default=5000, help="optimizer steps")
+    add("--iterations", type=int, default=5000, help="optimizer steps; 0 leaves random weights")
     add("--warm-up", type=int, default=2000, help="steps before quantisation")
     add("--cells", type=int, default=320, help="16x16 cells a step")
     add("--lr", type=float, default=6e-4, help="step size at its highest")
@@ -107,8 +108,9 @@ def train(
     """Train encoder, decoder and codebook together; every step's numbers follow from its number."""
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.trained(), args.lr, betas=(0.9, 0.99))
+    length = max(LEAST_CYCLE, args.iterations)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=args.iterations, pct_start=0.05
+        optimizer, args.lr, total_steps=length, pct_start=max(0.05, 2 / length)
     )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     checkpoint = args.output.with_suffix(".checkpoint.pt")
@@ -125,8 +127,7 @@ def train(
         rng = np.random.default_rng((args.seed, step))
         torch.manual_seed(int(rng.integers(2**63)))
         if step == args.warm_up:
-            cells = [FIRST_CELLS] * FIRST_BATCHES
-            model.begin_codebook(random_crops(images, n, rng).to(device) for n in cells)
+            begin_codebook(model, images, rng)
         x = random_crops(images, args.cells, rng).to(device)
         loss = model.loss(x, quantised=step >= args.warm_up)
         optimizer.zero_grad()
@@ -140,6 +141,13 @@ def train(
             print(json.dumps({"step": step + 1, **report}), flush=True)
             states = {name: part.state_dict() for name, part in parts.items()}
             save(checkpoint, settings, {"step": step + 1, **states})
+
+
+def begin_codebook(model: Autoencoder, images: list[np.ndarray], rng: np.random.Generator) -> None:
+    """From many latents at once."""
+    device = next(model.parameters()).device
+    cells = [FIRST_CELLS] * FIRST_BATCHES
+    model.begin_codebook(random_crops(images, n, rng).to(device) for n in cells)
 
 
 def main() -> int:
@@ -182,6 +190,8 @@ def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace
     held_out = images[::HELD_OUT_EVERY]
     train_images = [image for i, image in enumerate(images) if i % HELD_OUT_EVERY]
     train(model, train_images, held_out, args)
+    if args.iterations <= args.warm_up:
+        begin_codebook(model, train_images, np.random.default_rng(args.seed))
     device = next(model.parameters()).device
     model.finish_codebook(lambda: tiles(train_images[::HELD_OUT_EVERY], device), args.nats)
     facts = {

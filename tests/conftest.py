@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "integrations"))
 
 from dckd_losses import VQGANEncoder
 from dckd_losses.architecture import Architecture
@@ -37,6 +38,15 @@ def paper_networks() -> None:
         from restoration import architectures  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         pytest.skip(f"spandrel cannot be imported: {error}")
+
+
+@pytest.fixture(scope="session")
+def basicsr() -> None:
+    """Skips where BasicSR cannot be imported: its opencv may miss the system's libGL."""
+    try:
+        from basicsr.models.sr_model import SRModel  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        pytest.skip(f"basicsr cannot be imported: {error}")
 
 
 @pytest.fixture

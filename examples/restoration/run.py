@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from . import checkpoints
@@ -35,6 +35,7 @@ class Run:
         records: losses and now and then the PSNR, each with its `step`.
         step: optimizer steps done.
         average: the student's moving average, where the recipe has one; the training fills it.
+        ratio: of DCKD's gradient to the other losses', at the student's output, when last looked.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Run:
     records: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
     average: AveragedModel | None = None
+    ratio: Tensor | None = None
 
     @property
     def checkpoint(self) -> Path:

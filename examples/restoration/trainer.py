@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dckd_losses import gradient_ratio
+
 from .console import Progress, RefusedError, StoppedError, refusing, stop_signals
 from .optimization import average_of, optimizer_of, reconstruction, set_lr
 from .run import Run, begin, save
@@ -147,7 +149,10 @@ def _loss(
                 with refusing():
                     run.dckd.check(output, teacher_output, lq)
             known = {"target": target} if run.whole else {}
-            loss = loss + run.dckd(output, teacher_output, lq, **known)  # the second line
+            dckd_loss = run.dckd(output, teacher_output, lq, **known)  # the second line
+            if look and not run.whole:
+                run.ratio = gradient_ratio(dckd_loss, loss, output)
+            loss = loss + dckd_loss
             parts |= {k: v for k, v in run.dckd.last.items() if v.ndim == 0}
     return loss, parts
 
@@ -167,6 +172,8 @@ def _record(run: Run, parts: dict[str, Tensor], progress: Progress) -> None:
     text = " ".join(f"{name} {value:.3g}" for name, value in losses.items())
     if not all(map(math.isfinite, losses.values())):
         raise RefusedError(f"step {run.step}: got losses {text}; expected finite ones")
+    if run.ratio is not None:
+        text += f" ratio {run.ratio.item():.3g}"
     validation = run.due(run.recipe.iterations // VALIDATIONS)
     if validation or run.due(LOG_EVERY):
         last = run.dckd.last if run.whole else {}

@@ -58,6 +58,21 @@ def test_says_what_it_measured(trained: tuple[Path, dict[str, float]]) -> None:
     assert float(metadata["perplexity"]) == pytest.approx(facts["perplexity"])
 
 
+def test_no_steps_give_a_control_of_random_weights(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    path = tmp_path / "random.safetensors"
+    options = ["--iterations", "0", "--channels", "64", "32", "32", "32", "96", "--blocks", "2"]
+    done = start(trained[0].parents[1], path, *options)
+    assert done.returncode == 0, done.stderr
+    encoder = VQGANEncoder.from_pretrained(path)
+    assert encoder.network.architecture.channels == (64, 32, 32, 32, 96)
+    assert encoder.network.architecture.blocks == 2
+    logits = encoder(torch.rand(4, 3, 96, 96))[1]
+    entropy = torch.special.entr(logits.softmax(1)).sum(1).mean()
+    assert entropy.item() == pytest.approx(1.5, abs=0.5)
+
+
 def test_resumes_to_the_same_encoder(
     trained: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

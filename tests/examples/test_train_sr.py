@@ -181,7 +181,7 @@ class TestResults:
         assert "\r" not in done.stderr
         lines = [line for line in done.stderr.splitlines() if "left" in line]
         assert len(lines) == 12
-        for part in ("12/12 ", "it/s", "left", "l1 ", "kd ", "dcr ", "dmm ", "psnr "):
+        for part in ("12/12 ", "it/s", "left", "l1 ", "kd ", "dcr ", "dmm ", "ratio ", "psnr "):
             assert part in lines[-1]
 
 
