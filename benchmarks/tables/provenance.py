@@ -13,9 +13,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def command() -> str:
+def command(module: str = "benchmarks.tables") -> str:
     """The command line, as it can be typed again."""
-    return " ".join(["python -m benchmarks.tables", *sys.argv[1:]])
+    return " ".join(["python -m", module, *sys.argv[1:]])
 
 
 def machine(device: torch.device) -> dict[str, Any]:
