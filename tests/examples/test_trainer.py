@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,17 @@ def test_a_stop_between_checkpoints_leaves_one(straight: Run, tmp_path: Path) ->
     assert content(run)["step"] == 4
 
 
-def test_the_second_signal_ends_at_once_and_handlers_come_back(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background jobs ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_signal_ends_at_once_and_handlers_come_back(
+    tmp_path: Path, interruptible: None
+) -> None:
     usual = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     run = new_run(tmp_path)
 
