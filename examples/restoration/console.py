@@ -3,7 +3,7 @@
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -20,6 +20,20 @@ class RefusedError(Exception):
 
 class StoppedError(Exception):
     """The run was asked to stop and has left a checkpoint."""
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """Run a command; 0, or 2 where the input is at fault, or 130 where it was stopped."""
+    try:
+        run()
+    except RefusedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (StoppedError, KeyboardInterrupt) as stop:
+        said = str(stop) or "stopped"
+        print(f"{said}: the same command with --resume goes on from there", file=sys.stderr)
+        return 130
+    return 0
 
 
 @contextmanager

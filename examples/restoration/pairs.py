@@ -9,7 +9,7 @@ import numpy as np
 
 from .degrade import Image, matlab_bicubic
 from .images import BadImageError, image_size, read_image
-from .layouts import Files, find_images, find_pairs, has_pairs
+from .layouts import Files, find_images, find_pairs, has_pairs, sets_in
 
 MEMORY = 4 << 30  # bytes of pixels up to which a data set is read at once
 
@@ -125,6 +125,22 @@ def open_pairs(
     if 3 * (1 + scale**2) * sum(h * w for h, w in files.sizes) > memory:
         return files
     return load_pairs(folder, scale, skip_bad=skip_bad, degradation=degradation)
+
+
+def open_sets(
+    folders: Sequence[Path],
+    scale: int,
+    *,
+    skip_bad: bool = False,
+    degradation: Degradation | None = None,
+) -> dict[str, Sequence[Pair]]:
+    """Data sets by their folders' names, see `open_pairs`; Rain13K's five tests are five sets."""
+    sets = [each for folder in folders for each in sets_in(folder)]
+    names = [folder.resolve().name for folder in sets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got --val folders {', '.join(names)}; expected different names")
+    opened = (open_pairs(f, scale, skip_bad=skip_bad, degradation=degradation) for f in sets)
+    return dict(zip(names, opened, strict=True))
 
 
 def _readable(found: Sequence[Files], read: Callable[[int], T], skip_bad: bool) -> Iterator[T]:

@@ -19,6 +19,8 @@ import train_sr
 from PIL import Image as Pillow
 from restoration import backbones, checkpoints
 from restoration.degrade import matlab_bicubic
+from restoration.distillation import DECISIVE
+from restoration.options import METHODS
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -204,7 +206,7 @@ class TestMethods:
         monkeypatch.setattr(train_sr.RandomCrops, "__getitem__", spy)
         monkeypatch.setattr(train_sr, "train", no_training)
         students = []
-        for method in train_sr.METHODS:
+        for method in METHODS:
             orders.append([])
             assert main(monkeypatch, *small, "--method", method) == 0
             students.append(weights(tmp_path))
@@ -536,7 +538,8 @@ class TestBadInput:
             (["--iterations", 9], "iterations was 3, is 9"),
             (["--crop", 9], "crop was 8, is 9"),
             (["--method", "scratch"], "method was logits, is scratch"),
-            (["--dcr-weight", 0.5], "dcr_weight was None, is 0.5"),
+            (["--dcr-weight", 0.5], "dcr_weight was 0.1, is 0.5"),
+            (["--mixed-precision", "bf16"], "precision was no, is bf16"),
             (["--data", sets / "val"], "data was crc32"),
             (["--teacher", teacher], "teacher was crc32"),
         ):
@@ -577,9 +580,10 @@ def test_a_data_set_without_options_is_scikit_images(monkeypatch: pytest.MonkeyP
 
 def test_settings_leave_out_only_what_cannot_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_sr.py"])
-    decided = set(vars(train_sr.arguments())) - set(train_sr.OTHER_OPTIONS)
-    recipe = {"iterations", "batch_size", "crop"}
-    assert decided == recipe | {
-        *("scale", "backbone", "method", "dcr_weight", "dmm_weight", "seed"),
-    }
+    of_no_account = {"output", "resume", "workers", "gradient_checkpointing"}
+    by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
+    by_recipe = {"recipe", "iterations", "batch_size", "crop", "dcr_weight", "dmm_weight"}
+    by_accelerator = {"mixed_precision", "gradient_accumulation"}
+    rest = set(vars(train_sr.arguments())) - of_no_account - by_checksum
+    assert rest - by_recipe - by_accelerator == set(DECISIVE)
     assert checkpoints.checksum([]) == "crc32 00000000"
