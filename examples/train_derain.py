@@ -56,10 +56,11 @@ def run(args: argparse.Namespace) -> None:
         dckd = distillation(args, student, recipe)
         pairs, val_sets = load_data(args)
         crops = RandomCrops.of(recipe, pairs, scale=1, seed=args.seed)
+        workers = options.workers_of(args, pairs)
         folder.mkdir(parents=True, exist_ok=True)
     if args.gradient_checkpointing:
         recompute_blocks(student)
-    job = Run(folder, recipe, crops, student, dckd=dckd, workers=options.workers_of(args, pairs))
+    job = Run(folder, recipe, crops, student, dckd=dckd, workers=workers)
     job.teacher = None if args.method == "scratch" else teacher
     job.validate = validation(next(iter(val_sets.values())), "derain", 1, accelerator)
     job.settings = settings(args, accelerator, job)
@@ -70,12 +71,13 @@ def run(args: argparse.Namespace) -> None:
 
 def load_data(args: argparse.Namespace) -> tuple[Sequence[Pair], dict[str, Sequence[Pair]]]:
     """Training pairs, and validation pairs by the name of their set."""
+    reading = {"skip_bad": args.skip_bad, "memory": args.memory, "degradation": rain}
     if args.data is None:
         pairs = pairs_from_images(photographs("train"), 1, rain, versions=VERSIONS)
     else:
-        pairs = open_pairs(args.data, 1, skip_bad=args.skip_bad, degradation=rain)
+        pairs = open_pairs(args.data, 1, **reading)
     if args.val:
-        return pairs, open_sets(args.val, 1, skip_bad=args.skip_bad, degradation=rain)
+        return pairs, open_sets(args.val, 1, **reading)
     held_out = photographs("held_out")
     return pairs, {"photographs": pairs_from_images(held_out, 1, rain, versions=HELD_OUT_VERSIONS)}
 

@@ -63,10 +63,11 @@ def run(args: argparse.Namespace) -> None:
         dckd = distillation(args, student, recipe)
         pairs, val_sets = load_data(args)
         crops = RandomCrops.of(recipe, pairs, scale=args.scale, seed=args.seed)
+        workers = options.workers_of(args, pairs)
         folder.mkdir(parents=True, exist_ok=True)
     if args.gradient_checkpointing:
         recompute_blocks(student)
-    job = Run(folder, recipe, crops, student, dckd=dckd, workers=options.workers_of(args, pairs))
+    job = Run(folder, recipe, crops, student, dckd=dckd, workers=workers)
     job.teacher = None if args.method == "scratch" else teacher
     job.validate = validation(next(iter(val_sets.values())), "sr", args.scale, accelerator)
     job.settings = settings(args, accelerator, job)
@@ -77,12 +78,13 @@ def run(args: argparse.Namespace) -> None:
 
 def load_data(args: argparse.Namespace) -> tuple[Sequence[Pair], dict[str, Sequence[Pair]]]:
     """Training pairs, and validation pairs by the name of their set."""
+    reading = {"skip_bad": args.skip_bad, "memory": args.memory}
     if args.data is None:
         pairs = pairs_from_images(photographs("train"), args.scale)
     else:
-        pairs = open_pairs(args.data, args.scale, skip_bad=args.skip_bad)
+        pairs = open_pairs(args.data, args.scale, **reading)
     if args.val:
-        return pairs, open_sets(args.val, args.scale, skip_bad=args.skip_bad)
+        return pairs, open_sets(args.val, args.scale, **reading)
     return pairs, {"photographs": pairs_from_images(photographs("held_out"), args.scale)}
 
 

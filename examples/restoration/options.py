@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from . import backbones
-from .data import Pair, PairFiles
+from .pairs import MEMORY, Pair, PairFiles
 from .recipes import PAPER, SMALL, Recipe
 from .sampling import check_shares
 
@@ -72,6 +72,8 @@ def _add_scale(made: argparse.ArgumentParser) -> None:
     add("--gradient-accumulation", type=int, metavar="N", default=1, help=text)
     text = "compute the student's features again in backward instead of keeping them"
     add("--gradient-checkpointing", action="store_true", help=text)
+    text = f"gigabytes of pixels up to which a data set is kept in memory (default: {MEMORY:g})"
+    add("--memory", type=float, metavar="GB", default=MEMORY, help=text)
     text = "processes that read images ahead (default: 4 where a data set is too large for memory)"
     add("--workers", type=int, metavar="N", help=text)
 

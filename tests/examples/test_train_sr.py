@@ -554,7 +554,7 @@ def test_a_data_set_without_options_is_scikit_images(monkeypatch: pytest.MonkeyP
 
 def test_settings_leave_out_only_what_cannot_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_sr.py"])
-    of_no_account = {"output", "resume", "workers", "gradient_checkpointing"}
+    of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
     by_recipe = {"recipe", "iterations", "batch_size", "crop", "dcr_weight", "dmm_weight"}
     by_accelerator = {"mixed_precision", "gradient_accumulation"}
