@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .images import BadImageError
+
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"
 LINE = "{n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"
 
@@ -26,7 +28,7 @@ def exit_status(run: Callable[[], None]) -> int:
     """Run a command; 0, or 2 where the input is at fault, or 130 where it was stopped."""
     try:
         run()
-    except RefusedError as error:
+    except (RefusedError, BadImageError) as error:  # images are read all along
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (StoppedError, KeyboardInterrupt) as stop:

@@ -1,6 +1,7 @@
 """The options that the training commands of all three tasks have in common."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ SIZES = {
     "crop": "LQ pixels a side, all along",
 }
 WEIGHTS = ("dcr_weight", "dmm_weight")
-FILE_WORKERS = 4  # processes
+FILE_WORKERS = 4  # processes, and no more than there are cores
 MIN_OUTPUT = 16  # pixels a side that the encoder needs
 
 
@@ -145,5 +146,6 @@ def workers_of(args: argparse.Namespace, pairs: Sequence[Pair]) -> int:
     """Processes that read ahead; pairs in memory are there sooner than a process can hand on."""
     if args.workers is not None and args.workers < 0:
         raise ValueError(f"got --workers {args.workers}; expected 0 or more")
-    default = FILE_WORKERS if isinstance(pairs, PairFiles) else 0
+    ahead = min(FILE_WORKERS, os.cpu_count() or 1)
+    default = ahead if isinstance(pairs, PairFiles) else 0
     return default if args.workers is None else int(args.workers)
