@@ -1,20 +1,26 @@
-"""Score a network, or bicubic interpolation, on a data set as the papers do.
+"""Score a network, or the degraded images themselves, on a data set as the papers do.
 
     python examples/evaluate.py --task sr --scale 2 --model bicubic --data Set5
+    python examples/evaluate.py --task deblur --model nafnet-gopro --data GoPro/test
+    python examples/evaluate.py --task derain --model input --data Rain13K/test
 
-SR: PSNR and SSIM of the unrounded luma, a border of `scale` pixels left out.
+SR: unrounded luma, a border of `scale` pixels left out. Deraining: luma, rounded as MATLAB does.
+Deblurring: RGB, SSIM over the volume. Images are restored whole, or in tiles.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from restoration import backbones, teachers
-from restoration.data import load_pairs
-from restoration.evaluation import Scores, evaluate
+from restoration.data import open_sets
+from restoration.evaluation import Scores, evaluate, mean
 from torch import nn
+
+INPUT = ("input", "bicubic")  # for the one size and for the others
 
 
 def main() -> int:
@@ -22,53 +28,71 @@ def main() -> int:
     try:
         run(arguments())
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).split(), file=sys.stderr)
         return 2
     return 0
 
 
 def arguments() -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--task", choices=["sr"], default="sr")
-    parser.add_argument("--scale", type=int, required=True, help="HR size over LR size")
-    known = ", ".join(teachers.KNOWN)
-    parser.add_argument(
-        "--model",
-        required=True,
-        help=f"a .safetensors file, bicubic (MATLAB's), or a teacher to fetch: {known}",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="folder of images, or of HR/ and LR_bicubic/X{scale}/; missing LR is made",
-    )
-    parser.add_argument("--json", type=Path, help="write the scores to this file")
-    parser.add_argument("--save-images", type=Path, metavar="DIR", help="write restored images")
-    parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
+    add = parser.add_argument
+    add("--task", choices=["sr", "deblur", "derain"], default="sr")
+    add("--scale", type=int, metavar="N", help="HR size over LR size, for --task sr")
+    text = "a .safetensors file, input (sr: bicubic, MATLAB's), or a teacher to fetch: "
+    add("--model", required=True, help=text + ", ".join(teachers.KNOWN))
+    text = "the network in a file of its authors"
+    add("--backbone", choices=list(backbones.SPECIFICATIONS), metavar="NAME", help=text)
+    text = "sr: images, or HR with LR_bicubic/X2; otherwise input with target, or blur with sharp"
+    add("--data", type=Path, metavar="DIR", required=True, help=text)
+    add("--tile", type=int, metavar="N", help="restore large images in parts of NxN pixels")
+    add("--json", type=Path, metavar="FILE", help="write the scores to this file")
+    add("--save-images", type=Path, metavar="DIR", help="write restored images")
+    add("--skip-bad", action="store_true", help="leave unreadable images out")
     return parser.parse_args()
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table and write what was asked for."""
-    model = open_model(args.model, args.scale)
-    pairs = load_pairs(args.data, args.scale, skip_bad=args.skip_bad)
+    scale = scale_of(args)
+    model = open_model(args, scale)
+    sets = open_sets([args.data], scale, skip_bad=args.skip_bad)
     if args.json:  # an unwritable place should be known before the work, not after
         args.json.parent.mkdir(parents=True, exist_ok=True)
-    scores = evaluate(model, pairs, args.scale, args.save_images)
-    print(table(scores))
+    scores: dict[str, Scores] = {}
+    for name, pairs in sets.items():
+        inside = name if len(sets) > 1 else ""
+        images = args.save_images and args.save_images / inside
+        scores[name] = evaluate(model, pairs, scale, images, task=args.task, tile=args.tile)
+        print(table(scores[name], inside))
     if args.json:
-        report = {"task": args.task, "scale": args.scale, "model": args.model, **scores}
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        facts = {"task": args.task, "scale": scale, "model": args.model}
+        content = {**facts, **joined(scores)}
+        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def open_model(name: str, scale: int) -> nn.Module | None:
-    """The network of a file or a known teacher, on a GPU if there is one; None for bicubic."""
-    if name == "bicubic":
+def scale_of(args: argparse.Namespace) -> int:
+    """HR size over LR size."""
+    if args.task != "sr":
+        if args.scale not in (None, 1):
+            raise ValueError(f"got --scale {args.scale} for --task {args.task}; expected none")
+        return 1
+    if args.scale is None or args.scale < 2:
+        raise ValueError(f"got --scale {args.scale} for --task sr; expected 2 or more")
+    return int(args.scale)
+
+
+def open_model(args: argparse.Namespace, scale: int) -> nn.Module | None:
+    """The network of a file or a known teacher, on a GPU if there is one; None for the input."""
+    name = args.model
+    if name in INPUT:
+        if name == "bicubic" and scale == 1:
+            raise ValueError(f"got --model bicubic for --task {args.task}; expected input")
         return None
-    if name in teachers.KNOWN:
-        model = teachers.load(name, teachers.KNOWN[name].backbone, scale)
+    if args.backbone or name in teachers.KNOWN:
+        model = teachers.load(name, args.backbone or teachers.KNOWN[name].backbone, scale)
     else:
         model = backbones.load(name)
     if model.scale != scale:
@@ -76,13 +100,20 @@ def open_model(name: str, scale: int) -> nn.Module | None:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def table(scores: Scores) -> str:
-    """One line an image, then their mean."""
+def joined(scores: Mapping[str, Scores]) -> dict[str, object]:
+    """The scores of one set; of several the mean of their means, and each set's own."""
+    if len(scores) == 1:
+        return dict(next(iter(scores.values())))
+    return {**mean(scores.values()), "sets": scores}
+
+
+def table(scores: Scores, name: str) -> str:
+    """One line an image, then their mean, under the set's name if it has one."""
     rows = {**scores["images"], "mean": scores}
-    width = max(map(len, rows))
-    lines = [f"{'':{width}}  PSNR/dB    SSIM"]
-    for name, score in rows.items():
-        lines.append(f"{name:{width}}  {score['psnr']:7.2f}  {score['ssim']:6.4f}")
+    width = max(map(len, [*rows, name]))
+    lines = [f"{name:{width}}  PSNR/dB    SSIM"]
+    for image, score in rows.items():
+        lines.append(f"{image:{width}}  {score['psnr']:7.2f}  {score['ssim']:6.4f}")
     return "\n".join(lines)
 
 

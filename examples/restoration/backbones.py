@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dckd_losses.checkpoint import read_safetensors, write_safetensors
 
-from .residual import ResidualSR
+from .residual import ResidualNetwork, ResidualSameSize, ResidualSR
 from .specifications import SPECIFICATIONS, Specification
 
 BACKBONES = {
@@ -38,7 +38,7 @@ def build(name: str, scale: int) -> nn.Module:
         RuntimeError: spandrel, which has the paper's networks, cannot be imported.
     """
     if name in BACKBONES:
-        return ResidualSR(**BACKBONES[name], scale=scale)
+        return _small(**BACKBONES[name], scale=scale)
     specification = specified(name, scale)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spandrel makes torch speak of what it will deprecate
@@ -69,7 +69,7 @@ def save(model: nn.Module, path: str | Path, **metadata: object) -> None:
     """
     path = Path(path)
     facts = {**metadata, "backbone": _name(model), "scale": model.scale}
-    if isinstance(model, ResidualSR):
+    if isinstance(model, ResidualNetwork):
         facts |= {key: getattr(model, key) for key in SHAPE}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(model.state_dict(), path, **{key: str(v) for key, v in facts.items()})
@@ -88,7 +88,7 @@ def load(path: str | Path) -> nn.Module:
         if metadata.get("backbone") in SPECIFICATIONS:
             model = build(metadata["backbone"], int(metadata["scale"]))
         else:
-            model = ResidualSR(**{key: int(metadata[key]) for key in SHAPE})
+            model = _small(**{key: int(metadata[key]) for key in SHAPE})
     except (KeyError, ValueError) as error:
         raise RuntimeError(
             f"{path}: got metadata {metadata}; expected whole numbers for {', '.join(SHAPE)}, or "
@@ -109,6 +109,13 @@ def multiply_adds(model: nn.Module, height: int, width: int) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def _small(channels: int, blocks: int, scale: int) -> ResidualNetwork:
+    """A network of one of the small kinds."""
+    if scale == 1:
+        return ResidualSameSize(channels, blocks)
+    return ResidualSR(channels, blocks, scale)
+
+
 def _architectures(name: str) -> ModuleType:
     """The module of the paper's networks, not before one is asked for: torchvision is heavy."""
     try:
@@ -123,7 +130,7 @@ def _architectures(name: str) -> ModuleType:
 
 
 def _name(model: nn.Module) -> str:
-    if not isinstance(model, ResidualSR):
+    if not isinstance(model, ResidualNetwork):
         return str(model.backbone)
     shape = {"channels": model.channels, "blocks": model.blocks}
     return next((name for name, known in BACKBONES.items() if known == shape), "custom")

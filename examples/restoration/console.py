@@ -3,12 +3,14 @@
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
+
+from .images import BadImageError
 
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"
 LINE = "{n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"
@@ -20,6 +22,20 @@ class RefusedError(Exception):
 
 class StoppedError(Exception):
     """The run was asked to stop and has left a checkpoint."""
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """Run a command; 0, or 2 where the input is at fault, or 130 where it was stopped."""
+    try:
+        run()
+    except (RefusedError, BadImageError) as error:  # images are read all along
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (StoppedError, KeyboardInterrupt) as stop:
+        said = str(stop) or "stopped"
+        print(f"{said}: the same command with --resume goes on from there", file=sys.stderr)
+        return 130
+    return 0
 
 
 @contextmanager

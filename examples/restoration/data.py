@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 from .degrade import Image
 from .images import BadImageError, list_images, photographs, read_image
 from .metrics import to_tensor
-from .pairs import Pair, PairFiles, load_pairs, open_pairs, pairs_from_images
+from .pairs import Pair, PairFiles, load_pairs, open_pairs, open_sets, pairs_from_images
+from .recipes import Recipe
 from .sampling import Crop
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "load_pairs",
     "lq_sizes",
     "open_pairs",
+    "open_sets",
     "pairs_from_images",
     "photographs",
     "read_image",
@@ -74,6 +76,19 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         self.quarter_turns = quarter_turns
         self.share = np.cumsum([height * width for height, width in sizes], dtype=float)
         self.share /= self.share[-1]
+
+    @classmethod
+    def of(cls, recipe: Recipe, pairs: Sequence[Pair], *, scale: int, seed: int) -> "RandomCrops":
+        """The crops that a recipe asks for."""
+        return cls(
+            pairs,
+            crop=max(stage.crop for stage in recipe.all_stages),
+            scale=scale,
+            length=recipe.crops_before(recipe.iterations),
+            seed=seed,
+            quarter_turns=recipe.quarter_turns,
+            mirror=recipe.mirror,
+        )
 
     def __len__(self) -> int:
         return self.length

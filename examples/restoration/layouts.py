@@ -5,7 +5,7 @@ deraining: `input` with `target` or `blur` with `sharp`, in the folder or in fol
 as GoPro's sequences and Rain13K's test sets.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ SCALED = {  # HR's folder and LR's; sub-images, where somebody has cut them, are
     "HR": "LR_bicubic/X{scale}",
 }
 DEGRADED = {"input": "target", "blur": "sharp"}
+UNFINISHED = ".unfinished"  # lies in a data set while prepare.py is at work there
 CROPS = {f"{lq}_crops": f"{hq}_crops" for lq, hq in DEGRADED.items()}
 SPLITS = {"train", "val", "valid", "validation", "test"}
 RAIN_SETS = ("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200")  # the paper's Table 4
@@ -31,18 +32,23 @@ class Files(NamedTuple):
     lq: Path | None
 
 
-def find_pairs(root: Path, scale: int) -> list[Files]:
+def find_pairs(root: Path, scale: int, *, parts: bool = True) -> list[Files]:
     """The pairs of a data set.
 
     Args:
         root: Its folder.
         scale: HR size over LR size; 1 for deblurring and deraining.
+        parts: Whether sub-images stand for their images where there are any.
 
     Raises:
         ValueError: For a missing or empty folder, an image without its partner, no pairs for
-            scale 1, or several splits.
+            scale 1, several splits, or sub-images that prepare.py has not finished.
     """
-    return _find_scaled(root, scale) if scale > 1 else _find_degraded(root)
+    if parts and (root / UNFINISHED).exists():
+        raise ValueError(
+            f"{root}: found unfinished sub-images; expected prepare.py to be run again"
+        )
+    return _find_scaled(root, scale, parts) if scale > 1 else _find_degraded(root, parts)
 
 
 def find_images(root: Path) -> list[Files]:
@@ -52,7 +58,7 @@ def find_images(root: Path) -> list[Files]:
 
 def has_pairs(root: Path) -> bool:
     """Whether a folder, or one below it, holds pairs of one size."""
-    return root.is_dir() and next(_degraded_folders(root), None) is not None
+    return root.is_dir() and any(True for _ in _degraded_folders(root, parts=True))
 
 
 def sets_in(root: Path) -> list[Path]:
@@ -60,8 +66,9 @@ def sets_in(root: Path) -> list[Path]:
     return [root / name for name in RAIN_SETS if (root / name).is_dir()] or [root]
 
 
-def _find_scaled(root: Path, scale: int) -> list[Files]:
-    hr = next((name for name in SCALED if (root / name).is_dir()), None)
+def _find_scaled(root: Path, scale: int, parts: bool) -> list[Files]:
+    usable = (name for name in SCALED if parts or not name.endswith("_sub"))
+    hr = next((name for name in usable if (root / name).is_dir()), None)
     if hr is None:
         found = find_images(root)
         _refuse_nested(root, found)
@@ -80,9 +87,9 @@ def _find_scaled(root: Path, scale: int) -> list[Files]:
     return found
 
 
-def _find_degraded(root: Path) -> list[Files]:
+def _find_degraded(root: Path, parts: bool) -> list[Files]:
     list_images(root)  # a missing or empty folder has a sentence of its own
-    folders = list(_degraded_folders(root))
+    folders = list(_degraded_folders(root, parts))
     if not folders:
         names = " or ".join(f"{lq} and {hq}" for lq, hq in DEGRADED.items())
         raise ValueError(f"{root}: found no pairs; expected folders {names}, in it or below")
@@ -92,14 +99,17 @@ def _find_degraded(root: Path) -> list[Files]:
     return [files for lq, hq in folders for files in _matched(root, lq, hq)]
 
 
-def _degraded_folders(root: Path) -> Iterable[tuple[Path, Path]]:
-    """Folders of degraded images and of their ground truths; none below crops of them."""
+def _degraded_folders(root: Path, parts: bool) -> Iterator[tuple[Path, Path]]:
+    """Folders of degraded images and of their ground truths."""
     for lq, hq in CROPS.items():
-        if (root / lq).is_dir() and (root / hq).is_dir():
-            return iter([(root / lq, root / hq)])
-    below = (path for path in sorted(root.rglob("*")) if path.name in DEGRADED and path.is_dir())
-    pairs = ((path, path.with_name(DEGRADED[path.name])) for path in below)
-    return ((lq, hq) for lq, hq in pairs if hq.is_dir())
+        if parts and (root / lq).is_dir() and (root / hq).is_dir():
+            yield root / lq, root / hq
+            return
+    for path in sorted(root.rglob("*")):
+        if path.name in DEGRADED and path.is_dir():
+            partner = path.with_name(DEGRADED[path.name])
+            if partner.is_dir():
+                yield path, partner
 
 
 def _matched(root: Path, lq_folder: Path, hq_folder: Path) -> list[Files]:

@@ -3,15 +3,15 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from .degrade import Image, matlab_bicubic
 from .images import BadImageError, image_size, read_image
-from .layouts import Files, find_images, find_pairs, has_pairs
+from .layouts import Files, find_images, find_pairs, has_pairs, sets_in
 
-MEMORY = 4 << 30  # bytes of pixels up to which a data set is read at once
+MEMORY = 4.0  # gigabytes of pixels up to which a data set is kept in memory: see benchmarks.loading
 
 T = TypeVar("T")
 Degradation: TypeAlias = Callable[[Image, np.random.Generator], Image]
@@ -116,15 +116,26 @@ def open_pairs(
     *,
     skip_bad: bool = False,
     degradation: Degradation | None = None,
-    memory: int = MEMORY,
+    memory: float = MEMORY,
 ) -> Sequence[Pair]:
-    """A data set as `load_pairs` has it if its pixels fit into so many bytes, else `PairFiles`."""
+    """A data set by `load_pairs` if its pixels take so many gigabytes at most, else `PairFiles`."""
     found = _find(Path(folder), scale, degradation)
     headers = _readable(found, lambda i: (found[i], image_size(found[i].hq)), skip_bad)
     files = PairFiles([file for file, _ in headers], scale, degradation)
-    if 3 * (1 + scale**2) * sum(h * w for h, w in files.sizes) > memory:
+    if 3 * (1 + scale**2) * sum(h * w for h, w in files.sizes) > memory * 1e9:
         return files
     return load_pairs(folder, scale, skip_bad=skip_bad, degradation=degradation)
+
+
+def open_sets(folders: Sequence[Path], scale: int, **reading: Any) -> dict[str, Sequence[Pair]]:
+    """Data sets by their folders' names, each by `open_pairs`; Rain13K's five tests are five."""
+    sets = [each for folder in folders for each in sets_in(folder)]
+    names = [folder.resolve().name for folder in sets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got --val folders {', '.join(names)}; expected different names")
+    return {
+        name: open_pairs(folder, scale, **reading) for name, folder in zip(names, sets, strict=True)
+    }
 
 
 def _readable(found: Sequence[Files], read: Callable[[int], T], skip_bad: bool) -> Iterator[T]:

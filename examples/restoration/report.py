@@ -6,18 +6,51 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from . import backbones, figures
 from .data import Pair
-from .degrade import Image, matlab_bicubic
-from .evaluation import Scores, evaluate, restore
-from .trainer import Run
+from .degrade import Image
+from .evaluation import Scores, degraded, evaluate, restore
+from .metrics import protocol
+from .recipes import Recipe
+from .run import Run
 
 PICTURES = 4  # images in side_by_side.png at most
-HEADING = "PSNR (dB) and SSIM on Y"
 
 Models = Mapping[str, nn.Module | None]  # by name; the input, which is None, first
+
+
+def start(
+    args: argparse.Namespace, job: Run, teacher: nn.Module | None, accelerator: Accelerator
+) -> None:
+    """Say what will happen, once."""
+    if accelerator.is_main_process:
+        processes = f"{accelerator.num_processes} x {accelerator.device.type}"
+        print(description(args, job, teacher, processes), flush=True)
+
+
+def finish(
+    args: argparse.Namespace,
+    job: Run,
+    teacher: nn.Module | None,
+    val_sets: Mapping[str, Sequence[Pair]],
+    accelerator: Accelerator,
+) -> None:
+    """Write the student and what it reaches, and let the processes part."""
+    if accelerator.is_main_process:
+        path = job.folder / "student.safetensors"
+        backbones.save(job.student, path, task=args.task, method=args.method)
+        models = {"input": None, "student": job.student}
+        if teacher is not None:
+            models["teacher"] = teacher.to(accelerator.device)
+        facts = {"task": args.task, "scale": args.scale, "method": args.method}
+        facts |= {"iterations": job.recipe.iterations, "seed": args.seed}
+        print(report(job.folder, facts, models, val_sets, job.records))
+        written = ", ".join(sorted(path.name for path in job.folder.iterdir()))
+        print(f"written to {job.folder}: {written}")
+    accelerator.end_training()
 
 
 def description(
@@ -25,25 +58,37 @@ def description(
 ) -> str:
     """What will happen, in a dozen lines."""
     recipe, dckd = job.recipe, job.dckd
-    losses = ["l1"] if job.teacher is None else ["l1", "kd"]
+    losses = [recipe.reconstruction] if job.teacher is None else [recipe.reconstruction, "kd"]
     if dckd is not None:
         weights = {"dcr": dckd.dcr_weight, "dmm": dckd.dmm_weight}
         losses += [f"{weight:g} {name}" for name, weight in weights.items() if weight]
+    history = f"history moves every {recipe.history_interval} steps"
     lines = {
         "method": f"{args.method}: {' + '.join(losses)}, seed {args.seed}",
         "data": f"{len(job.crops.pairs)} images of {args.data or 'scikit-image'}, scale "
-        f"{args.scale}, LR crops {recipe.crop}x{recipe.crop}",
+        f"{args.scale}",
         "student": f"{args.backbone}, {cost(job.student)}",
         "teacher": "none" if teacher is None else cost(teacher),
-        "encoder": "none"
-        if dckd is None
-        else f"{args.encoder}, history moves every {recipe.history_interval} steps",
-        "steps": f"{recipe.iterations} of {recipe.batch_size} crops on {processes}",
-        "optimizer": f"{recipe.optimizer}, betas {recipe.betas}",
-        "lr": f"{recipe.lr:g}, {recipe.schedule}",
+        "encoder": "none" if dckd is None else f"{args.encoder}, {history}",
+        **recipe_lines(recipe, processes),
         "output": job.folder,
     }
     return "\n".join(f"{name:12}{value}" for name, value in lines.items())
+
+
+def recipe_lines(recipe: Recipe, processes: str) -> dict[str, str]:
+    """A recipe in words."""
+    crops = [f"{s.batch_size} crops of {s.crop}x{s.crop}" for s in recipe.all_stages]
+    decay = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+    clip = f", gradients clipped to {recipe.clip:g}" if recipe.clip else ""
+    average = {"average": f"of the student, decay {recipe.ema:g}"} if recipe.ema else {}
+    return {
+        "steps": f"{recipe.iterations:,} of {crops[0]} on {processes}",
+        **{f"at {s.step:,}": text for s, text in zip(recipe.stages, crops[1:], strict=True)},
+        "optimizer": f"{recipe.optimizer}, betas {recipe.betas}{decay}{clip}",
+        "lr": f"{recipe.lr:g}, {recipe.schedule}",
+        **average,
+    }
 
 
 def cost(model: nn.Module) -> str:
@@ -57,14 +102,14 @@ def report(
     folder: Path,
     facts: Mapping[str, Any],
     models: Models,
-    val_sets: Mapping[str, list[Pair]],
+    val_sets: Mapping[str, Sequence[Pair]],
     records: Sequence[Mapping[str, float]],
 ) -> str:
     """Evaluate the models and write metrics.json, log.json, curves.png and side_by_side.png.
 
     Args:
         folder: where to.
-        facts: begin metrics.json; among them `scale`.
+        facts: begin metrics.json; among them `task` and `scale`.
         models: by name, each on its own device.
         val_sets: pairs by the name of their set; curves and pictures are of the first.
         records: the trainer's.
@@ -72,9 +117,9 @@ def report(
     Returns:
         the table of all scores.
     """
-    scale = facts["scale"]
+    task, scale = facts["task"], facts["scale"]
     scores = {
-        name: {who: evaluate(model, pairs, scale) for who, model in models.items()}
+        name: {who: evaluate(model, pairs, scale, task=task) for who, model in models.items()}
         for name, pairs in val_sets.items()
     }
     val = {
@@ -84,20 +129,24 @@ def report(
     _write(folder / "metrics.json", {**facts, "val": val})
     _write(folder / "log.json", records)
     first, pairs = next(iter(val_sets.items()))
-    levels = {_title(w): s["psnr"] for w, s in scores[first].items() if w != "student"}
+    levels = {_title(w, scale): s["psnr"] for w, s in scores[first].items() if w != "student"}
     figures.curves(records, levels, folder / "curves.png")
     figures.side_by_side(
-        {pair.name: _versions(pair, models, scores[first], scale) for pair in pairs[:PICTURES]},
+        {
+            pair.name: _versions(pair, models, scores[first], scale)
+            for pair in (pairs[index] for index in range(min(PICTURES, len(pairs))))
+        },
         folder / "side_by_side.png",
     )
-    return table(scores)
+    return table(scores, task, scale)
 
 
-def table(scores: Mapping[str, Mapping[str, Scores]]) -> str:
+def table(scores: Mapping[str, Mapping[str, Scores]], task: str, scale: int) -> str:
     """One line a validation set: PSNR and SSIM of each model."""
-    width = max(map(len, [*scores, HEADING]))
+    heading = f"PSNR (dB) and SSIM {'on Y' if protocol(task, scale).y else 'in RGB'}"
+    width = max(map(len, [*scores, heading]))
     models = next(iter(scores.values()))
-    lines = [f"{HEADING:{width}}" + "".join(f"{_title(who):>16}" for who in models)]
+    lines = [f"{heading:{width}}" + "".join(f"{_title(who, scale):>16}" for who in models)]
     for name, by_model in scores.items():
         cells = (f"{score['psnr']:.2f} / {score['ssim']:.4f}" for score in by_model.values())
         lines.append(f"{name:{width}}" + "".join(f"{cell:>16}" for cell in cells))
@@ -110,13 +159,13 @@ def _versions(
     """One image as each of the models makes it, with its PSNR, and the ground truth."""
     made: dict[str, tuple[Image, float | None]] = {}
     for who, model in models.items():
-        image = restore(model, pair.lq) if model else matlab_bicubic(pair.lq, scale)
-        made[_title(who)] = image, scores[who]["images"][pair.name]["psnr"]
+        image = restore(model, pair.lq) if model else degraded(pair.lq, scale)
+        made[_title(who, scale)] = image, scores[who]["images"][pair.name]["psnr"]
     return {**made, "ground truth": (pair.hq, None)}
 
 
-def _title(who: str) -> str:
-    return "bicubic" if who == "input" else who
+def _title(who: str, scale: int) -> str:
+    return "bicubic" if who == "input" and scale > 1 else who
 
 
 def _write(path: Path, content: object) -> None:

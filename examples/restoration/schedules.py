@@ -27,9 +27,8 @@ class Cosine:
         return self.end + (lr - self.end) * (1 + math.cos(math.pi * done)) / 2
 
     def scaled(self, share: float) -> "Cosine":
-        """The same shape in a run of another length."""
-        hold, warm_up = round(self.hold * share), round(self.warm_up * share)
-        return replace(self, hold=hold, warm_up=warm_up)
+        """The same shape in a run of another length; the optimizer's ramp is as long as ever."""
+        return replace(self, hold=round(self.hold * share))
 
     def __str__(self) -> str:
         before = f"after a ramp of {self.warm_up:,} steps, " if self.warm_up else ""

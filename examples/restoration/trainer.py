@@ -76,7 +76,11 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
 
 
 def loaded(run: Run, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is left of this process's batches, on its device."""
+    """What is left of this process's batches, on its device.
+
+    Raises:
+        RefusedError: an image that is read now, of a set too large for memory, is at fault.
+    """
     device = accelerator.device
     batches = Batches(
         run.recipe,
@@ -92,8 +96,12 @@ def loaded(run: Run, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor]
         generator=torch.Generator(),  # the loader draws a number, and not from the steps'
         pin_memory=device.type == "cuda",
     )
-    for lq, target in loader:
-        yield lq.to(device, non_blocking=True), target.to(device, non_blocking=True)
+    try:
+        for lq, target in loader:
+            yield lq.to(device, non_blocking=True), target.to(device, non_blocking=True)
+    except ValueError as error:  # an image; a reading process sends it with its traceback
+        last = str(error).strip().splitlines()[-1]
+        raise RefusedError(last.rpartition("Error: ")[2]) from error
 
 
 def seed_draws(run: Run, rank: int) -> None:

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import evaluate as evaluate_command
 import numpy as np
 import pytest
 import torch
@@ -34,9 +36,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def command(*args: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "examples/evaluate.py", "--task", "sr", *map(str, args)]
+def command(*args: object, task: str = "sr") -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "examples/evaluate.py", "--task", task, *map(str, args)]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command within this process, which starts sooner."""
+
+    def run(*args: object, task: str = "sr") -> subprocess.CompletedProcess[str]:
+        line = ["evaluate.py", "--task", task, *map(str, args)]
+        monkeypatch.setattr(sys, "argv", line)
+        status = evaluate_command.main()
+        return subprocess.CompletedProcess(line, status, *capsys.readouterr())
+
+    return run
 
 
 class Nearest(nn.Module):
@@ -159,3 +174,169 @@ def test_bicubic_on_set5_is_the_published_number(
     assert len(scores["images"]) == 5
     assert scores["psnr"] == pytest.approx(decibels, abs=0.02)
     assert scores["ssim"] == pytest.approx(similarity, abs=0.001)
+
+
+def test_tiles_make_the_same_image_where_a_network_sees_no_further_than_their_overlap() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (83, 131, 3), dtype=np.uint8)
+    for scale in (1, 2):
+        torch.manual_seed(0)
+        model = build("tiny", scale)
+        nn.init.normal_(model.tail.weight, std=0.05)
+        whole = restore(model, image)
+        assert whole.shape == (83 * scale, 131 * scale, 3)
+        for tile in (24, 64, 200):
+            tiled = restore(model, image, tile)
+            assert np.abs(tiled.astype(int) - whole).max() <= 1  # a rounding apart
+            assert (tiled == whole).mean() > 0.999
+    for tile in (0, 4, 20):
+        with pytest.raises(ValueError, match=f"got tile {tile}; expected a multiple of 8"):
+            restore(model, image, tile)
+
+
+@pytest.mark.usefixtures("paper_networks")
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("swinir-light", 2), ("rcan-student", 2), ("nafnet-student", 1), ("restormer-student", 1)],
+)
+def test_the_papers_networks_restore_images_of_any_size(name: str, scale: int) -> None:
+    torch.manual_seed(0)
+    image = smooth(0)[:21, :27]
+    model = build(name, scale)
+    assert restore(model, image).shape == (21 * scale, 27 * scale, 3)
+    assert restore(model, image, 16).shape == (21 * scale, 27 * scale, 3)
+
+
+def write_pairs(root: Path, lq: str, hq: str) -> Path:
+    for seed, name in enumerate("ab"):
+        image = smooth(seed)
+        noisy = np.clip(image + np.random.default_rng(seed).normal(0, 9, image.shape), 0, 255)
+        for kind, pixels in ((lq, noisy.astype(np.uint8)), (hq, image)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Pillow.fromarray(pixels).save(root / kind / f"{name}.png")
+    return root
+
+
+def independent(task: str, output: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """PSNR and SSIM by scikit-image, and by plain convolutions where it has no such SSIM."""
+    from skimage.color import rgb2ycbcr
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    if task == "derain":
+        x, y = (np.round(rgb2ycbcr(image)[..., 0]) for image in (output, target))
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        similarity = structural_similarity(x, y, data_range=255, **options)
+    else:
+        x, y = (image.astype(float) for image in (output, target))
+        similarity = volume_similarity(x, y)
+    return peak_signal_noise_ratio(y, x, data_range=255), similarity
+
+
+def volume_similarity(x: np.ndarray, y: np.ndarray) -> float:
+    """SSIM of MATLAB for RGB: an 11x11x11 Gaussian over the volume, its edges repeated."""
+    weights = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+
+    def blur(volume: np.ndarray) -> np.ndarray:
+        for axis in range(3):
+            padding = [(5, 5) if each == axis else (0, 0) for each in range(3)]
+            padded = np.pad(volume, padding, "edge")
+            windows = np.lib.stride_tricks.sliding_window_view(padded, 11, axis)
+            volume = windows @ weights
+        return volume
+
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+    above = (2 * mx * my + 2.55**2) * (2 * vxy + 7.65**2)
+    return float((above / ((mx**2 + my**2 + 2.55**2) * (vx + vy + 7.65**2))).mean())
+
+
+def check_input_scores(task: str, data: Path, lq: str, hq: str, tmp_path: Path) -> dict[str, float]:
+    """`--model input` prints and writes what an independent computation has."""
+    report, images = tmp_path / "scores.json", tmp_path / "images"
+    more = ("--json", report, "--save-images", images)
+    done = command("--model", "input", "--data", data, *more, task=task)
+    assert done.returncode == 0, done.stderr
+    scores: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
+    expected = []
+    for path in sorted((data / lq).iterdir()):
+        output, target = (
+            np.asarray(Pillow.open(data / kind / path.name).convert("RGB")) for kind in (lq, hq)
+        )
+        expected.append(independent(task, output, target))
+        saved = np.asarray(Pillow.open(images / f"{path.stem}.png"))
+        np.testing.assert_array_equal(saved, output)
+    decibels, similarity = np.mean(expected, axis=0)
+    assert scores["psnr"] == pytest.approx(decibels, abs=0.001)
+    assert scores["ssim"] == pytest.approx(similarity, abs=0.0001)
+    mean = done.stdout.splitlines()[-1].split()
+    assert mean == ["mean", f"{scores['psnr']:.2f}", f"{scores['ssim']:.4f}"]
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("task", "lq", "hq"),
+    [("derain", "input", "target"), ("deblur", "blur", "sharp"), ("deblur", "input", "target")],
+)
+def test_the_inputs_scores_are_those_of_an_independent_computation(
+    task: str, lq: str, hq: str, tmp_path: Path
+) -> None:
+    check_input_scores(task, write_pairs(tmp_path / "set", lq, hq), lq, hq, tmp_path)
+
+
+@pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
+@pytest.mark.parametrize(
+    ("task", "folder", "lq", "hq"),
+    [
+        ("derain", "derain/Rain100L_dev/val", "input", "target"),
+        ("deblur", "deblur/REDS_mini/val", "blur", "sharp"),
+    ],
+)
+def test_real_rain_and_real_blur(task: str, folder: str, lq: str, hq: str, tmp_path: Path) -> None:
+    data = Path(os.environ["DCKD_DATA"], folder)
+    scores = check_input_scores(task, data, lq, hq, tmp_path)
+    assert 20 < scores["psnr"] < 35
+
+
+def test_command_scores_a_network_for_images_of_one_size(tmp_path: Path, here: Any) -> None:
+    data = write_pairs(tmp_path / "set", "blur", "sharp")
+    path, report = tmp_path / "net.safetensors", tmp_path / "scores.json"
+    save(build("tiny", 1), path)  # untrained: its input
+    options = ("--data", data, "--json", report)
+    assert here("--model", path, *options, "--tile", 16, task="deblur").returncode == 0
+    one = json.loads(report.read_text(encoding="utf-8"))
+    assert here("--model", "input", *options, task="deblur").returncode == 0
+    other = json.loads(report.read_text(encoding="utf-8"))
+    assert {**one, "model": "input"} == other
+    refused(here("--model", path, "--scale", 2, "--data", data), "a network for x1; expected")
+    refused(here("--model", path, *options, "--tile", 9, task="deblur"), "got tile 9")
+
+
+def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path: Path, here: Any) -> None:
+    for name in ("Test100", "Rain100L"):
+        write_pairs(tmp_path / "test" / name, "input", "target")
+    report = tmp_path / "scores.json"
+    more = ("--json", report, "--save-images", tmp_path / "images")
+    done = here("--model", "input", "--data", tmp_path / "test", *more, task="derain")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        *("Test100", "a", "b", "mean", "Rain100L", "a", "b", "mean"),
+    ]
+    scores = json.loads(report.read_text(encoding="utf-8"))
+    assert list(scores["sets"]) == ["Test100", "Rain100L"]
+    assert scores["psnr"] == scores["sets"]["Test100"]["psnr"]
+    assert (tmp_path / "images" / "Rain100L" / "b.png").exists()
+
+
+def test_command_says_what_a_task_has_no_use_for(tmp_path: Path, here: Any) -> None:
+    data = write_pairs(tmp_path / "set", "blur", "sharp")
+    line = ("--data", data, "--model")
+    refused(here(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
+    refused(here(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
+    refused(here(*line, "input"), "got --scale None for --task sr; expected 2 or more")
+    (tmp_path / "plain").mkdir()
+    Pillow.fromarray(smooth(0)).save(tmp_path / "plain" / "a.png")
+    refused(
+        here("--data", tmp_path / "plain", "--model", "input", task="derain"),
+        "found no pairs; expected folders input and target or blur and sharp",
+    )

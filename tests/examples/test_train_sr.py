@@ -16,9 +16,12 @@ import psutil
 import pytest
 import torch
 import train_sr
+from accelerate.state import AcceleratorState
 from PIL import Image as Pillow
 from restoration import backbones, checkpoints
 from restoration.degrade import matlab_bicubic
+from restoration.distillation import DECISIVE
+from restoration.options import METHODS
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,6 +100,7 @@ def until(lines: Any, text: str) -> None:
 
 def main(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
     """The script within this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run
     monkeypatch.setattr(sys, "argv", ["train_sr.py", *map(str, args)])
     return train_sr.main()
 
@@ -204,7 +208,7 @@ class TestMethods:
         monkeypatch.setattr(train_sr.RandomCrops, "__getitem__", spy)
         monkeypatch.setattr(train_sr, "train", no_training)
         students = []
-        for method in train_sr.METHODS:
+        for method in METHODS:
             orders.append([])
             assert main(monkeypatch, *small, "--method", method) == 0
             students.append(weights(tmp_path))
@@ -334,34 +338,6 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert states[0]["negatives.counter"] == 60
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_the_students_of_two_processes_agree(small: list[str], tmp_path: Path) -> None:
-    """Every process writes what it has: they must be equal, and equal one of twice the batch."""
-    script = tmp_path / "both.py"
-    script.write_text(
-        "import os, sys\n"
-        f"sys.path.insert(0, {str(ROOT / 'examples')!r})\n"
-        "import torch, train_sr\n"
-        "train = train_sr.train\n"
-        "def both(job, *args, **kwargs):\n"
-        "    train(job, *args, **kwargs)\n"
-        "    torch.save(job.student.state_dict(), "
-        f"os.path.join({str(tmp_path)!r}, os.environ.get('RANK', 'alone')))\n"
-        "train_sr.train = both\n"
-        "sys.exit(train_sr.main())\n",
-        encoding="utf-8",
-    )
-    line = [str(script), *small, "--method", "logits", "--iterations", "5"]
-    for launcher in (LAUNCH, [sys.executable]):
-        batch = ["--batch-size", "2"] if launcher is not LAUNCH else []
-        subprocess.run(
-            [*launcher, *line, *batch], cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True
-        )
-    first, second, alone = (torch.load(tmp_path / name) for name in ("0", "1", "alone"))
-    for name in first:
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], alone[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.usefixtures("paper_networks")
@@ -536,7 +512,8 @@ class TestBadInput:
             (["--iterations", 9], "iterations was 3, is 9"),
             (["--crop", 9], "crop was 8, is 9"),
             (["--method", "scratch"], "method was logits, is scratch"),
-            (["--dcr-weight", 0.5], "dcr_weight was None, is 0.5"),
+            (["--dcr-weight", 0.5], "dcr_weight was 0.1, is 0.5"),
+            (["--mixed-precision", "bf16"], "precision was no, is bf16"),
             (["--data", sets / "val"], "data was crc32"),
             (["--teacher", teacher], "teacher was crc32"),
         ):
@@ -577,9 +554,10 @@ def test_a_data_set_without_options_is_scikit_images(monkeypatch: pytest.MonkeyP
 
 def test_settings_leave_out_only_what_cannot_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_sr.py"])
-    decided = set(vars(train_sr.arguments())) - set(train_sr.OTHER_OPTIONS)
-    recipe = {"iterations", "batch_size", "crop"}
-    assert decided == recipe | {
-        *("scale", "backbone", "method", "dcr_weight", "dmm_weight", "seed"),
-    }
+    of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
+    by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
+    by_recipe = {"recipe", "iterations", "batch_size", "crop", "dcr_weight", "dmm_weight"}
+    by_accelerator = {"mixed_precision", "gradient_accumulation"}
+    rest = set(vars(train_sr.arguments())) - of_no_account - by_checksum
+    assert rest - by_recipe - by_accelerator == set(DECISIVE)
     assert checkpoints.checksum([]) == "crc32 00000000"

@@ -1,0 +1,76 @@
+"""Cut the images of a data set into overlapping sub-images, which are much faster to read.
+
+    python examples/prepare.py DIV2K            # writes DIV2K_train_HR_sub, .../X2_sub and so on
+    python examples/prepare.py GoPro/train      # writes blur_crops and sharp_crops
+
+The training commands take them where they find them. Sizes and steps are those of the networks'
+authors: 480 and 240 pixels of HR for DIV2K, 512 and 256 for deblurring. A second call does what a
+first has left undone.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from restoration.layouts import UNFINISHED
+from restoration.subimages import do, plan
+from tqdm import tqdm
+
+
+def main() -> int:
+    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
+    try:
+        run(arguments())
+    except (ValueError, RuntimeError, OSError) as error:
+        print("error:", *str(error).split(), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", type=Path, help="DIV2K's folder, or one with blur and sharp in it or below")
+    text = "of super-resolution (default: 2 3 4)"
+    add("--scales", type=int, nargs="+", choices=[2, 3, 4], default=[2, 3, 4], help=text)
+    text = "processes (default: one a core)"
+    add("--workers", type=int, metavar="N", default=os.cpu_count() or 1, help=text)
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Cut what is not there yet."""
+    if args.workers < 1:
+        raise ValueError(f"got --workers {args.workers}; expected 1 or more")
+    todo = plan(args.data, args.scales)
+    mark, made = args.data / UNFINISHED, 0
+    mark.touch()  # until it is gone, nobody trains on half a set
+    with ProcessPoolExecutor(args.workers, initializer=leave_signals) as pool:
+        results = pool.map(do, todo, chunksize=4)
+        try:
+            for count in tqdm(results, total=len(todo), unit="image", dynamic_ncols=True):
+                made += count
+        except BaseException:  # without this, what is queued would be done first
+            pool.shutdown(cancel_futures=True)
+            raise
+    mark.unlink()
+    folders = sorted({str(cut.folder) for cut in todo})
+    print(f"{made:,} sub-images written to {', '.join(folders)}")
+
+
+def leave_signals() -> None:
+    """Ctrl-C reaches every process; the first one speaks for all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Sub-images: where they lie, that a stopped preparation is gone on with, and what is refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from restoration.data import load_pairs, read_image
+from restoration.degrade import matlab_bicubic
+from restoration.layouts import UNFINISHED
+from restoration.subimages import do, plan, starts
+
+ROOT = Path(__file__).parents[2]
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(image).save(path, compress_level=0)
+    return path
+
+
+def prepare(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "examples/prepare.py", *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_parts_begin_at_every_step_and_the_last_ends_with_the_image() -> None:
+    assert starts(1280, 512, 256) == [0, 256, 512, 768]  # GoPro: 4 x 2, NAFNet's 16,824 in all
+    assert starts(720, 512, 256) == [0, 208]
+    assert starts(2040, 480, 240) == [0, 240, 480, 720, 960, 1200, 1440, 1560]
+    assert starts(480, 480, 240) == [0]
+    assert starts(479, 480, 240) == []
+
+
+def test_div2k(tmp_path: Path) -> None:
+    """LR of its own for x2, made for x3; the height is no multiple of 12."""
+    hr, lr = noise(492 + 7, 720), noise(249, 360, 1)
+    write(tmp_path / "DIV2K_train_HR" / "0001.png", hr)
+    write(tmp_path / "DIV2K_train_LR_bicubic" / "X2" / "0001x2.png", lr)
+    done = prepare(tmp_path, "--scales", 2, 3, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert "12 sub-images written" in done.stdout
+    assert "3/3" in done.stderr  # the progress bar
+    corners = [(0, 0), (0, 240), (12, 0), (12, 240)]
+    pairs = load_pairs(tmp_path, 2)
+    assert [pair.name for pair in pairs] == [f"0001_s00{n}" for n in (1, 2, 3, 4)]
+    for (y, x), pair in zip(corners, pairs, strict=True):
+        np.testing.assert_array_equal(pair.hq, hr[y : y + 480, x : x + 480])
+        np.testing.assert_array_equal(pair.lq, lr[y // 2 : y // 2 + 240, x // 2 : x // 2 + 240])
+    made = matlab_bicubic(hr[: 499 // 3 * 3], 1 / 3)
+    for (y, x), pair in zip(corners, load_pairs(tmp_path, 3), strict=True):
+        np.testing.assert_array_equal(pair.lq, made[y // 3 : y // 3 + 160, x // 3 : x // 3 + 160])
+
+
+def test_gopro_stopped_and_gone_on_with(tmp_path: Path) -> None:
+    for index, sequence in enumerate(("GOPR1", "GOPR2")):
+        for kind in ("blur", "sharp"):
+            write(tmp_path / sequence / kind / "7.png", noise(520, 512, index + len(kind)))
+    first, *_ = plan(tmp_path, [])
+    assert do(first) == 2
+    (first.folder / "GOPR1-7_s002.png").unlink()
+    kept = (first.folder / "GOPR1-7_s001.png").stat().st_mtime_ns
+    (tmp_path / UNFINISHED).touch()
+    with pytest.raises(ValueError, match="unfinished"):
+        load_pairs(tmp_path, 1)
+    done = prepare(tmp_path, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "7 sub-images written" in done.stdout
+    assert (first.folder / "GOPR1-7_s001.png").stat().st_mtime_ns == kept
+    pairs = load_pairs(tmp_path, 1)
+    assert [pair.name for pair in pairs] == [
+        *("GOPR1-7_s001", "GOPR1-7_s002", "GOPR2-7_s001", "GOPR2-7_s002"),
+    ]
+    np.testing.assert_array_equal(pairs[3].lq, noise(520, 512, 1 + len("blur"))[8:])
+    np.testing.assert_array_equal(pairs[3].hq, noise(520, 512, 1 + len("sharp"))[8:])
+    assert "0 sub-images written" in prepare(tmp_path).stdout
+
+
+def test_a_file_appears_complete_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("blur", "sharp"):
+        write(tmp_path / kind / "1.png", noise(512, 512))
+
+    def half(image: object, path: Path, **kwargs: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise SystemExit
+
+    cut = plan(tmp_path, [])[0]
+    monkeypatch.setattr(Pillow.Image, "save", half)
+    with pytest.raises(SystemExit):
+        do(cut)
+    assert list(cut.folder.iterdir()) == []
+    monkeypatch.undo()
+    do(cut)
+    np.testing.assert_array_equal(read_image(cut.folder / "1_s001.png"), noise(512, 512))
+
+
+def test_refusals(tmp_path: Path) -> None:
+    for arguments, parts in (
+        ([tmp_path / "absent"], "found nothing; expected a folder"),
+        ([tmp_path, "--workers", 0], "got --workers 0"),
+    ):
+        done = prepare(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert parts in done.stderr
+    for kind in ("input", "target"):
+        write(tmp_path / kind / "1.png", noise(500, 600))
+    done = prepare(tmp_path)
+    assert done.returncode == 2
+    assert "got 600x500; expected 512x512 or more" in done.stderr
