@@ -29,7 +29,7 @@ from benchmarks.tables.results import columns, gain
 from benchmarks.tables.store import Store, write
 from benchmarks.tables.study import Options, Part, parts
 from dckd_losses import VQGANEncoder
-from examples.restoration.console import RefusedError, StoppedError, refusing
+from examples.restoration.console import exit_status, refusing
 
 TABLE, REFERENCE, ARM = "table2", "Logits", "DCKD"
 BALANCE = 0.3  # one pull for all encoders, whatever the scale of their distances
@@ -40,16 +40,12 @@ ROUNDS = 3  # of the measurement of a step
 def main() -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
     args = arguments()
-    try:
+
+    def whole() -> None:
         with refusing():
             run(args)
-    except RefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (StoppedError, KeyboardInterrupt) as stop:
-        print(f"{str(stop) or 'stopped'}: the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(whole, again="the same command")
 
 
 def arguments() -> argparse.Namespace:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from restoration.autoencoder import CELL, Autoencoder
 from restoration.checkpoints import load, save
-from restoration.console import RefusedError, refusing
+from restoration.console import exit_status, refusing
 from restoration.data import list_images, photographs, read_image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -151,22 +151,20 @@ def begin_codebook(model: Autoencoder, images: list[np.ndarray], rng: np.random.
 
 
 def main() -> int:
+    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
     args = parse()
+    return exit_status(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, measure and write."""
     start = time.time()
-    try:
-        with refusing():
-            images = load_images(args.data)
-            model = build(args)
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-        write(model, images, args)
-    except RefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: the same command with --resume goes on", file=sys.stderr)
-        return 130
+    with refusing():
+        images = load_images(args.data)
+        model = build(args)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    write(model, images, args)
     print(f"{args.output}: {args.output.stat().st_size:,} bytes in {time.time() - start:.0f} s")
-    return 0
 
 
 def build(args: argparse.Namespace) -> Autoencoder:

@@ -25,25 +25,21 @@ from benchmarks.tables.options import options, parser
 from benchmarks.tables.output import write_table
 from benchmarks.tables.store import Store, write
 from benchmarks.tables.study import Options, parts
-from examples.restoration.console import RefusedError, StoppedError, refusing
+from examples.restoration.console import exit_status, refusing
 
 
 def main() -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
     args = parser().parse_args()
-    try:
+
+    def whole() -> None:
         if args.table == "table1":
             table1(args)
-        else:
-            with refusing():
-                run(args, options(args))
-    except RefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (StoppedError, KeyboardInterrupt) as stop:
-        print(f"{str(stop) or 'stopped'}: the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+            return
+        with refusing():
+            run(args, options(args))
+
+    return exit_status(whole, again="the same command")
 
 
 def run(args: argparse.Namespace, chosen: Options) -> None:

@@ -24,8 +24,13 @@ class StoppedError(Exception):
     """The run was asked to stop and has left a checkpoint."""
 
 
-def exit_status(run: Callable[[], None]) -> int:
-    """Run a command; 0, or 2 where the input is at fault, or 130 where it was stopped."""
+def exit_status(run: Callable[[], None], again: str = "the same command with --resume") -> int:
+    """Run a command; 0, or 2 where the input is at fault, or 130 where it was stopped.
+
+    Args:
+        run: the command.
+        again: what goes on from where it was stopped.
+    """
     try:
         run()
     except (RefusedError, BadImageError) as error:  # images are read all along
@@ -33,7 +38,7 @@ def exit_status(run: Callable[[], None]) -> int:
         return 2
     except (StoppedError, KeyboardInterrupt) as stop:
         said = str(stop) or "stopped"
-        print(f"{said}: the same command with --resume goes on from there", file=sys.stderr)
+        print(f"{said}: {again} goes on from there", file=sys.stderr)
         return 130
     return 0
 
