@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
 def load_data(args: argparse.Namespace) -> tuple[Sequence[Pair], dict[str, Sequence[Pair]]]:
     """Training pairs, and validation pairs by the name of their set."""
     reading = {"skip_bad": args.skip_bad, "memory": args.memory, "degradation": rain}
+    pairs: Sequence[Pair]
     if args.data is None:
         pairs = pairs_from_images(photographs("train"), 1, rain, versions=VERSIONS)
     else:

@@ -212,9 +212,9 @@ SMALL: Mapping[str, Recipe] = {  # by task, for the small networks, and by stude
     # Streaks keep a fresh student so far from its teacher, and so near its own past, that Eq. 5's
     # ratio at the paper's weight drives it out of the images: 17.7 dB after 1000 steps, not 28.4.
     "derain": replace(SMALL_SR, crop=48, dcr_weight=0.01),
-    "swinir-student": reduced(SR, iterations=100, crop=16, batch_size=2),
-    "swinir-light": reduced(SR_LIGHT, iterations=100, crop=16, batch_size=2),
-    "rcan-student": reduced(SR, iterations=100, crop=16, batch_size=2),
-    "nafnet-student": reduced(NAFNET, iterations=100, crop=32, batch_size=2),
+    "swinir-student": reduced(SR, iterations=50, crop=16, batch_size=2),
+    "swinir-light": reduced(SR_LIGHT, iterations=50, crop=16, batch_size=2),
+    "rcan-student": reduced(SR, iterations=50, crop=16, batch_size=2),
+    "nafnet-student": reduced(NAFNET, iterations=60, crop=32, batch_size=2),
     "restormer-student": reduced(RESTORMER, iterations=60, crop=32, batch_size=4),
 }

@@ -11,7 +11,7 @@ from .recipes import Recipe
 class Crop(NamedTuple):
     """An item of `RandomCrops`: its number, and LQ pixels a side."""
 
-    index: int
+    number: int
     size: int
 
 
@@ -49,7 +49,7 @@ class Batches(Sampler[list[Crop]]):
             size = stage.batch_size // (self.processes * self.parts)
             block = start + self.rank * self.parts * size
             for begin in range(block, block + self.parts * size, size):
-                yield [Crop(index, stage.crop) for index in range(begin, begin + size)]
+                yield [Crop(number, stage.crop) for number in range(begin, begin + size)]
             start += stage.batch_size
 
 

@@ -12,7 +12,7 @@ RECIPE = Recipe(5, batch_size=8, crop=16, stages=(Stage(2, 24, 4), Stage(4, 32, 
 def test_steps_take_one_crop_after_the_other() -> None:
     batches = list(Batches(RECIPE))
     assert [len(batch) for batch in batches] == [8, 8, 4, 4, 4]
-    assert [crop.index for crop in chain(*batches)] == list(range(28))
+    assert [crop.number for crop in chain(*batches)] == list(range(28))
     assert [{crop.size for crop in batch} for batch in batches] == [{16}, {16}, {24}, {24}, {32}]
     assert len(Batches(RECIPE)) == 5
 
