@@ -210,7 +210,7 @@ SMALL: Mapping[str, Recipe] = {  # by task, for the small networks, and by stude
     "sr": SMALL_SR,
     "deblur": replace(SMALL_SR, crop=48),
     # Streaks keep a fresh student so far from its teacher, and so near its own past, that Eq. 5's
-    # ratio at the paper's weight drives it out of the images: 17.7 dB after 1000 steps, not 28.4.
+    # ratio at the paper's weight drives it out of the images: 17.7 dB after 1000 steps, not 28.5.
     "derain": replace(SMALL_SR, crop=48, dcr_weight=0.01),
     "swinir-student": reduced(SR, iterations=50, crop=16, batch_size=2),
     "swinir-light": reduced(SR_LIGHT, iterations=50, crop=16, batch_size=2),
