@@ -15,6 +15,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from restoration.console import exit_status, refusing
 from restoration.layouts import UNFINISHED
 from restoration.subimages import do, plan
 from tqdm import tqdm
@@ -22,15 +23,12 @@ from tqdm import tqdm
 
 def main() -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    try:
-        run(arguments())
-    except (ValueError, RuntimeError, OSError) as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+
+    def command() -> None:
+        with refusing():
+            run(arguments())
+
+    return exit_status(command, again="the same command")
 
 
 def arguments() -> argparse.Namespace:
