@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from dckd_losses.balance import check_fraction
+
 from . import backbones
 from .pairs import MEMORY, Pair, PairFiles
 from .recipes import PAPER, SMALL, Recipe
@@ -63,6 +65,8 @@ def _add_recipe(made: argparse.ArgumentParser) -> None:
         add(f"--{option.replace('_', '-')}", type=int, metavar="N", help=meaning)
     for option in WEIGHTS:
         add(f"--{option.replace('_', '-')}", type=float, metavar="W", help="of its loss")
+    text = "DCKD's gradient as a fraction of an L1's, which the weights then share"
+    add("--balance", type=float, metavar="F", help=text)
 
 
 def _add_scale(made: argparse.ArgumentParser) -> None:
@@ -118,6 +122,8 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
         if weight is not None and not 0 <= weight < float("inf"):
             raise ValueError(f"got --{name.replace('_', '-')} {weight}; expected 0 or more")
         recipe = recipe if weight is None else replace(recipe, **{name: weight})
+    if args.balance is not None:
+        recipe = replace(recipe, balance=check_fraction(args.balance))
     check_shares(recipe, accelerator.num_processes, accelerator.gradient_accumulation_steps)
     _check_outputs(recipe, args.scale)
     return recipe

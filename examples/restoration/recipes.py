@@ -45,6 +45,8 @@ class Recipe:
         ema: decay of the student's moving average, which is then what a run yields, or None.
         dcr_weight: of the contrastive term in Eq. 10.
         dmm_weight: of the cross-entropy in Eq. 10.
+        balance: DCKD's gradient as a fraction of an L1's, which these weights then only share; None
+            for fixed weights.
         quarter_turns: whether crops are turned by 90 degrees, besides being flipped.
         mirror: whether images smaller than a crop are mirrored up to it, or refused.
 
@@ -66,6 +68,7 @@ class Recipe:
     ema: float | None = None
     dcr_weight: float = DCR_WEIGHT
     dmm_weight: float = DMM_WEIGHT
+    balance: float | None = None
     quarter_turns: bool = True
     mirror: bool = False
 

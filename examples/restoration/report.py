@@ -62,9 +62,10 @@ def description(
     if dckd is not None:
         weights = {"dcr": dckd.dcr_weight, "dmm": dckd.dmm_weight}
         losses += [f"{weight:g} {name}" for name, weight in weights.items() if weight]
+    balanced = f", balanced to {recipe.balance:g}" if dckd and recipe.balance else ""
     history = f"history moves every {recipe.history_interval} steps"
     lines = {
-        "method": f"{args.method}: {' + '.join(losses)}, seed {args.seed}",
+        "method": f"{args.method}: {' + '.join(losses)}{balanced}, seed {args.seed}",
         "data": f"{len(job.crops.pairs)} images of {args.data or 'scikit-image'}, scale "
         f"{args.scale}",
         "student": f"{args.backbone}, {cost(job.student)}",

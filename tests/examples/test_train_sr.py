@@ -21,7 +21,7 @@ from PIL import Image as Pillow
 from restoration import backbones, checkpoints
 from restoration.degrade import matlab_bicubic
 from restoration.distillation import DECISIVE
-from restoration.options import METHODS
+from restoration.options import METHODS, WEIGHTS
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -231,6 +231,16 @@ class TestMethods:
             students.append(weights(tmp_path))
         assert students[0] == students[1]
 
+    def test_balanced_weights_share_and_the_fraction_decides(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        students = []
+        for balance, weight in ((0.25, 1e-3), (0.25, 2e-3), (0.5, 1e-3)):
+            line = ["--method", "dmm", "--balance", balance, "--dmm-weight", weight]
+            assert main(monkeypatch, *small, *line) == 0
+            students.append(weights(tmp_path))
+        assert students[0] == students[1] != students[2]
+
     def test_the_seed_decides(
         self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -399,6 +409,7 @@ class TestBadInput:
             (["--dcr-weight", -1], ["--dcr-weight -1.0; expected 0 or more"]),
             (["--dmm-weight", "nan"], ["--dmm-weight nan; expected 0 or more"]),
             (["--dmm-weight", -1, "--method", "logits"], ["--dmm-weight -1.0"]),
+            (["--balance", -1], ["balance must be a finite number above 0"]),
             (["--seed", -1], ["Seed must be between"]),
             (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
             (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
@@ -556,7 +567,7 @@ def test_settings_leave_out_only_what_cannot_matter(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", ["train_sr.py"])
     of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
-    by_recipe = {"recipe", "iterations", "batch_size", "crop", "dcr_weight", "dmm_weight"}
+    by_recipe = {"recipe", "iterations", "batch_size", "crop", "balance", *WEIGHTS}
     by_accelerator = {"mixed_precision", "gradient_accumulation"}
     rest = set(vars(train_sr.arguments())) - of_no_account - by_checksum
     assert rest - by_recipe - by_accelerator == set(DECISIVE)
