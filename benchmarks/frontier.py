@@ -184,18 +184,20 @@ def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     sets = list(next(iter(rows.values()))["gains"])
     costs = [row["ms"] for row in rows.values()]
     scale = "log" if max(costs) > WIDE * min(costs) else "linear"
-    figure = Figure(figsize=(1 + 4 * len(sets), 3.6), layout="constrained")
-    for axis, images in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+    figure = Figure(figsize=(1 + 4 * len(sets), 4), layout="constrained")
+    panels = figure.subplots(1, len(sets), squeeze=False)[0]
+    for axis, images in zip(panels, sets, strict=True):
         axis.axhline(0, color="gray", linewidth=0.8)
         for name, row in rows.items():
             found = gain(row["gains"][images], [0.0] * len(row["gains"][images]))
             assert found is not None
-            axis.errorbar(row["ms"], found.mean, found.deviation, marker="o", capsize=3)
-            axis.annotate(name, (row["ms"], found.mean), (5, 4), textcoords="offset points", size=8)
+            spread = {"yerr": found.deviation, "marker": "o", "capsize": 3}
+            axis.errorbar(row["ms"], found.mean, **spread, linestyle="none", label=name)
         axis.set(xscale=scale, title=images, xlabel="ms that DCKD adds to a step")
         axis.set_ylabel("dB beyond Logits")
         axis.margins(x=0.2)
         axis.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

@@ -92,6 +92,8 @@ RIVALS = (
     Arm("AECR", "aecr"),
     Arm("MCLIR", "mclir"),
 )
+FIXED = {"balance": 0}  # weights that mean themselves
+BALANCES = ("0.1", "0.3", "1")
 DCR_WEIGHTS = ("0.01", "0.1", "1")
 DMM_WEIGHTS = ("0.0001", "0.001", "0.01")
 UPDATE_STEPS = (100, 500, 1000, 2000, 3000)  # the paper names 1000 only
@@ -142,13 +144,13 @@ TABLES = {
     "table7": Table(
         "Weights; the released code's DMM is a softmax of a softmax",
         (
-            *(Arm(f"DCR {w}", "dckd", {"dcr_weight": float(w)}) for w in DCR_WEIGHTS),
-            *(Arm(f"DMM {w}", "dckd", {"dmm_weight": float(w)}) for w in DMM_WEIGHTS),
+            *(Arm(f"DCR {w}", "dckd", {**FIXED, "dcr_weight": float(w)}) for w in DCR_WEIGHTS),
+            *(Arm(f"DMM {w}", "dckd", {**FIXED, "dmm_weight": float(w)}) for w in DMM_WEIGHTS),
             *(
                 Arm(
                     f"released DMM {w}",
                     "dckd",
-                    {"dmm_weight": float(w), "form": "released"},
+                    {**FIXED, "dmm_weight": float(w), "form": "released"},
                     paper=f"DMM {w}",
                 )
                 for w in DMM_WEIGHTS
@@ -162,6 +164,23 @@ TABLES = {
         (SCRATCH, Arm("MCLIR", "mclir"), DCKD),
         "Scratch",
         (_sr("SwinIR-light", 4, "Set14", "BSD100", "Urban100", "Manga109"),),
+    ),
+    "study": Table(
+        "What helps, one thing changed at a time (not in the paper)",
+        (
+            SCRATCH,
+            LOGITS,
+            Arm("fixed weights", "dckd", FIXED),
+            Arm("fixed, a tenth", "dckd", {**FIXED, "dcr_weight": 0.01, "dmm_weight": 1e-4}),
+            *(Arm(f"balance {b}", "dckd", {"balance": float(b)}) for b in BALANCES),
+            Arm("finest level", "dckd", {"level_weights": [1.0, 0.0, 0.0, 0.0, 0.0]}),
+            Arm("equal levels", "dckd", {"level_weights": [1.0] * 5}),
+            Arm("blurred negatives", "dckd", {"degradation": "blur"}),
+            Arm("history 5 times as often", "dckd", {"interval_factor": 0.2}),
+            Arm("history 10 times as rare", "dckd", {"interval_factor": 10}),
+        ),
+        "Logits",
+        ABLATION,
     ),
     "figure8a": Table(
         "Number of negatives",

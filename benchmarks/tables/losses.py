@@ -41,8 +41,9 @@ def settings_of(method: str, settings: Mapping[str, Any], recipe: Recipe) -> dic
 
     Args:
         method: Of `baselines.METHODS`.
-        settings: What is not as by default. Of DCKD those of `DEFAULTS`, `interval`, the steps
-            between the history's first updates, and `interval_factor`, which multiplies them.
+        settings: What is not as by default. Of DCKD those of `DEFAULTS` (a `balance` of 0 is
+            none), `interval`, the steps between the history's first updates, and
+            `interval_factor`, which multiplies them.
         recipe: By default it says the interval.
     """
     if method not in DCKD:
@@ -50,6 +51,7 @@ def settings_of(method: str, settings: Mapping[str, Any], recipe: Recipe) -> dic
     growth_every = max(1, round(GROWTH_EVERY * min(1, recipe.iterations / LENGTH)))
     schedule = {"interval": recipe.history_interval, "growth_every": growth_every}
     full = {**schedule, **DEFAULTS, **settings}
+    full["balance"] = full["balance"] or None
     factor = full.pop("interval_factor", 1)
     full["interval"] = max(1, round(factor * full["interval"]))
     return full

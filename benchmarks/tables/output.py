@@ -92,12 +92,15 @@ def recipe_facts(parts: list[Part]) -> dict[str, str]:
     if not runs:
         return {}
     recipe, images = runs[0].recipe, part.images
+    pulls = {run.settings["balance"]: None for run in runs if "balance" in run.settings}
+    balances = [f"{pull:g} of an L1's" if pull else "fixed weights" for pull in pulls]
     return {
         "student, teacher": f"{part.block.student}, {part.block.teacher}",
         "training": f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} "
         f"pixels, learning rate {recipe.lr:g}, on {images.train.name} "
         f"({len(images.train.files)} images)",
         "encoder of all contrastive methods": runs[0].encoder or "each one's own",
+        **({"DCKD's gradient": ", ".join(balances)} if balances else {}),
     }
 
 

@@ -12,10 +12,12 @@ from benchmarks.tables.study import Part
 HEAD = (
     "arm", "PSNR", "SSIM", "gain", "paper: PSNR", "SSIM", "ours - paper", "paper: gain",
 )  # fmt: skip
+OURS = 4  # columns that are not the paper's
 NOTE = """PSNR in dB and SSIM, mean ± standard deviation over seeds. A gain is the mean over seeds
 of the difference to *{reference}* of the same seed, which has the same initial weights and the same
-crops in the same order, ± its standard error. The paper's numbers are cited; they are of {label},
-which only --budget paper trains. Arms marked *cited* were not run."""
+crops in the same order, ± its standard error."""
+CITATION = """The paper's numbers are cited; they are of {label}, which only --budget paper trains.
+Arms marked *cited* were not run."""
 
 
 def markdown(
@@ -37,7 +39,9 @@ def markdown(
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         lines.append(f"- {key}: {text}")
     labels = ", ".join(part.block.label for part, _, _ in found)
-    lines += ["", NOTE.format(reference=table.reference, label=labels)]
+    lines += ["", NOTE.format(reference=table.reference)]
+    if any(cited(name, part.block.label) for part, _, _ in found):
+        lines += [CITATION.format(label=labels)]
     for part, arms, others in found:
         numbers = cited(name, part.block.label)
         ours = [images.name for images in part.sets]
@@ -60,7 +64,8 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
     names += [name for name in numbers if name not in seen]
     paper_reference = numbers.get(known[table.reference], {}).get(images)
     reference = arms.get(table.reference, {}).get(images)
-    lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+    head = HEAD if numbers else HEAD[:OURS]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in names:
         ours = {**others, **arms}.get(name, {}).get(images)
         theirs = numbers.get(known.get(name, name), {}).get(images)
@@ -78,7 +83,7 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
             f"{mean(ours['psnr']).mean - theirs[0]:+.2f}" if ours and theirs else "",
             f"{theirs[0] - paper_reference[0]:+.2f}" if theirs and paper_reference else "",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells[: len(head)])} |")
     return lines
 
 

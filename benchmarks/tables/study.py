@@ -100,6 +100,7 @@ def parts(table: Table, options: Options, device: str) -> list[Part]:
 
 def _part(table: Table, options: Options, device: str, block: Block) -> Part:
     budget = BUDGETS[options.budget]
+    options = replace(options, losses={"balance": budget.balance, **options.losses})
     block = replace(block, student=options.student or block.student)
     recipe, teacher_recipe = budget.recipes(block, options.recipe)
     source = options.teacher or (None if teacher_recipe else _known(block))
