@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import skimage
 
 from examples.restoration.degrade import Image
 from examples.restoration.images import PHOTOGRAPHS, read_image
 from examples.restoration.layouts import Files, find_pairs
+from examples.restoration.motion import camera_motion
 from examples.restoration.pairs import Pair, PairFiles, open_pairs, pairs_from_images
+from examples.restoration.rain import rain
 
 SMOKE_SIDE = 48  # pixels of a photograph's middle
 
@@ -74,13 +75,11 @@ def photographs(split: str, task: str, scale: int) -> ImageSet:
     """The middles of scikit-image's photographs, shrunk, blurred or rained on."""
     folder = Path(skimage.__file__).parent / "data"
     files = tuple(folder / name for name in PHOTOGRAPHS[split])
-    degrade = {"deblur": _blurred, "derain": _rained}.get(task)
+    degradation = {"deblur": camera_motion, "derain": rain}.get(task)
 
     def read() -> list[Pair]:
         middles = {path.stem: _middle(read_image(path)) for path in files}
-        if degrade is None:
-            return pairs_from_images(middles, scale)
-        return [Pair(name, degrade(image), image) for name, image in middles.items()]
+        return pairs_from_images(middles, scale, degradation)
 
     return ImageSet("photographs", files, read)
 
@@ -88,15 +87,3 @@ def photographs(split: str, task: str, scale: int) -> ImageSet:
 def _middle(image: Image) -> Image:
     top, left = ((side - SMOKE_SIDE) // 2 for side in image.shape[:2])
     return image[top : top + SMOKE_SIDE, left : left + SMOKE_SIDE]
-
-
-def _blurred(image: Image) -> Image:
-    """Moved by a few pixels."""
-    shifted = [np.roll(image, shift, axis=1).astype(float) for shift in range(5)]
-    return np.mean(shifted, axis=0).round().astype(np.uint8)
-
-
-def _rained(image: Image) -> Image:
-    """With bright vertical streaks, always the same."""
-    streaks = np.random.default_rng(0).random((1, image.shape[1], 1)) > 0.9
-    return np.where(streaks, image // 2 + 127, image).astype(np.uint8)
