@@ -10,77 +10,21 @@ On several GPUs: accelerate launch, or torchrun --nproc_per_node N, examples/tra
 Ctrl-C stops after the current step; the same command with --resume goes on as if it had not.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate.utils import set_seed
-from restoration import backbones, options
-from restoration.console import exit_status, refusing
-from restoration.data import (
-    Pair,
-    RandomCrops,
-    open_pairs,
-    open_sets,
-    pairs_from_images,
-    photographs,
-)
-from restoration.distillation import distillation, open_teacher, settings
-from restoration.evaluation import validation
+from restoration import options
+from restoration.console import exit_status
 from restoration.rain import rain
-from restoration.recomputation import recompute_blocks
-from restoration.report import finish, start
-from restoration.run import Run
-from restoration.trainer import train
+from restoration.task import Task, run
 
 TEACHER = Path(__file__).parent / "assets" / "derain_teacher.safetensors"
-VERSIONS = 8  # of each training photograph, in different rain
-HELD_OUT_VERSIONS = 2
+TASK = Task("derain", {1: TEACHER}, rain, versions=8, held_out_versions=2)
 
 
 def main() -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    return exit_status(lambda: run(options.parser(__doc__, "derain").parse_args()))
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train, evaluate, and write the results."""
-    with refusing():  # what a command line can have wrong shows here, the quick things first
-        folder = options.folder_of(args, "derain")
-        accelerator = options.accelerator_of(args)
-        recipe = options.recipe_of(args, accelerator)
-        teacher = open_teacher(args, TEACHER)
-        set_seed(args.seed)
-        student = backbones.build(args.backbone, 1)
-        dckd = distillation(args, student, recipe)
-        pairs, val_sets = load_data(args)
-        crops = RandomCrops.of(recipe, pairs, scale=1, seed=args.seed)
-        workers = options.workers_of(args, pairs)
-        folder.mkdir(parents=True, exist_ok=True)
-    if args.gradient_checkpointing:
-        recompute_blocks(student)
-    job = Run(folder, recipe, crops, student, dckd=dckd, workers=workers)
-    job.teacher = None if args.method == "scratch" else teacher
-    job.validate = validation(next(iter(val_sets.values())), "derain", 1, accelerator)
-    job.settings = settings(args, accelerator, job)
-    start(args, job, teacher, accelerator)
-    train(job, accelerator, resume=args.resume)
-    finish(args, job, teacher, val_sets, accelerator)
-
-
-def load_data(args: argparse.Namespace) -> tuple[Sequence[Pair], dict[str, Sequence[Pair]]]:
-    """Training pairs, and validation pairs by the name of their set."""
-    reading = {"skip_bad": args.skip_bad, "memory": args.memory, "degradation": rain}
-    pairs: Sequence[Pair]
-    if args.data is None:
-        pairs = pairs_from_images(photographs("train"), 1, rain, versions=VERSIONS)
-    else:
-        pairs = open_pairs(args.data, 1, **reading)
-    if args.val:
-        return pairs, open_sets(args.val, 1, **reading)
-    held_out = photographs("held_out")
-    return pairs, {"photographs": pairs_from_images(held_out, 1, rain, versions=HELD_OUT_VERSIONS)}
+    return exit_status(lambda: run(TASK, options.parser(__doc__, TASK.name).parse_args()))
 
 
 if __name__ == "__main__":

@@ -72,9 +72,7 @@ BALANCE = 0.3
 SMOKE = _by_task(Recipe(iterations=2, batch_size=2, crop=8, schedule=Cosine(end=1e-5)), 16)
 BUDGETS = {
     "paper": Budget(PAPER, {}, seeds=(0,), encoder=None, balance=0),
-    "small": Budget(
-        _by_task(SMALL, 48), _by_task(SMALL_TEACHER, 48), (0, 1, 2), ENCODER, BALANCE
-    ),
+    "small": Budget(_by_task(SMALL, 48), _by_task(SMALL_TEACHER, 48), (0, 1, 2), ENCODER, BALANCE),
     "smoke": Budget(SMOKE, SMOKE, (0, 1), ENCODER, BALANCE),
 }
 

@@ -57,9 +57,7 @@ def distillation(args: argparse.Namespace, student: nn.Module, recipe: Recipe) -
     }
     history = HistoryModel(student, interval=recipe.history_interval)
     negatives = NegativeGenerator(history, seed=args.seed)
-    return DCKDLoss(
-        student, args.encoder, negatives=negatives, balance=recipe.balance, **weights
-    )
+    return DCKDLoss(student, args.encoder, negatives=negatives, balance=recipe.balance, **weights)
 
 
 def settings(args: argparse.Namespace, accelerator: Accelerator, job: Run) -> dict[str, Any]:

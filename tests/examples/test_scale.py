@@ -52,12 +52,13 @@ def states(
         "import os, sys\n"
         f"sys.path.insert(0, {str(ROOT / 'examples')!r})\n"
         "import torch, train_sr\n"
-        "train = train_sr.train\n"
+        "from restoration import task\n"
+        "train = task.train\n"
         "def both(job, *args, **kwargs):\n"
         "    train(job, *args, **kwargs)\n"
         "    state = {'student': job.student.state_dict(), 'dckd': job.dckd.state_dict()}\n"
         f"    torch.save(state, os.path.join({str(folder)!r}, os.environ.get('RANK', '0')))\n"
-        "train_sr.train = both\n"
+        "task.train = both\n"
         "sys.exit(train_sr.main())\n",
         encoding="utf-8",
     )

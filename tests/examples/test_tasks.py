@@ -56,8 +56,8 @@ def test_the_embedded_teacher_restores(task: str) -> None:
     from restoration.pairs import pairs_from_images
 
     script = SCRIPTS[task]
-    assert script.TEACHER.stat().st_size < 700_000
-    teacher = backbones.load(script.TEACHER)
+    assert script.TASK.teachers[1].stat().st_size < 700_000
+    teacher = backbones.load(script.TASK.teachers[1])
     assert (teacher.channels, teacher.blocks, teacher.scale) == (32, 8, 1)
     degradation = {"deblur": "camera_motion", "derain": "rain"}[task]
     corner = {"cat": photographs("held_out")["chelsea"][:160, :160]}
@@ -73,7 +73,7 @@ def test_photographs_by_default(
     """A short run of everything: 12 steps and the same table, pictures and curves as for SR."""
     few = photographs("held_out")
     small = {name: image[:96, :96] for name, image in few.items()}
-    monkeypatch.setattr(SCRIPTS[task], "photographs", lambda split: small)
+    monkeypatch.setattr("restoration.task.photographs", lambda split: small)
     line = ["--iterations", 12, "--batch-size", 1, "--crop", 32, "--seed", 3]
     assert main(monkeypatch, SCRIPTS[task], *line, "--output", tmp_path) == 0
     names = "checkpoint.pt curves.png log.json metrics.json side_by_side.png student.safetensors"
@@ -160,7 +160,7 @@ class TestOptions:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> Any:
         def refuse(args: list[object], *parts: str) -> None:
-            monkeypatch.setattr(train_deblur, "train", None)  # training would fail
+            monkeypatch.setattr("restoration.task.train", None)  # training would fail
             assert main(monkeypatch, train_deblur, "--output", tmp_path, *args) == 2
             captured = capsys.readouterr()
             assert captured.out == ""
@@ -186,9 +186,9 @@ class TestOptions:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         data = write_pairs(tmp_path / "set", "derain")
-        monkeypatch.setattr(train_derain, "train", lambda *args, **kwargs: None)
-        monkeypatch.setattr(train_derain, "finish", lambda *args: None)
-        monkeypatch.setattr(train_derain, "open_teacher", lambda *args: None)
+        monkeypatch.setattr("restoration.task.train", lambda *args, **kwargs: None)
+        monkeypatch.setattr("restoration.task.finish", lambda *args: None)
+        monkeypatch.setattr("restoration.task.open_teacher", lambda *args: None)
         line = ["--data", data, "--val", data, "--recipe", "paper", "--method", "scratch"]
         line += ["--backbone", "restormer-student", "--output", tmp_path / "out"]
         assert main(monkeypatch, train_derain, *line) == 0

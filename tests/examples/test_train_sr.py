@@ -18,7 +18,7 @@ import torch
 import train_sr
 from accelerate.state import AcceleratorState
 from PIL import Image as Pillow
-from restoration import backbones, checkpoints
+from restoration import backbones, checkpoints, task
 from restoration.degrade import matlab_bicubic
 from restoration.distillation import DECISIVE
 from restoration.options import METHODS, WEIGHTS
@@ -153,7 +153,7 @@ class TestResults:
     def test_evaluate_agrees_and_needs_nothing_else(
         self, done: object, folder: Path, sets: Path, who: str, tmp_path: Path
     ) -> None:
-        files = {"input": "bicubic", "teacher": train_sr.TEACHERS[2]}
+        files = {"input": "bicubic", "teacher": train_sr.TASK.teachers[2]}
         model = files.get(who, folder / "student.safetensors")
         out = tmp_path / "scores.json"
         line = [sys.executable, "examples/evaluate.py", "--task", "sr", "--scale", "2"]
@@ -194,7 +194,7 @@ class TestMethods:
         self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         starts, orders = [], []
-        crops = train_sr.RandomCrops.__getitem__
+        crops = task.RandomCrops.__getitem__
 
         def spy(self: Any, index: int) -> Any:
             orders[-1].append((index, crops(self, index)[0].sum().item()))
@@ -204,9 +204,9 @@ class TestMethods:
             starts.append({name: p.clone() for name, p in job.student.state_dict().items()})
             train(job, *args, **kwargs)
 
-        train = train_sr.train
-        monkeypatch.setattr(train_sr.RandomCrops, "__getitem__", spy)
-        monkeypatch.setattr(train_sr, "train", no_training)
+        train = task.train
+        monkeypatch.setattr(task.RandomCrops, "__getitem__", spy)
+        monkeypatch.setattr("restoration.task.train", no_training)
         students = []
         for method in METHODS:
             orders.append([])
@@ -305,7 +305,7 @@ class TestInterruptions:
         def interrupted(*args: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(train_sr, "load_data", interrupted)
+        monkeypatch.setattr("restoration.task.load_data", interrupted)
         assert main(monkeypatch, *small) == 130
         stderr = capsys.readouterr().err
         assert stderr == "stopped: the same command with --resume goes on from there\n"
@@ -374,7 +374,7 @@ class TestBadInput:
 
         def refuse(args: Sequence[object], *parts: str) -> None:
             with monkeypatch.context() as patch:
-                patch.setattr(train_sr, "train", no_training)
+                patch.setattr("restoration.task.train", no_training)
                 assert main(patch, *small, *args) == 2
             captured = capsys.readouterr()
             assert captured.out == ""
@@ -442,7 +442,7 @@ class TestBadInput:
     def test_weights_that_are_cut_or_altered(self, refused: Any, tmp_path: Path) -> None:
         from dckd_losses.weights import COMPACT
 
-        for option, source in (("--teacher", train_sr.TEACHERS[2]), ("--encoder", COMPACT)):
+        for option, source in (("--teacher", train_sr.TASK.teachers[2]), ("--encoder", COMPACT)):
             data = bytearray(source.read_bytes())
             path = tmp_path / "weights.safetensors"
             path.write_bytes(data[: len(data) // 2])
@@ -470,7 +470,7 @@ class TestBadInput:
         refused(["--backbone", "rcan-student"], "expected rcan-teacher for x2 by --teacher")
         refused(["--backbone", "nafnet-student"], "got scale 2 for nafnet-student; expected 1")
         swinir = ["--backbone", "swinir-student", "--teacher"]
-        refused([*swinir, train_sr.TEACHERS[2]], "expected swinir-teacher for x2, 11,752,487")
+        refused([*swinir, train_sr.TASK.teachers[2]], "expected swinir-teacher for x2, 11,752,487")
         refused([*swinir, "swinir-x4"], "swinir-x4 is swinir-teacher for x4")
         refused([*swinir, "swinir"], "swinir: no such file, nor one of swinir-x2")
 
@@ -502,7 +502,7 @@ class TestBadInput:
         def buggy(*args: object) -> None:
             raise error("a bug")
 
-        monkeypatch.setattr(train_sr, "load_data", buggy)
+        monkeypatch.setattr("restoration.task.load_data", buggy)
         with pytest.raises(error, match="a bug"):
             main(monkeypatch, *small)
 
@@ -534,7 +534,7 @@ class TestBadInput:
             assert stderr.startswith(f"error: {tmp_path / 'checkpoint.pt'} is of a run")
             assert seen in stderr
             assert stderr.count("\n") == 1
-        embedded = ["--teacher", train_sr.TEACHERS[2], "--encoder", "unused"]
+        embedded = ["--teacher", train_sr.TASK.teachers[2], "--encoder", "unused"]
         assert main(monkeypatch, *line, "--resume", *embedded) == 0  # the same by another name
         saved = bytearray((tmp_path / "checkpoint.pt").read_bytes())
         for broken in (saved[: len(saved) // 2], saved[:-1], b"", altered(saved)):
@@ -557,7 +557,7 @@ def test_a_data_set_without_options_is_scikit_images(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", ["train_sr.py"])
     args = train_sr.arguments()
     assert (args.scale, args.method, args.encoder, args.backbone) == (2, "dckd", "compact", "tiny")
-    pairs, val_sets = train_sr.load_data(args)
+    pairs, val_sets = task.load_data(train_sr.TASK, args)
     held_out = {pair.name for pair in val_sets["photographs"]}
     assert len(held_out) >= 3
     assert not held_out & {pair.name for pair in pairs}
