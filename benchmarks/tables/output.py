@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.tables import pictures, provenance
 from benchmarks.tables.arms import Table
 from benchmarks.tables.job import Job
 from benchmarks.tables.report import markdown
-from benchmarks.tables.results import Arms, columns, scored
+from benchmarks.tables.results import LATE, Arms, columns, late_gain, scored
 from benchmarks.tables.scoring import restored, score
 from benchmarks.tables.store import Given, Store, write
 from benchmarks.tables.study import Options, Part
@@ -41,13 +42,14 @@ def write_table(
         for name, by_set in by_arm.items():
             known = {named(part, parts, images): value for images, value in by_set.items()}
             arms.setdefault(name, {}).update(known)
-    facts = {"commit": machine["commit"], "device": machine["device"]}
-    write(_file(stem, ".json"), {**head, **facts, "arms": arms})
+    made = {"commit": machine["commit"], "device": machine["device"]}
+    write(_file(stem, ".json"), {**head, **made, "arms": arms})
     told = {**head, **machine, "seeds": seeds(parts)}
     others = {part.block.label: scores for part, _, scores in found}
     runs = {part.block.label: _runs(part, store) for part in parts}
     write(_file(stem, "_details.json"), {**told, "references": others, "runs": runs})
-    text = markdown(table, {**told, **recipe_facts(parts)}, found, options.table)
+    facts = {**told, **recipe_facts(parts), **convergence(parts, store)}
+    text = markdown(table, facts, found, options.table)
     _file(stem, ".md").write_text(text, encoding="utf-8")
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
     for part, by_arm, _ in found:
@@ -104,6 +106,19 @@ def recipe_facts(parts: list[Part]) -> dict[str, str]:
     }
 
 
+def convergence(parts: list[Part], store: Store) -> dict[str, str]:
+    """How much the arms' last steps still changed, each arm's mean over seeds."""
+    gains = []
+    for part in parts:
+        for runs in part.arms.values():
+            records = [(store.result(run) or {})["records"] for run in runs if isinstance(run, Job)]
+            gains += [fmean(map(late_gain, records))] if records else []
+    if not gains:
+        return {}
+    text = f"{min(gains):+.3f} to {max(gains):+.3f} dB on the development images"
+    return {f"gained in the last {LATE:.0%} of the steps": text}
+
+
 def _runs(part: Part, store: Store) -> dict[str, list[dict[str, Any]]]:
     """What every arm's runs say of themselves."""
     return {name: [_told(run, store) for run in runs] for name, runs in part.arms.items()}
@@ -134,7 +149,7 @@ def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> lis
     if results:
         files.append(_file(stem, "_curves.png"))
         records = {name: [r["records"] for r in found] for name, found in results.items()}
-        pictures.curves(records, files[-1])
+        pictures.curves(records, table.reference, files[-1])
     for runs in reversed(trained.values()):  # the table's last arm that has any
         result = store.result(runs[0]) if runs else None
         if result and "positive" in result["records"][-1]:

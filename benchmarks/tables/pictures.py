@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -40,18 +41,33 @@ def gains(arms: Arms, reference: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def curves(records: Mapping[str, Sequence[Records]], path: Path) -> None:
-    """PSNR on the development images over the steps, each arm's mean over seeds."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
-    for name, runs in records.items():
-        looks = [[(r["step"], r["psnr"]) for r in run if "psnr" in r] for run in runs]
-        steps = [step for step, _ in looks[0]]
-        axis.plot(steps, np.mean([[p for _, p in look] for look in looks], axis=0), label=name)
-    axis.set(xlabel="step", ylabel="PSNR on development images (dB)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+def curves(records: Mapping[str, Sequence[Records]], reference: str, path: Path) -> None:
+    """PSNR on the development images over the steps, each arm's mean over seeds.
+
+    Beside it, where the reference arm was trained, the same beyond the reference's.
+    """
+    found = {name: _looks(runs) for name, runs in records.items()}
+    base = found.get(reference)
+    panels = 1 if base is None or len(found) == 1 else 2
+    figure = Figure(figsize=(1 + 5 * panels, 4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for name, (steps, psnr) in found.items():
+        axes[0].plot(steps, psnr, label=name)
+        if panels == 2 and base is not None and len(psnr) == len(base[1]):
+            axes[1].plot(steps, psnr - base[1])
+    axes[0].set(xlabel="step", ylabel="PSNR on development images (dB)")
+    axes[0].legend(fontsize=8)
+    if panels == 2:
+        axes[1].set(xlabel="step", ylabel=f"dB beyond {reference}")
+    for axis in axes:
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def _looks(runs: Sequence[Records]) -> tuple[list[float], npt.NDArray[np.float64]]:
+    """Steps at which runs were looked at, and their mean PSNR there."""
+    looks = [[(r["step"], r["psnr"]) for r in run if "psnr" in r] for run in runs]
+    return [step for step, _ in looks[0]], np.mean([[p for _, p in look] for look in looks], axis=0)
 
 
 def distances(records: Records, num_negatives: int, path: Path) -> None:

@@ -15,6 +15,7 @@ from examples.restoration.evaluation import Score
 Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
 Arms = dict[str, dict[str, Scores]]  # by arm and set
 Cited = Mapping[str, Mapping[str, Sequence[float]]]  # PSNR and SSIM by arm and set
+LATE = 0.2  # share of a run's steps that should hardly gain any more
 PAPER = Path(__file__).with_name("paper_numbers.json")
 
 
@@ -37,6 +38,14 @@ def gain(values: Sequence[float], reference: Sequence[float]) -> Mean | None:
         return None
     difference = mean([a - b for a, b in zip(values, reference, strict=True)])
     return Mean(difference.mean, difference.deviation / len(values) ** 0.5)
+
+
+def late_gain(records: Sequence[Mapping[str, Any]]) -> float:
+    """What the last of a run's steps gained on the development images, in dB."""
+    looks = [(record["step"], record["psnr"]) for record in records if "psnr" in record]
+    end = looks[-1][0]
+    before = [psnr for step, psnr in looks if step <= (1 - LATE) * end]
+    return looks[-1][1] - (before or [looks[0][1]])[-1]
 
 
 def scored(part: Part, store: Store) -> Arms:

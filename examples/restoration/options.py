@@ -65,7 +65,7 @@ def _add_recipe(made: argparse.ArgumentParser) -> None:
         add(f"--{option.replace('_', '-')}", type=int, metavar="N", help=meaning)
     for option in WEIGHTS:
         add(f"--{option.replace('_', '-')}", type=float, metavar="W", help="of its loss")
-    text = "DCKD's gradient as a fraction of an L1's, which the weights then share"
+    text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
     add("--balance", type=float, metavar="F", help=text)
 
 
@@ -123,7 +123,7 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
             raise ValueError(f"got --{name.replace('_', '-')} {weight}; expected 0 or more")
         recipe = recipe if weight is None else replace(recipe, **{name: weight})
     if args.balance is not None:
-        recipe = replace(recipe, balance=check_fraction(args.balance))
+        recipe = replace(recipe, balance=check_fraction(args.balance or None))
     check_shares(recipe, accelerator.num_processes, accelerator.gradient_accumulation_steps)
     _check_outputs(recipe, args.scale)
     return recipe

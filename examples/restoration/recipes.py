@@ -208,13 +208,13 @@ def reduced(recipe: Recipe, iterations: int, crop: int, batch_size: int) -> Reci
     return replace(short, batch_size=batch_size, crop=crop, stages=stages, ema=ema)
 
 
-SMALL_SR = Recipe(iterations=1000, batch_size=8, crop=24)  # minutes on two CPU cores
+# Minutes on two CPU cores. With the embedded encoder the paper's weights pull three times as hard
+# as L1, and rain at first drives the student out of the images.
+SMALL_SR = Recipe(iterations=1000, batch_size=8, crop=24, balance=0.3)
 SMALL: Mapping[str, Recipe] = {  # by task, for the small networks, and by student
     "sr": SMALL_SR,
     "deblur": replace(SMALL_SR, crop=48),
-    # Streaks keep a fresh student so far from its teacher, and so near its own past, that Eq. 5's
-    # ratio at the paper's weight drives it out of the images: 17.7 dB after 1000 steps, not 28.5.
-    "derain": replace(SMALL_SR, crop=48, dcr_weight=0.01),
+    "derain": replace(SMALL_SR, crop=48),
     "swinir-student": reduced(SR, iterations=50, crop=16, batch_size=2),
     "swinir-light": reduced(SR_LIGHT, iterations=50, crop=16, batch_size=2),
     "rcan-student": reduced(SR, iterations=50, crop=16, batch_size=2),

@@ -238,6 +238,14 @@ def test_the_paper_has_numbers_for_every_table_and_network():
     assert results.cited("table4", "Restormer")["DCKD"]["Rain100L"] == [38.02, 0.9762]
 
 
+def test_what_the_last_fifth_of_a_run_gained():
+    records = [{"step": 10.0 * n, "l1": 0.1} for n in range(1, 101)]
+    for step, psnr in ((100, 30.0), (790, 33.0), (800, 33.5), (900, 33.6), (1000, 33.75)):
+        records[step // 10 - 1]["psnr"] = psnr
+    assert results.late_gain(records) == pytest.approx(0.25)
+    assert results.late_gain([{"step": 4.0, "psnr": 30.0}]) == 0  # one look at all
+
+
 def test_means_deviations_and_paired_gains():
     assert results.mean([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert math.isnan(results.mean([4.0]).deviation)
