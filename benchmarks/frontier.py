@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from benchmarks.tables import provenance
+from benchmarks import provenance
 from benchmarks.tables.arms import TABLES
 from benchmarks.tables.cost import step_seconds
 from benchmarks.tables.job import Job
@@ -174,7 +174,8 @@ def markdown(facts: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) ->
         for values in row["gains"].values():
             found = gain(values, [0.0] * len(values))
             assert found is not None
-            cells.append(f"{found.mean:+.3f} ± {found.deviation:.3f}")
+            spread = f" ± {found.deviation:.3f}" if len(values) > 1 else ""
+            cells.append(f"{found.mean:+.3f}{spread}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -191,8 +192,8 @@ def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         for name, row in rows.items():
             found = gain(row["gains"][images], [0.0] * len(row["gains"][images]))
             assert found is not None
-            spread = {"yerr": found.deviation, "marker": "o", "capsize": 3}
-            axis.errorbar(row["ms"], found.mean, **spread, linestyle="none", label=name)
+            error = found.deviation if len(row["gains"][images]) > 1 else None
+            axis.errorbar(row["ms"], found.mean, error, fmt="o", capsize=3, label=name)
         axis.set(xscale=scale, title=images, xlabel="ms that DCKD adds to a step")
         axis.set_ylabel("dB beyond Logits")
         axis.margins(x=0.2)

@@ -10,15 +10,14 @@ weight 1e-3 was tuned with the released code's doubled softmax.
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import provenance
 from dckd_losses import DCKDLoss, DMMLoss, HistoryModel, NegativeGenerator, VQGANEncoder
 from examples.restoration import backbones
 from examples.restoration.data import RandomCrops, pairs_from_images, photographs
@@ -39,7 +38,12 @@ def main() -> None:
     rows = measure(args.encoder, sorted(args.steps), args.seed)
     print(table(rows))
     if args.json:
-        args.json.write_text(json.dumps({**facts(args), "rows": rows}, indent=2) + "\n")
+        facts = {
+            "command": provenance.command("benchmarks.gradients"),
+            **provenance.machine(torch.device("cpu")),
+            "seed": args.seed,
+        }
+        args.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 
 
 def measure(encoder_name: str, steps: list[int], seed: int) -> list[dict[str, float | str]]:
@@ -123,22 +127,6 @@ def table(rows: list[dict[str, float | str]]) -> str:
         cells = f"{row['norm_over_l1']:.3g} | {row['cosine_with_error']:.3f}"
         lines.append(f"| {row['step']} | {row['term']} | {cells} |")
     return "\n".join(lines)
-
-
-def facts(args: argparse.Namespace) -> dict[str, object]:
-    """What the numbers were measured with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return {
-        "command": f"python -m benchmarks.gradients --encoder {args.encoder} --steps "
-        + " ".join(map(str, args.steps)),
-        "commit": commit.stdout.strip(),
-        "device": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "seed": args.seed,
-    }
 
 
 if __name__ == "__main__":

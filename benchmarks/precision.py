@@ -11,10 +11,7 @@ weights. Also written: a Markdown table beside the JSON.
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import provenance
 from benchmarks.gradients import TEACHER
 from benchmarks.speed import F16
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder
@@ -200,19 +198,11 @@ def table(rows: list[Row]) -> str:
 
 def facts(args: argparse.Namespace) -> dict[str, object]:
     """What the numbers were measured with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent, capture_output=True, text=True,
-    )  # fmt: skip
-    cuda = args.device.startswith("cuda")
-    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    device = torch.device(args.device)
     return {
-        "command": "python -m benchmarks.precision " + " ".join(sys.argv[1:]),
-        "commit": commit.stdout.strip(),
-        "device": torch.cuda.get_device_name(args.device) if cuda else cpu,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "tf32": cuda and torch.backends.cudnn.allow_tf32,
+        "command": provenance.command("benchmarks.precision"),
+        **provenance.machine(device),
+        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
     }
 
 

@@ -15,8 +15,6 @@ import argparse
 import copy
 import json
 import os
-import platform
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import released, steps
+from benchmarks import provenance, released, steps
 from benchmarks.figures import plot, table
 from benchmarks.measure import Way, clock, distance, gradient, in_turns, peak, saved, summary
 from dckd_losses import DCKDLoss, VQGANEncoder
@@ -151,17 +149,10 @@ def ways(
 
 def facts(args: argparse.Namespace) -> dict[str, object]:
     """What the numbers were measured with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent, capture_output=True, text=True,
-    )  # fmt: skip
-    cuda = args.device.startswith("cuda")
+    device = torch.device(args.device)
     return {
-        "command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]),
-        "commit": commit.stdout.strip(),
-        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "command": provenance.command("benchmarks.speed"),
+        **provenance.machine(device),
         "tuned_malloc": args.tuned_malloc,
     }
 

@@ -62,10 +62,11 @@ def dckd_star(
     encoder: Encoder | None,
     *,
     consistency_weight: float = label_consistency.WEIGHT,
+    consistency_seed: int = label_consistency.SEED,
     **settings: Any,
 ) -> tuple[Term, ...]:
     """DCKD*: DCKD and DUKD's label consistency."""
-    consistency = LabelConsistency(teacher, weight=consistency_weight)
+    consistency = LabelConsistency(teacher, weight=consistency_weight, seed=consistency_seed)
     return (*dckd(student, teacher, encoder, **settings), consistency)
 
 
@@ -107,7 +108,8 @@ def build(
         encoder: of the contrastive methods: a name, a path or a module, one for all in a fair
             comparison; by default each method's own (VGG19, VGG16, `vqgan-f16-1024`).
         logits_weight: of the L1 to the teacher; as published by default.
-        settings: what the method's losses take by keyword; of DCKD* also `consistency_weight`.
+        settings: what the method's losses take by keyword; of DCKD* also `consistency_weight`
+            and `consistency_seed`.
 
     Raises:
         ValueError: there is no such method, or a setting is refused.

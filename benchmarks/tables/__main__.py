@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from benchmarks.tables import networks, provenance
+from benchmarks import provenance
+from benchmarks.tables import networks
 from benchmarks.tables.arms import TABLES
 from benchmarks.tables.cost import plan
 from benchmarks.tables.options import options, parser
@@ -33,11 +34,11 @@ def main() -> int:
     args = parser().parse_args()
 
     def whole() -> None:
-        if args.table == "table1":
-            table1(args)
-            return
         with refusing():
-            run(args, options(args))
+            if args.table == "table1":
+                table1(args)
+            else:
+                run(args, options(args))
 
     return exit_status(whole, again="the same command")
 

@@ -145,14 +145,14 @@ TABLES = {
         "Weights; the released code's DMM is a softmax of a softmax",
         (
             *(Arm(f"DCR {w}", "dckd", {**FIXED, "dcr_weight": float(w)}) for w in DCR_WEIGHTS),
-            *(Arm(f"DMM {w}", "dckd", {**FIXED, "dmm_weight": float(w)}) for w in DMM_WEIGHTS),
             *(
                 Arm(
-                    f"released DMM {w}",
+                    f"{title} {w}",
                     "dckd",
-                    {**FIXED, "dmm_weight": float(w), "form": "released"},
+                    {**FIXED, "dmm_weight": float(w), "form": form},
                     paper=f"DMM {w}",
                 )
+                for title, form in (("DMM", "cross_entropy"), ("released DMM", "released"))
                 for w in DMM_WEIGHTS
             ),
         ),

@@ -63,7 +63,7 @@ def step_seconds(job: Job, store: Store) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         run = short.run(Path(folder), teacher_of(job, store))
-        run.validate = None
+        run.validate, run.keeps = None, False
         handle = register_optimizer_step_post_hook(note)
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # nobody waits for this to end

@@ -22,6 +22,8 @@ from examples.restoration.data import Pair, RandomCrops, lq_sizes
 from examples.restoration.recipes import Recipe
 from examples.restoration.run import Run
 
+LOSSES = ("dcr_weight", "dmm_weight", "balance")  # of a recipe; a table's arms have their own
+
 
 class Teacher(Protocol):
     """A network to learn from: a run of its own, or a file."""
@@ -72,7 +74,7 @@ class Job:
             "network": self.network,
             "method": self.method,
             "losses": dict(self.settings),
-            "recipe": asdict(self.recipe),
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in LOSSES},
             "seed": self.seed,
             "images": self.images.train.fingerprint,
             "teacher": self.teacher and self.teacher.identity,

@@ -16,6 +16,7 @@ from examples.restoration.recipes import Recipe
 
 CONTRASTIVE = ("csd", "aecr", "mclir", "dckd", "dckd_star")  # they look through an encoder
 DCKD = ("dckd", "dckd_star")
+TRANSFORMING = {"dukd": "seed", "dckd_star": "consistency_seed"}  # and what seeds their transforms
 DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equal settings
     "dcr_weight": DCR_WEIGHT,
     "dmm_weight": DMM_WEIGHT,
@@ -28,6 +29,16 @@ DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equ
 GROWTH_EVERY = 100_000  # steps of the 250,000 that the paper has, or their share of a shorter run:
 LENGTH = 250_000  # there the history's interval grows (released code) ...
 GROWTHS = 3  # ... by its first value, up to so many times that
+DUKD = {  # its released configurations, against an L1 to the ground truth of 1
+    ("rcan-student", 2): {"probability": 0.0},
+    ("rcan-student", 3): {"weight": 0.5, "logits_weight": 0.5, "zoom_out": True},
+    ("rcan-student", 4): {"probability": 0.0},
+    **{
+        (network, scale): {"weight": 0.2, "logits_weight": 0.2}
+        for network in ("swinir-student", "swinir-light")
+        for scale in (2, 3, 4)
+    },
+}
 FAKD_LAYERS = {  # RCAN's as its authors took them; SwinIR's, unpublished, the ends of the thirds
     "rcan-student": ["body.1", "body.5", "body.10"],
     "rcan-teacher": ["body.1", "body.5", "body.10"],
@@ -36,7 +47,9 @@ FAKD_LAYERS = {  # RCAN's as its authors took them; SwinIR's, unpublished, the e
 }
 
 
-def settings_of(method: str, settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+def settings_of(
+    method: str, settings: Mapping[str, Any], recipe: Recipe, network: str, scale: int
+) -> dict[str, Any]:
     """An arm's settings in full.
 
     Args:
@@ -45,9 +58,12 @@ def settings_of(method: str, settings: Mapping[str, Any], recipe: Recipe) -> dic
             none), `interval`, the steps between the history's first updates, and
             `interval_factor`, which multiplies them.
         recipe: By default it says the interval.
+        network: The student.
+        scale: Its.
     """
     if method not in DCKD:
-        return dict(settings)
+        published = DUKD.get((network, scale), {}) if method == "dukd" else {}
+        return {**published, **settings}
     growth_every = max(1, round(GROWTH_EVERY * min(1, recipe.iterations / LENGTH)))
     schedule = {"interval": recipe.history_interval, "growth_every": growth_every}
     full = {**schedule, **DEFAULTS, **settings}
@@ -82,8 +98,8 @@ def build(
     if method == "fakd":
         layers = [FAKD_LAYERS.get(str(getattr(net, "backbone", ""))) for net in (student, teacher)]
         known |= dict(zip(("student_layers", "teacher_layers"), layers, strict=True))
-    if method == "dukd":
-        known["seed"] = 2 * seed + 1
+    if method in TRANSFORMING:
+        known[TRANSFORMING[method]] = 2 * seed + 1
     return baselines.build(method, student, teacher, encoder, **known)
 
 

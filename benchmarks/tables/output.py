@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.tables import pictures, provenance
+from benchmarks import provenance
+from benchmarks.tables import pictures
 from benchmarks.tables.arms import Table
 from benchmarks.tables.job import Job
 from benchmarks.tables.report import markdown
@@ -88,8 +89,15 @@ def seeds(parts: list[Part]) -> list[int]:
 
 
 def recipe_facts(parts: list[Part]) -> dict[str, str]:
-    """What all arms have in common, in words."""
-    part = parts[0]
+    """What all arms of a block have in common, in words."""
+    return {
+        name if len(parts) == 1 else f"{part.block.label}, {name}": fact
+        for part in parts
+        for name, fact in _recipe_facts(part).items()
+    }
+
+
+def _recipe_facts(part: Part) -> dict[str, str]:
     runs = [run for runs in part.arms.values() for run in runs if isinstance(run, Job)]
     if not runs:
         return {}
@@ -144,7 +152,8 @@ def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> lis
     if table.x is None:
         pictures.gains(arms, table.reference, files[0])
     else:
-        pictures.against_number(arms, _costs(results), table.x, files[0])
+        costs = _costs(results) if results else {}
+        pictures.against_number(arms, costs, table.x, files[0])
     pictures.crops(_versions(part, store), files[1])
     if results:
         files.append(_file(stem, "_curves.png"))

@@ -105,7 +105,7 @@ def against_number(
 
     Args:
         arms: Their names are numbers.
-        costs: By unit, each arm's.
+        costs: By unit, each arm's as far as they are known.
         label: Of the number.
         path: PNG to write.
     """
@@ -119,7 +119,8 @@ def against_number(
         axis.errorbar(x, [value.mean for value in found], errors, marker="o", capsize=3)
         _finish(axis, x, label, f"{images}, PSNR (dB)")
     for (unit, by_arm), axis in zip(costs.items(), axes[len(sets) :], strict=True):
-        axis.plot(x, [by_arm[name] for name in arms], marker="o", color="tab:gray")
+        measured = [name for name in arms if name in by_arm]  # not of given students
+        axis.plot([*map(float, measured)], [by_arm[name] for name in measured], "o-", color="gray")
         _finish(axis, x, label, unit)
     figure.savefig(path, dpi=120)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import nn
 
-from benchmarks.tables import provenance
+from benchmarks import provenance
 from benchmarks.tables.job import Job, Teacher
 from benchmarks.tables.scoring import score
 from benchmarks.tables.sets import ImageSet
@@ -156,7 +157,7 @@ class Store:
 
 def write(path: Path, content: object) -> None:
     """Write JSON, at once or not at all."""
-    partial = path.with_name(f"{path.name}.part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write it, too
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
 

@@ -15,6 +15,8 @@ from benchmarks.tables.sets import ImageSet
 from benchmarks.tables.store import Given, Trained
 from examples.restoration.sources import KNOWN
 
+WEIGHTS = {"dcr_weight", "dmm_weight"}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -100,7 +102,8 @@ def parts(table: Table, options: Options, device: str) -> list[Part]:
 
 def _part(table: Table, options: Options, device: str, block: Block) -> Part:
     budget = BUDGETS[options.budget]
-    options = replace(options, losses={"balance": budget.balance, **options.losses})
+    fixed = {"balance": 0} if options.losses.keys() & WEIGHTS else {}  # they mean themselves
+    options = replace(options, losses={**budget.losses, **fixed, **options.losses})
     block = replace(block, student=options.student or block.student)
     recipe, teacher_recipe = budget.recipes(block, options.recipe)
     source = options.teacher or (None if teacher_recipe else _known(block))
@@ -131,7 +134,9 @@ def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[T
     job = replace(
         like,
         method=arm.method,
-        settings=losses.settings_of(arm.method, settings, like.recipe),
+        settings=losses.settings_of(
+            arm.method, settings, like.recipe, like.network, like.block.scale
+        ),
         teacher=None if arm.method == "scratch" else like.teacher,
     )
     return [replace(job, seed=seed) for seed in seeds]

@@ -31,6 +31,7 @@ class Run:
             included, and is called with `target=`; its distances, if any, are recorded too.
         validate: PSNR of the student, asked for on every process; or None to skip.
         settings: whatever determines the weights; a checkpoint of other settings is refused.
+        keeps: whether checkpoints are written.
         workers: processes that read crops ahead, each process its own; 0 reads between steps.
         records: losses and now and then the PSNR, each with its `step`.
         step: optimizer steps done.
@@ -47,6 +48,7 @@ class Run:
     whole: bool = False
     validate: Callable[[nn.Module], float] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    keeps: bool = True
     workers: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0

@@ -61,7 +61,7 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
             run.step += 1
             progress.step()
             stop = _agreed(bool(signals), accelerator)
-            keep = stop or run.due(checkpoint_every)
+            keep = run.keeps and (stop or run.due(checkpoint_every))
             if look or keep or run.due(LOG_EVERY):
                 _record(run, parts, progress)
             if keep and main:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from restoration import backbones
 from safetensors.torch import load_file
 
 from benchmarks import baselines
-from benchmarks.tables import losses, results, study
+from benchmarks.tables import cost, losses, pictures, results, study
 from benchmarks.tables.arms import TABLES
+from benchmarks.tables.budgets import BUDGETS
 from benchmarks.tables.images import images
 from benchmarks.tables.job import Job
 from benchmarks.tables.store import Store
@@ -46,7 +48,7 @@ def make(method, settings=None, **changes):
         "block": block,
         "network": "tiny",
         "method": method,
-        "settings": losses.settings_of(method, settings or {}, RECIPE),
+        "settings": losses.settings_of(method, settings or {}, RECIPE, "tiny", 2),
         "recipe": RECIPE,
         "seed": 0,
         "images": images("smoke", "sr", 2, ()),
@@ -169,6 +171,7 @@ def test_identity_follows_from_what_determines_the_weights():
     ("table", "arm", "expected"),
     [
         ("table7", "DMM 0.01", {"dcr_weight": 0.02, "dmm_weight": 0.01, "form": "cross_entropy"}),
+        ("table7", "DMM 0.01", {"balance": None}),
         ("table7", "released DMM 0.01", {"dmm_weight": 0.01, "form": "released"}),
         ("table5", "DMM", {"dcr_weight": 0.0, "balance": 0.3}),
         ("table6", "mix", {"dcr_weight": 0.02, "degradation": "mix", "num_negatives": 5}),
@@ -186,11 +189,63 @@ def test_an_arms_own_settings_win_over_the_command_lines(table, arm, expected):
     assert {name: settings[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("said", "balance"),
+    [
+        ({}, 0.3),
+        ({"num_negatives": 2}, 0.3),
+        ({"dcr_weight": 0.1}, None),
+        ({"dmm_weight": 0.0}, None),
+        ({"dcr_weight": 0.1, "balance": 0.5}, 0.5),
+        ({"balance": 0}, None),
+    ],
+)
+def test_given_weights_mean_themselves(said, balance):
+    chosen = study.Options("table5", "smoke", losses=said)
+    (part,) = study.parts(TABLES["table5"], chosen, "cpu")
+    assert part.arms["DCR+DMM"][0].settings["balance"] == balance
+    assert part.arms["neither"][0].settings == {}
+
+
+def test_sizes_of_the_command_line_are_of_the_whole_run():
+    block = replace(TABLES["table3"].blocks[1], student="restormer-student")
+    student, _ = BUDGETS["paper"].recipes(block, {"batch_size": 8, "crop": 64})
+    assert {(stage.crop, stage.batch_size) for stage in student.all_stages} == {(64, 8)}
+
+
+def test_the_paper_budgets_methods_are_the_released_ones():
+    """DUKD's configurations of each network, and the DMM that the paper's weight belongs to."""
+    recipe = SMALL_SR
+    for network, scale, expected in (
+        ("rcan-student", 2, {"probability": 0.0}),
+        ("rcan-student", 3, {"weight": 0.5, "logits_weight": 0.5, "zoom_out": True}),
+        ("swinir-student", 4, {"weight": 0.2, "logits_weight": 0.2}),
+        ("tiny", 2, {}),
+    ):
+        settings = losses.settings_of("dukd", {}, recipe, network, scale)
+        assert settings == expected
+        student, teacher = (backbones.build("tiny", 2) for _ in range(2))
+        losses.build("dukd", settings, student, teacher, None, seed=0)
+    assert BUDGETS["paper"].losses == {"form": "released"}
+
+
+def test_each_seed_has_its_own_transforms():
+    student, teacher = backbones.build("tiny", 2), backbones.build("small", 2)
+    for method, settings in (("dukd", {}), ("dckd_star", make("dckd_star")[1].settings)):
+        arms = [losses.build(method, settings, student, teacher, "compact", s) for s in (0, 1)]
+        assert [arm.terms[-1].seed for arm in arms] == [1, 3]
+
+
+def test_a_measured_step_writes_no_checkpoint(store, monkeypatch):
+    monkeypatch.setattr("examples.restoration.trainer.save", None)  # a call would fail
+    assert cost.step_seconds(make("logits")[1], store) > 0
+
+
 def test_settings_reach_the_losses():
     student, teacher = backbones.build("tiny", 2), backbones.build("small", 2)
     said = {"balance": 0.3, "degradation": "blur", "interval": 7, "num_negatives": 2}
     said |= {"level_weights": [1, 0, 0, 0, 0], "form": "released", "logits_weight": 0.5}
-    settings = losses.settings_of("dckd", said, SMALL_SR)
+    settings = losses.settings_of("dckd", said, SMALL_SR, "tiny", 2)
     logits, dckd = losses.build("dckd", settings, student, teacher, "compact", seed=4).terms
     assert logits.weight == 0.5
     assert (dckd.balance, dckd.dcr.level_weights, dckd.dmm.form) == (
@@ -205,7 +260,8 @@ def test_settings_reach_the_losses():
 
 def test_the_papers_schedule_is_the_default():
     """1000, 2000, 3000 steps, one more every 100,000 of 250,000."""
-    settings = losses.settings_of("dckd", {}, Recipe(iterations=250_000, batch_size=16, crop=48))
+    recipe = Recipe(iterations=250_000, batch_size=16, crop=48)
+    settings = losses.settings_of("dckd", {}, recipe, "rcan-student", 2)
     student = backbones.build("tiny", 2)
     arm = losses.build("dckd", settings, student, student, "compact", seed=0)
     history = arm.terms[1].history
@@ -244,6 +300,13 @@ def test_what_the_last_fifth_of_a_run_gained():
         records[step // 10 - 1]["psnr"] = psnr
     assert results.late_gain(records) == pytest.approx(0.25)
     assert results.late_gain([{"step": 4.0, "psnr": 30.0}]) == 0  # one look at all
+
+
+def test_figure_8_without_what_a_given_students_step_costs(tmp_path):
+    arms = {n: {"Set5": {"psnr": [30.0], "ssim": [0.9]}} for n in ("3", "5")}
+    for costs in ({}, {"ms a step": {"3": 20.0}}):
+        pictures.against_number(arms, costs, "negatives", tmp_path / "x.png")
+        assert (tmp_path / "x.png").stat().st_size > 0
 
 
 def test_means_deviations_and_paired_gains():

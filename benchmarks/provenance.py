@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def command(module: str = "benchmarks.tables") -> str:
