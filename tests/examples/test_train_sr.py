@@ -439,6 +439,11 @@ class TestBadInput:
         bad.write_bytes(good.read_bytes()[:400])
         refused(["--data", bad.parent], str(bad), "--skip-bad")
         line = [*small, "--method", "scratch", "--data", bad.parent, "--skip-bad"]
+            (
+                ["--teacher", "swinir-x2"],
+                ["got --teacher swinir-x2 for tiny", "--backbone swinir-student or swinir-light:"],
+            ),
+            (["--teacher", "https://a/b.pth"], ["b.pth for tiny", "or rcan-student or nafnet"]),
         assert main(monkeypatch, *line) == 0
 
     def test_weights_that_are_cut_or_altered(self, refused: Any, tmp_path: Path) -> None:
