@@ -243,6 +243,16 @@ class TestMethods:
         assert students[0] == students[1]
         assert all(a != b for a, b in combinations(students[1:], 2))
 
+    def test_a_weight_given_alone_is_fixed(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The small recipe balances, which would leave a single loss's weight without effect."""
+        students = []
+        for line in ([], ["--dcr-weight", 0.2], ["--dcr-weight", 0.2, "--balance", 0.3]):
+            assert main(monkeypatch, *small, "--method", "dcr", *line) == 0
+            students.append(weights(tmp_path))
+        assert students[0] == students[2] != students[1]
+
     def test_the_seed_decides(
         self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -411,11 +421,29 @@ class TestBadInput:
             (["--dcr-weight", -1], ["--dcr-weight -1.0; expected 0 or more"]),
             (["--dmm-weight", "nan"], ["--dmm-weight nan; expected 0 or more"]),
             (["--dmm-weight", -1, "--method", "logits"], ["--dmm-weight -1.0"]),
+            (
+                ["--dcr-weight", 0.2, "--method", "dmm"],
+                ["for --method dmm; expected --method dcr or"],
+            ),
+            (
+                ["--dmm-weight", 0.2, "--method", "dcr"],
+                ["for --method dcr; expected --method dmm or"],
+            ),
+            (["--dcr-weight", 0, "--method", "scratch"], ["--dcr-weight 0.0 for --method scratch"]),
+            (
+                ["--balance", 0.3, "--method", "logits"],
+                ["got --balance 0.3 for --method logits; expected --method dcr or dmm or dckd"],
+            ),
             (["--balance", -1], ["balance must be a finite number above 0"]),
             (["--seed", -1], ["Seed must be between"]),
             (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
             (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
             (["--teacher", "no.safetensors"], ["no.safetensors: no such file"]),
+            (
+                ["--teacher", "swinir-x2"],
+                ["got --teacher swinir-x2 for tiny", "--backbone swinir-student or swinir-light:"],
+            ),
+            (["--teacher", "https://a/b.pth"], ["b.pth for tiny", "or rcan-student or nafnet"]),
         ],
     )
     def test_options(self, refused: Any, args: list[object], parts: list[str]) -> None:
@@ -439,11 +467,6 @@ class TestBadInput:
         bad.write_bytes(good.read_bytes()[:400])
         refused(["--data", bad.parent], str(bad), "--skip-bad")
         line = [*small, "--method", "scratch", "--data", bad.parent, "--skip-bad"]
-            (
-                ["--teacher", "swinir-x2"],
-                ["got --teacher swinir-x2 for tiny", "--backbone swinir-student or swinir-light:"],
-            ),
-            (["--teacher", "https://a/b.pth"], ["b.pth for tiny", "or rcan-student or nafnet"]),
         assert main(monkeypatch, *line) == 0
 
     def test_weights_that_are_cut_or_altered(self, refused: Any, tmp_path: Path) -> None:
@@ -530,7 +553,7 @@ class TestBadInput:
             (["--iterations", 9], "iterations was 3, is 9"),
             (["--crop", 9], "crop was 8, is 9"),
             (["--method", "scratch"], "method was logits, is scratch"),
-            (["--dcr-weight", 0.5], "dcr_weight was 0.1, is 0.5"),
+            (["--method", "dcr", "--dcr-weight", 0.5], "dcr_weight was 0.1, is 0.5"),
             (["--mixed-precision", "bf16"], "precision was no, is bf16"),
             (["--data", sets / "val"], "data was crc32"),
             (["--teacher", teacher], "teacher was crc32"),
