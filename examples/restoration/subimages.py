@@ -57,10 +57,11 @@ def plan(root: Path, scales: Sequence[int]) -> list[Cut]:
     cuts = []
     for name, hq, lq in find_pairs(root, 1, parts=False):
         assert lq is not None
-        kind = next(part for part in reversed(lq.parts) if part in DEGRADED)
-        for source, folder in ((lq, f"{kind}_crops"), (hq, f"{DEGRADED[kind]}_crops")):
+        folders = zip(lq.parts, hq.parts, strict=True)
+        kinds = [kinds for kinds in folders if kinds[1] in DEGRADED.get(kinds[0], ())][-1]
+        for source, kind in zip((lq, hq), kinds, strict=True):
             flat = name.replace("/", "-")  # GoPro's sequences
-            cuts.append(Cut(source, root / folder, flat, DEBLUR_SIZE, DEBLUR_STEP))
+            cuts.append(Cut(source, root / f"{kind}_crops", flat, DEBLUR_SIZE, DEBLUR_STEP))
     return cuts
 
 

@@ -174,6 +174,8 @@ class TestResults:
         assert max(map(len, recipe.splitlines())) <= 100 + len(str(folder))
         for fact in ("l1 + kd + 0.1 dcr", "9,492 parameters", "152,332", "compact", "seed 3"):
             assert fact in recipe
+        for name in ("train", "val"):
+            assert f"{name}: its images are shrunk by MATLAB's bicubic\n" in recipe
         assert table.splitlines()[0].split() == ["bicubic", "student", "teacher"]
         scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["val"]["val"]
         for score in scores.values():
