@@ -77,6 +77,26 @@ def _plan_scale(root: Path, scale: int) -> list[Cut]:
     ]
 
 
+def check(cuts: Sequence[Cut]) -> None:
+    """Require images that can be cut, by their headers, before the first of them is.
+
+    Raises:
+        ValueError: For an unreadable image, one smaller than a part, or LR that is not its ground
+            truth's size by the scale.
+    """
+    truths: dict[str, tuple[Path, tuple[int, int]]] = {}
+    for cut in cuts:
+        _places(cut)
+        height, width = image_size(cut.source)
+        truth, size = truths.setdefault(cut.name, (cut.source, (height, width)))
+        expected = size if cut.shrink else tuple(side // cut.unit for side in size)
+        if (height, width) != expected:
+            raise ValueError(
+                f"{cut.source}: got {width}x{height}; expected {expected[1]}x{expected[0]}, "
+                f"as {truth} is {size[1]}x{size[0]}"
+            )
+
+
 def do(cut: Cut) -> int:
     """Write the parts of an image that are not there; how many those were.
 
