@@ -17,7 +17,7 @@ from pathlib import Path
 
 from restoration.console import exit_status, refusing
 from restoration.layouts import UNFINISHED
-from restoration.subimages import do, plan
+from restoration.subimages import check, do, plan
 from tqdm import tqdm
 
 
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if args.workers < 1:
         raise ValueError(f"got --workers {args.workers}; expected 1 or more")
     todo = plan(args.data, args.scales)
+    check(todo)  # what fails later leaves the mark, and would fail the same way again
     mark, made = args.data / UNFINISHED, 0
     mark.touch()  # until it is gone, nobody trains on half a set
     with ProcessPoolExecutor(args.workers, initializer=leave_signals) as pool:

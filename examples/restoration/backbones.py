@@ -31,7 +31,7 @@ def build(name: str, scale: int) -> nn.Module:
 
     Returns:
         (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped; has attributes
-        `backbone`, its name, and `scale`.
+        `backbone`, its name ("custom" for a small network of another shape), and `scale`.
 
     Raises:
         ValueError: Another name, or a scale that this network is not for.
@@ -111,9 +111,10 @@ def multiply_adds(model: nn.Module, height: int, width: int) -> int:
 
 def _small(channels: int, blocks: int, scale: int) -> ResidualNetwork:
     """A network of one of the small kinds."""
-    if scale == 1:
-        return ResidualSameSize(channels, blocks)
-    return ResidualSR(channels, blocks, scale)
+    shape = channels, blocks
+    model = ResidualSameSize(*shape) if scale == 1 else ResidualSR(*shape, scale)
+    model.backbone = _name(model)
+    return model
 
 
 def _architectures(name: str) -> ModuleType:

@@ -59,7 +59,7 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     ) as error:
         raise RuntimeError(
             f"{path}: cut short, altered or not a checkpoint of this script: {error}; "
-            "without --resume the run starts anew"
+            "once it is removed the run starts anew"
         ) from error
     now = json.loads(json.dumps(settings))
     odd = [name for name in {**then, **now} if then.get(name) != now.get(name)]

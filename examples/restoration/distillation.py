@@ -18,6 +18,8 @@ from .data import Pair, PairFiles
 from .options import METHODS, WEIGHTS
 from .recipes import Recipe
 from .run import Run
+from .sources import KNOWN
+from .specifications import teacher_of
 
 TEACHER_BACKBONE = "small"  # what the embedded teachers are
 DECISIVE = ("task", "scale", "backbone", "method", "seed")  # besides the recipe and what is read
@@ -39,12 +41,29 @@ def open_teacher(args: argparse.Namespace, embedded: Path | None) -> nn.Module |
             f"--method scratch --backbone {TEACHER_BACKBONE} and pass it by --teacher"
         )
     else:
+        _refuse_known(str(source), args.backbone)
         teacher = backbones.load(source)
     if teacher.scale != scale:
         raise ValueError(f"{source}: a network for x{teacher.scale}; expected x{scale}")
     if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
         raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
     return teacher
+
+
+def _refuse_known(source: str, backbone: str) -> None:
+    """Require a file of a small network's teacher: names and URLs are of the paper's networks."""
+    known = KNOWN.get(source)
+    if known is None and "://" not in source:
+        return
+    students = [
+        name
+        for name in backbones.SPECIFICATIONS
+        if name != teacher_of(name) and (known is None or teacher_of(name) == known.backbone)
+    ]
+    raise ValueError(
+        f"got --teacher {source} for {backbone}; expected a file, or --backbone "
+        f"{' or '.join(students)}: names and URLs are of the paper's networks"
+    )
 
 
 def distillation(args: argparse.Namespace, student: nn.Module, recipe: Recipe) -> DCKDLoss | None:

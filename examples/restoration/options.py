@@ -61,10 +61,10 @@ def _add_recipe(made: argparse.ArgumentParser) -> None:
     add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument
     text = "the backbone's from the paper, or one of minutes (default: small)"
     add("--recipe", choices=["small", "paper"], default="small", help=text)
-    for option, meaning in SIZES.items():
-        add(f"--{option.replace('_', '-')}", type=int, metavar="N", help=meaning)
-    for option in WEIGHTS:
-        add(f"--{option.replace('_', '-')}", type=float, metavar="W", help="of its loss")
+    for name, meaning in SIZES.items():
+        add(_option(name), type=int, metavar="N", help=meaning)
+    for name in WEIGHTS:
+        add(_option(name), type=float, metavar="W", help="of its loss; fixed without --balance")
     text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
     add("--balance", type=float, metavar="F", help=text)
 
@@ -101,8 +101,8 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
     """The recipe with what the command line changes in it.
 
     Raises:
-        ValueError: the paper has none for this backbone, a number is out of range, or the
-            processes cannot share a step's crops equally.
+        ValueError: the paper has none for this backbone, a number is out of range or of a loss
+            that the method does not have, or the processes cannot share a step's crops equally.
     """
     recipe = SMALL.get(args.backbone, SMALL[args.task])
     if args.recipe == "paper":
@@ -117,16 +117,44 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
         recipe = replace(recipe, batch_size=total).with_constant("batch_size")
     if args.crop is not None:
         recipe = replace(recipe, crop=args.crop).with_constant("crop")
-    for name in WEIGHTS:
-        weight = getattr(args, name)
-        if weight is not None and not 0 <= weight < float("inf"):
-            raise ValueError(f"got --{name.replace('_', '-')} {weight}; expected 0 or more")
-        recipe = recipe if weight is None else replace(recipe, **{name: weight})
-    if args.balance is not None:
-        recipe = replace(recipe, balance=check_fraction(args.balance or None))
+    recipe = _weighted(recipe, args)
     check_shares(recipe, accelerator.num_processes, accelerator.gradient_accumulation_steps)
     _check_outputs(recipe, args.scale)
     return recipe
+
+
+def _weighted(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The recipe with the command line's weights, which are fixed unless it balances them too."""
+    _refuse_idle(args)
+    for name in WEIGHTS:
+        weight = getattr(args, name)
+        if weight is not None:
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"got {_option(name)} {weight}; expected 0 or more")
+            recipe = replace(recipe, balance=None, **{name: weight})
+    if args.balance is not None:
+        recipe = replace(recipe, balance=check_fraction(args.balance or None))
+    return recipe
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse weights of losses that the method does not have."""
+    for name in (*WEIGHTS, "balance"):
+        having = [
+            method
+            for method, terms in METHODS.items()
+            if terms and dict(zip(WEIGHTS, terms, strict=True)).get(name, True)
+        ]
+        value = getattr(args, name)
+        if value is not None and args.method not in having:
+            raise ValueError(
+                f"got {_option(name)} {value} for --method {args.method}; expected --method "
+                f"{' or '.join(having)}"
+            )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_outputs(recipe: Recipe, scale: int) -> None:

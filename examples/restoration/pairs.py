@@ -76,8 +76,7 @@ def load_pairs(
         BadImageError: For an unreadable file.
         ValueError: As `layouts.find_pairs`, or for sizes that do not fit the scale.
     """
-    found = _find(Path(folder), scale, degradation)
-    return list(_readable(found, lambda i: _read(found[i], scale, degradation, i), skip_bad))
+    return _load(_find(Path(folder), scale, degradation), scale, skip_bad, degradation)
 
 
 class PairFiles(Sequence[Pair]):
@@ -117,14 +116,18 @@ def open_pairs(
     skip_bad: bool = False,
     degradation: Degradation | None = None,
     memory: float = MEMORY,
+    held_out: bool = False,
 ) -> Sequence[Pair]:
-    """A data set by `load_pairs` if its pixels take so many gigabytes at most, else `PairFiles`."""
-    found = _find(Path(folder), scale, degradation)
+    """A data set by `load_pairs` if its pixels take so many gigabytes at most, else `PairFiles`.
+
+    One that is held out, to be scored, is chosen as by `layouts.find_pairs`.
+    """
+    found = _find(Path(folder), scale, degradation, held_out)
     headers = _readable(found, lambda i: (found[i], image_size(found[i].hq)), skip_bad)
     files = PairFiles([file for file, _ in headers], scale, degradation)
     if 3 * (1 + scale**2) * sum(h * w for h, w in files.sizes) > memory * 1e9:
         return files
-    return load_pairs(folder, scale, skip_bad=skip_bad, degradation=degradation)
+    return _load(found, scale, skip_bad, degradation)
 
 
 def open_sets(folders: Sequence[Path], scale: int, **reading: Any) -> dict[str, Sequence[Pair]]:
@@ -134,7 +137,8 @@ def open_sets(folders: Sequence[Path], scale: int, **reading: Any) -> dict[str, 
     if len(set(names)) < len(names):
         raise ValueError(f"got --val folders {', '.join(names)}; expected different names")
     return {
-        name: open_pairs(folder, scale, **reading) for name, folder in zip(names, sets, strict=True)
+        name: open_pairs(folder, scale, held_out=True, **reading)
+        for name, folder in zip(names, sets, strict=True)
     }
 
 
@@ -155,12 +159,20 @@ def _readable(found: Sequence[Files], read: Callable[[int], T], skip_bad: bool) 
         )
 
 
-def _find(root: Path, scale: int, degradation: Degradation | None) -> list[Files]:
+def _load(
+    found: Sequence[Files], scale: int, skip_bad: bool, degradation: Degradation | None
+) -> list[Pair]:
+    return list(_readable(found, lambda i: _read(found[i], scale, degradation, i), skip_bad))
+
+
+def _find(
+    root: Path, scale: int, degradation: Degradation | None, held_out: bool = False
+) -> list[Files]:
     if scale < 1:
         raise ValueError(f"got scale {scale}; expected 1 or more")
     if degradation is not None and not has_pairs(root):
         return find_images(root)
-    return find_pairs(root, scale)
+    return find_pairs(root, scale, held_out=held_out)
 
 
 def _read(files: Files, scale: int, degradation: Degradation | None, index: int) -> Pair:

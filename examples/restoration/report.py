@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from . import backbones, figures
 from .data import Pair
 from .degrade import Image
 from .evaluation import Scores, degraded, evaluate, restore
+from .layouts import lacks_pairs, sets_in
 from .metrics import protocol
 from .recipes import Recipe
 from .run import Run
 
+MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
 PICTURES = 4  # images in side_by_side.png at most
 
 Models = Mapping[str, nn.Module | None]  # by name; the input, which is None, first
@@ -67,7 +69,7 @@ def description(
     lines = {
         "method": f"{args.method}: {' + '.join(losses)}{balanced}, seed {args.seed}",
         "data": f"{len(job.crops.pairs)} images of {args.data or 'scikit-image'}, scale "
-        f"{args.scale}",
+        f"{args.scale}{''.join(made_of(args))}",
         "student": f"{args.backbone}, {cost(job.student)}",
         "teacher": "none" if teacher is None else cost(teacher),
         "encoder": "none" if dckd is None else f"{args.encoder}, {history}",
@@ -75,6 +77,15 @@ def description(
         "output": job.folder,
     }
     return "\n".join(f"{name:12}{value}" for name, value in lines.items())
+
+
+def made_of(args: argparse.Namespace) -> Iterator[str]:
+    """A line for each folder whose low-quality images are made; it may be meant to have them."""
+    folders = [] if args.data is None else [(args.data, False)]
+    folders += [(each, True) for folder in args.val or () for each in sets_in(folder)]
+    for folder, held_out in folders:
+        if lacks_pairs(folder, args.scale, held_out=held_out):
+            yield f"\n{'':12}no pairs in {folder}: its images are {MADE[args.task]}"
 
 
 def recipe_lines(recipe: Recipe, processes: str) -> dict[str, str]:

@@ -57,10 +57,11 @@ def plan(root: Path, scales: Sequence[int]) -> list[Cut]:
     cuts = []
     for name, hq, lq in find_pairs(root, 1, parts=False):
         assert lq is not None
-        kind = next(part for part in reversed(lq.parts) if part in DEGRADED)
-        for source, folder in ((lq, f"{kind}_crops"), (hq, f"{DEGRADED[kind]}_crops")):
+        folders = zip(lq.parts, hq.parts, strict=True)
+        kinds = [kinds for kinds in folders if kinds[1] in DEGRADED.get(kinds[0], ())][-1]
+        for source, kind in zip((lq, hq), kinds, strict=True):
             flat = name.replace("/", "-")  # GoPro's sequences
-            cuts.append(Cut(source, root / folder, flat, DEBLUR_SIZE, DEBLUR_STEP))
+            cuts.append(Cut(source, root / f"{kind}_crops", flat, DEBLUR_SIZE, DEBLUR_STEP))
     return cuts
 
 
@@ -74,6 +75,26 @@ def _plan_scale(root: Path, scale: int) -> list[Cut]:
         Cut(f.lq or f.hq, folder, f.name, shrink=f.lq is None, **numbers)
         for f in find_pairs(root, scale, parts=False)
     ]
+
+
+def check(cuts: Sequence[Cut]) -> None:
+    """Require images that can be cut, by their headers, before the first of them is.
+
+    Raises:
+        ValueError: For an unreadable image, one smaller than a part, or LR that is not its ground
+            truth's size by the scale.
+    """
+    truths: dict[str, tuple[Path, tuple[int, int]]] = {}
+    for cut in cuts:
+        _places(cut)
+        height, width = image_size(cut.source)
+        truth, size = truths.setdefault(cut.name, (cut.source, (height, width)))
+        expected = size if cut.shrink else tuple(side // cut.unit for side in size)
+        if (height, width) != expected:
+            raise ValueError(
+                f"{cut.source}: got {width}x{height}; expected {expected[1]}x{expected[0]}, "
+                f"as {truth} is {size[1]}x{size[0]}"
+            )
 
 
 def do(cut: Cut) -> int:

@@ -59,6 +59,7 @@ def test_each_output_pixel_sees_its_own_place() -> None:
 def test_sizes(name: str, parameters: int) -> None:
     model = build(name, 2)
     assert sum(p.numel() for p in model.parameters()) == parameters
+    assert (model.backbone, model.scale, build(name, 1).backbone) == (name, 2, name)
     # Every weight, and no bias, multiplies once at each LR pixel.
     weights = sum(p.numel() for p in model.parameters() if p.ndim == 4)
     assert multiply_adds(model, 1, 1) == weights

@@ -34,7 +34,9 @@ def test_differing_settings_are_all_named(path: Path) -> None:
 @pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
 def test_cut_files_are_refused(path: Path, share: float) -> None:
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(RuntimeError, match=r"c\.pt: cut short"):
+    # benchmarks.tables says it too, which has no --resume
+    message = r"c\.pt: cut short.*; once it is removed the run starts anew"
+    with pytest.raises(RuntimeError, match=message):
         checkpoints.load(path, SETTINGS)
 
 

@@ -173,7 +173,7 @@ class TestWhatIsWrongOnDisk:
     def test_lr_of_a_data_set_further_down_does_not_pass_for_hr(self, tmp_path: Path) -> None:
         write(tmp_path / "Set5/HR/a.png", noise(8, 8))
         write(tmp_path / "Set5/LR_bicubic/X2/a.png", noise(4, 4))
-        with pytest.raises(ValueError, match="inside LR_bicubic; expected the folder that holds"):
+        with pytest.raises(ValueError, match="LR_bicubic: named as LR images are; expected"):
             load_pairs(tmp_path, 2)
 
     def test_two_files_of_one_name(self, tmp_path: Path) -> None:

@@ -338,5 +338,5 @@ def test_command_says_what_a_task_has_no_use_for(tmp_path: Path, here: Any) -> N
     Pillow.fromarray(smooth(0)).save(tmp_path / "plain" / "a.png")
     refused(
         here("--data", tmp_path / "plain", "--model", "input", task="derain"),
-        "found no pairs; expected folders input and target or blur and sharp",
+        "found no pairs; expected folders input with target or gt, blur with sharp",
     )

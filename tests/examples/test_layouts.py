@@ -20,7 +20,13 @@ def write(path: Path, image: np.ndarray | None = None) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("lq", "hq"), [("input", "target"), ("blur", "sharp")])
+@pytest.mark.parametrize(
+    ("lq", "hq"),
+    [
+        *(("input", "target"), ("input", "gt"), ("blur", "sharp"), ("blur", "gt"), ("lq", "gt")),
+        *(("rain", "norain"), ("rain", "gt"), ("rainy", "gt"), ("rainy", "clean")),
+    ],
+)
 def test_pairs_of_one_size(lq: str, hq: str, tmp_path: Path) -> None:
     write(tmp_path / lq / "a.png", noise(9, 7, 1))
     write(tmp_path / hq / "a.bmp", noise(9, 7, 2))
@@ -41,6 +47,20 @@ def test_gopros_sequences(tmp_path: Path) -> None:
         *("GOPR0372_07_00/000047", "GOPR0372_07_01/000047"),
     ]
     np.testing.assert_array_equal(pairs[1].lq, noise(8, 8, len("blur")))
+
+
+def test_names_that_begin_with_their_folders(tmp_path: Path) -> None:
+    """RealBlur's."""
+    for scene in ("scene001", "scene002"):
+        for kind in ("blur", "gt"):
+            for number in (1, 10):
+                path = tmp_path / scene / kind / f"{kind}_{number}.png"
+                write(path, noise(8, 8, number + len(kind)))
+    pairs = load_pairs(tmp_path, 1)
+    assert [pair.name for pair in pairs[:2]] == ["scene001/1", "scene001/10"]
+    assert len(pairs) == 4
+    np.testing.assert_array_equal(pairs[1].lq, noise(8, 8, 10 + len("blur")))
+    np.testing.assert_array_equal(pairs[1].hq, noise(8, 8, 10 + len("gt")))
 
 
 def test_train_and_test_are_not_mixed(tmp_path: Path) -> None:
@@ -76,8 +96,48 @@ def test_sub_images_stand_for_their_images(tmp_path: Path) -> None:
     assert [files.name for files in find_pairs(tmp_path, 2)] == ["0001_s001"]
     (tmp_path / UNFINISHED).touch()
     for scale in (1, 2):
-        with pytest.raises(ValueError, match="unfinished sub-images"):
+        with pytest.raises(ValueError, match=rf"{UNFINISHED}: sub-images are unfinished"):
             find_pairs(tmp_path, scale)
+
+
+@pytest.mark.parametrize("suffix", ["", "x2"])
+def test_basicsrs_test_sets(suffix: str, tmp_path: Path) -> None:
+    root = tmp_path / "Set5"
+    for name in ("baby", "bird"):
+        write(root / "GTmod12" / f"{name}.png", noise(12, 24, len(name)))
+        write(root / "LRbicx2" / f"{name}{suffix}.png", noise(6, 12, 9))
+        write(root / "LRbicx4" / f"{name}.png", noise(3, 6, 9))
+        write(root / "original" / f"{name}.png", noise(13, 25))
+    pairs = open_sets([root], 2)["Set5"]
+    assert [pair.name for pair in pairs] == ["baby", "bird"]
+    np.testing.assert_array_equal(pairs[0].hq, noise(12, 24, len("baby")))
+    np.testing.assert_array_equal(pairs[0].lq, noise(6, 12, 9))
+    ((_, hq, lq), _) = find_pairs(root, 3)  # no LR of this scale
+    assert (hq, lq) == (root / "GTmod12" / "baby.png", None)
+
+
+class TestDIV2K:
+    def test_sub_images_only_where_lr_was_cut_too(self, tmp_path: Path) -> None:
+        hr, lr = tmp_path / "DIV2K_train_HR", tmp_path / "DIV2K_train_LR_bicubic"
+        write(hr / "0001.png")
+        sub = write(tmp_path / "DIV2K_train_HR_sub" / "0001_s001.png")
+        cut = write(lr / "X2_sub" / "0001_s001.png", noise(4, 4))
+        official = write(lr / "X4" / "0001x4.png", noise(2, 2))
+        assert find_pairs(tmp_path, 2) == [("0001_s001", sub, cut)]
+        assert find_pairs(tmp_path, 4) == [("0001", hr / "0001.png", official)]
+        assert find_pairs(tmp_path, 3) == [("0001_s001", sub, None)]  # no LR at all
+
+    def test_what_is_scored_is_held_out(self, tmp_path: Path) -> None:
+        for kind, number in (("train", 1), ("valid", 801)):
+            write(tmp_path / f"DIV2K_{kind}_HR" / f"{number:04}.png", noise(8, 8))
+            write(tmp_path / f"DIV2K_{kind}_LR_bicubic/X2/{number:04}x2.png", noise(4, 4))
+        assert [pair.name for pair in open_pairs(tmp_path, 2)] == ["0001"]
+        assert [pair.name for pair in load_pairs(tmp_path, 2)] == ["0001"]
+        for memory in (1, 0):
+            scored = open_sets([tmp_path], 2, memory=memory)[tmp_path.name]
+            assert [pair.name for pair in scored] == ["0801"]
+        (tmp_path / "DIV2K_valid_HR").rename(tmp_path / "elsewhere")
+        assert [pair.name for pair in open_sets([tmp_path], 2)[tmp_path.name]] == ["0001"]
 
 
 class TestWhatIsWrong:
@@ -85,7 +145,7 @@ class TestWhatIsWrong:
         with pytest.raises(ValueError, match="absent: found nothing; expected a folder"):
             load_pairs(tmp_path / "absent", 1)
         write(tmp_path / "a.png")
-        message = "found no pairs; expected folders input and target or blur and sharp"
+        message = "found no pairs; expected folders input with target or gt, blur with sharp or gt"
         with pytest.raises(ValueError, match=message):
             load_pairs(tmp_path, 1)
         write(tmp_path / "input" / "a.png")

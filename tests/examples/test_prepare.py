@@ -125,3 +125,31 @@ def test_refusals(tmp_path: Path) -> None:
     done = prepare(tmp_path)
     assert done.returncode == 2
     assert "got 600x500; expected 512x512 or more" in done.stderr
+
+
+def test_what_cannot_be_cut_leaves_no_mark(tmp_path: Path) -> None:
+    """Training would ask for another preparation for ever, which fails the same way."""
+    for kind in ("lq", "gt"):
+        write(tmp_path / kind / "1.png", noise(512, 512))
+        write(tmp_path / kind / "2.png", noise(256, 256))
+    assert "got 256x256; expected 512x512 or more" in prepare(tmp_path).stderr
+    (tmp_path / "lq" / "2.png").write_bytes(b"no image")
+    assert "2.png: cannot be read as an image" in prepare(tmp_path).stderr
+    write(tmp_path / "lq" / "2.png", noise(512, 512))
+    write(tmp_path / "gt" / "2.png", noise(512, 600))
+    stderr = prepare(tmp_path).stderr
+    assert "gt/2.png: got 600x512; expected 512x512, as" in stderr.replace("\\", "/")
+    assert not (tmp_path / UNFINISHED).exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"lq", "gt"}
+    write(tmp_path / "gt" / "2.png", noise(512, 512))
+    assert "4 sub-images written" in prepare(tmp_path).stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"lq", "gt", "lq_crops", "gt_crops"}
+    assert [pair.name for pair in load_pairs(tmp_path, 1)] == ["1_s001", "2_s001"]
+
+
+def test_lr_of_another_scale_is_not_cut(tmp_path: Path) -> None:
+    write(tmp_path / "DIV2K_train_HR" / "0001.png", noise(499, 720))
+    lr = write(tmp_path / "DIV2K_train_LR_bicubic" / "X3" / "0001x3.png", noise(249, 360))
+    stderr = prepare(tmp_path, "--scales", 2, 3).stderr
+    assert f"{lr}: got 360x249; expected 240x166, as" in stderr
+    assert not (tmp_path / UNFINISHED).exists()

@@ -119,6 +119,22 @@ def test_pairs_on_disk_and_resuming(
     assert f"error: {broken}: cannot be read as an image" in stderr.splitlines()[-1]
 
 
+@tasks
+def test_what_is_made_of_images_without_pairs_is_said(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_pairs(tmp_path / "set", task)
+    alone = write_pairs(tmp_path / "plain", task) / LAYOUTS[task][1]
+    monkeypatch.setattr("restoration.task.train", lambda *args, **kwargs: None)
+    monkeypatch.setattr("restoration.task.finish", lambda *args: None)
+    line = ["--method", "scratch", "--crop", 16, "--output", tmp_path / "out", "--data", data]
+    done = {"deblur": "blurred", "derain": "rained on"}[task]
+    for val, said in ((data, []), (alone, [f"no pairs in {alone}: its images are {done}"])):
+        assert main(monkeypatch, SCRIPTS[task], *line, "--val", val) == 0
+        out = capsys.readouterr().out
+        assert [text.strip() for text in out.splitlines() if "no pairs" in text] == said
+
+
 @pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
 @pytest.mark.parametrize(
     ("task", "folder"), [("derain", "derain/Rain100L_dev"), ("deblur", "deblur/REDS_mini")]

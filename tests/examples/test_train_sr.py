@@ -174,6 +174,8 @@ class TestResults:
         assert max(map(len, recipe.splitlines())) <= 100 + len(str(folder))
         for fact in ("l1 + kd + 0.1 dcr", "9,492 parameters", "152,332", "compact", "seed 3"):
             assert fact in recipe
+        for name in ("train", "val"):
+            assert f"{name}: its images are shrunk by MATLAB's bicubic\n" in recipe
         assert table.splitlines()[0].split() == ["bicubic", "student", "teacher"]
         scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["val"]["val"]
         for score in scores.values():
@@ -242,6 +244,16 @@ class TestMethods:
             students.append(weights(tmp_path))
         assert students[0] == students[1]
         assert all(a != b for a, b in combinations(students[1:], 2))
+
+    def test_a_weight_given_alone_is_fixed(
+        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The small recipe balances, which would leave a single loss's weight without effect."""
+        students = []
+        for line in ([], ["--dcr-weight", 0.2], ["--dcr-weight", 0.2, "--balance", 0.3]):
+            assert main(monkeypatch, *small, "--method", "dcr", *line) == 0
+            students.append(weights(tmp_path))
+        assert students[0] == students[2] != students[1]
 
     def test_the_seed_decides(
         self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -411,11 +423,29 @@ class TestBadInput:
             (["--dcr-weight", -1], ["--dcr-weight -1.0; expected 0 or more"]),
             (["--dmm-weight", "nan"], ["--dmm-weight nan; expected 0 or more"]),
             (["--dmm-weight", -1, "--method", "logits"], ["--dmm-weight -1.0"]),
+            (
+                ["--dcr-weight", 0.2, "--method", "dmm"],
+                ["for --method dmm; expected --method dcr or"],
+            ),
+            (
+                ["--dmm-weight", 0.2, "--method", "dcr"],
+                ["for --method dcr; expected --method dmm or"],
+            ),
+            (["--dcr-weight", 0, "--method", "scratch"], ["--dcr-weight 0.0 for --method scratch"]),
+            (
+                ["--balance", 0.3, "--method", "logits"],
+                ["got --balance 0.3 for --method logits; expected --method dcr or dmm or dckd"],
+            ),
             (["--balance", -1], ["balance must be a finite number above 0"]),
             (["--seed", -1], ["Seed must be between"]),
             (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
             (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
             (["--teacher", "no.safetensors"], ["no.safetensors: no such file"]),
+            (
+                ["--teacher", "swinir-x2"],
+                ["got --teacher swinir-x2 for tiny", "--backbone swinir-student or swinir-light:"],
+            ),
+            (["--teacher", "https://a/b.pth"], ["b.pth for tiny", "or rcan-student or nafnet"]),
         ],
     )
     def test_options(self, refused: Any, args: list[object], parts: list[str]) -> None:
@@ -525,7 +555,7 @@ class TestBadInput:
             (["--iterations", 9], "iterations was 3, is 9"),
             (["--crop", 9], "crop was 8, is 9"),
             (["--method", "scratch"], "method was logits, is scratch"),
-            (["--dcr-weight", 0.5], "dcr_weight was 0.1, is 0.5"),
+            (["--method", "dcr", "--dcr-weight", 0.5], "dcr_weight was 0.1, is 0.5"),
             (["--mixed-precision", "bf16"], "precision was no, is bf16"),
             (["--data", sets / "val"], "data was crc32"),
             (["--teacher", teacher], "teacher was crc32"),
