@@ -22,7 +22,12 @@ from examples.restoration.data import Pair, RandomCrops, lq_sizes
 from examples.restoration.recipes import Recipe
 from examples.restoration.run import Run
 
-LOSSES = ("dcr_weight", "dmm_weight", "balance")  # of a recipe; a table's arms have their own
+LOSSES = (
+    "dcr_weight",
+    "dmm_weight",
+    "form",
+    "balance",
+)  # of a recipe; a table's arms have their own
 
 
 class Teacher(Protocol):

@@ -76,7 +76,8 @@ def distillation(args: argparse.Namespace, student: nn.Module, recipe: Recipe) -
     }
     history = HistoryModel(student, interval=recipe.history_interval)
     negatives = NegativeGenerator(history, seed=args.seed)
-    return DCKDLoss(student, args.encoder, negatives=negatives, balance=recipe.balance, **weights)
+    settings = {"form": recipe.form, "balance": recipe.balance}
+    return DCKDLoss(student, args.encoder, negatives=negatives, **settings, **weights)
 
 
 def settings(args: argparse.Namespace, accelerator: Accelerator, job: Run) -> dict[str, Any]:

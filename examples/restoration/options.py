@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from dckd_losses.balance import check_fraction
+from dckd_losses.dmm import FORMS
 
 from . import backbones
 from .pairs import MEMORY, Pair, PairFiles
@@ -65,6 +66,7 @@ def _add_recipe(made: argparse.ArgumentParser) -> None:
         add(_option(name), type=int, metavar="N", help=meaning)
     for name in WEIGHTS:
         add(_option(name), type=float, metavar="W", help="of its loss; fixed without --balance")
+    add("--form", choices=list(FORMS), help="of DMM: Eq. 9's, or the released code's")
     text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
     add("--balance", type=float, metavar="F", help=text)
 
@@ -132,6 +134,8 @@ def _weighted(recipe: Recipe, args: argparse.Namespace) -> Recipe:
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"got {_option(name)} {weight}; expected 0 or more")
             recipe = replace(recipe, balance=None, **{name: weight})
+    if args.form is not None:
+        recipe = replace(recipe, form=args.form)
     if args.balance is not None:
         recipe = replace(recipe, balance=check_fraction(args.balance or None))
     return recipe
@@ -139,12 +143,9 @@ def _weighted(recipe: Recipe, args: argparse.Namespace) -> Recipe:
 
 def _refuse_idle(args: argparse.Namespace) -> None:
     """Refuse weights of losses that the method does not have."""
-    for name in (*WEIGHTS, "balance"):
-        having = [
-            method
-            for method, terms in METHODS.items()
-            if terms and dict(zip(WEIGHTS, terms, strict=True)).get(name, True)
-        ]
+    needed = {"dcr_weight": (0,), "dmm_weight": (1,), "form": (1,), "balance": (0, 1)}
+    for name, terms in needed.items():
+        having = [m for m, has in METHODS.items() if has and any(has[term] for term in terms)]
         value = getattr(args, name)
         if value is not None and args.method not in having:
             raise ValueError(

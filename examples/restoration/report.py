@@ -64,6 +64,7 @@ def description(
     if dckd is not None:
         weights = {"dcr": dckd.dcr_weight, "dmm": dckd.dmm_weight}
         losses += [f"{weight:g} {name}" for name, weight in weights.items() if weight]
+        losses[-1] += " as released" if dckd.dmm_weight and recipe.form == "released" else ""
     balanced = f", balanced to {recipe.balance:g}" if dckd and recipe.balance else ""
     history = f"history moves every {recipe.history_interval} steps"
     lines = {

@@ -77,7 +77,7 @@ class TestPaper:
 
     def test_weights_and_history(self) -> None:
         for recipe in PAPER.values():
-            assert (recipe.dcr_weight, recipe.dmm_weight) == (0.1, 1e-3)
+            assert (recipe.dcr_weight, recipe.dmm_weight, recipe.form) == (0.1, 1e-3, "released")
             assert recipe.history_interval == 1000
 
 

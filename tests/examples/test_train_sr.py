@@ -599,7 +599,7 @@ def test_settings_leave_out_only_what_cannot_matter(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", ["train_sr.py"])
     of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
-    by_recipe = {"recipe", "iterations", "batch_size", "crop", "balance", *WEIGHTS}
+    by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *WEIGHTS}
     by_accelerator = {"mixed_precision", "gradient_accumulation"}
     rest = set(vars(train_sr.arguments())) - of_no_account - by_checksum
     assert rest - by_recipe - by_accelerator == set(DECISIVE)
