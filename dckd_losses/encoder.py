@@ -100,6 +100,7 @@ class VQGANEncoder(FeatureEncoder):
         self._arrange()
 
     @classmethod
+    @torch.inference_mode(False)  # whose tensors could never be saved for backward
     def from_pretrained(
         cls,
         name_or_path: str | PathLike[str],

@@ -37,7 +37,8 @@ class HistoryModel(nn.Module):
         interval: steps between updates at first.
         interval_growth: steps by which the interval grows ...
         growth_every: ... every so many steps.
-        max_interval: the interval's upper bound.
+        max_interval: the interval's upper bound, at least `interval`; None for 3000, the released
+            code's last value, or for `interval` where that is more.
 
     Shape:
         lq (B, 3, h, w) to the student's output for it, without gradient.
@@ -66,16 +67,21 @@ class HistoryModel(nn.Module):
         interval: int = INTERVAL,
         interval_growth: int = INTERVAL_GROWTH,
         growth_every: int = GROWTH_EVERY,
-        max_interval: int = MAX_INTERVAL,
+        max_interval: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        if min(interval, growth_every, max_interval) < 1 or interval_growth < 0:
-            raise ValueError(
-                "interval, growth_every and max_interval must be at least 1, interval_growth at "
-                f"least 0, got {interval}, {growth_every}, {max_interval} and {interval_growth}"
-            )
+        check_number("decay", decay, "in [0, 1)", lambda x: 0 <= x < 1)
+        for name, steps, least in (
+            ("interval", interval, 1),
+            ("interval_growth", interval_growth, 0),
+            ("growth_every", growth_every, 1),
+        ):
+            check_number(name, steps, f"at least {least}", lambda x, least=least: x >= least)
+        if max_interval is None:
+            max_interval = max(MAX_INTERVAL, interval)
+        check_number(
+            "max_interval", max_interval, f"at least interval, {interval}", lambda x: x >= interval
+        )
         self.decay = decay
         self.interval = interval
         self.interval_growth = interval_growth

@@ -147,6 +147,7 @@ class VQGANNetwork(nn.Module):
                 module.to(dtype)
         return self
 
+    @torch.inference_mode(False)  # a first call may be under it, and backward wants it later
     @torch.no_grad()
     def _folded_head(self) -> tuple[Tensor, Tensor]:
         """`quant_conv` and codebook as one 1x1 convolution, made anew where a weight changed."""
