@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -78,6 +81,19 @@ def check_values(name: str, images: Tensor, *, bounded: bool) -> None:
         raise ValueError(f"{name} must be finite, got values from {seen}")
     if bounded and (low < VALUE_RANGE[0] or high > VALUE_RANGE[1]):
         raise ValueError(f"{name} must lie in [0, 1], got values from {seen}")
+
+
+def check_number(name: str, value: object, expected: str, holds: Callable[[float], bool]) -> None:
+    """Require a number of which something holds, such as "above 0".
+
+    Raises:
+        ValueError: with what was seen and what is expected.
+    """
+    if isinstance(value, Real) and holds(float(value)):
+        return
+    kind = "" if isinstance(value, Real) else "a number, "
+    hint = " as text (in YAML, 1e-3 is text and 1.0e-3 a number)" if isinstance(value, str) else ""
+    raise ValueError(f"{name} must be {kind}{expected}, got {value!r}{hint}")
 
 
 def is_recording() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import check_device, check_images
+from dckd_losses.checks import check_device, check_images, check_number
 from dckd_losses.frozen import at_least_float32
 from dckd_losses.unwrap import restore_forward, unwrap_module
 
@@ -71,17 +71,13 @@ class HistoryModel(nn.Module):
     ) -> None:
         super().__init__()
         check_number("decay", decay, "in [0, 1)", lambda x: 0 <= x < 1)
-        for name, steps, least in (
-            ("interval", interval, 1),
-            ("interval_growth", interval_growth, 0),
-            ("growth_every", growth_every, 1),
-        ):
-            check_number(name, steps, f"at least {least}", lambda x, least=least: x >= least)
+        check_number("interval", interval, "at least 1", lambda x: x >= 1)
+        check_number("interval_growth", interval_growth, "at least 0", lambda x: x >= 0)
+        check_number("growth_every", growth_every, "at least 1", lambda x: x >= 1)
         if max_interval is None:
             max_interval = max(MAX_INTERVAL, interval)
-        check_number(
-            "max_interval", max_interval, f"at least interval, {interval}", lambda x: x >= interval
-        )
+        least = f"at least the interval of {interval}"
+        check_number("max_interval", max_interval, least, lambda x: x >= interval)
         self.decay = decay
         self.interval = interval
         self.interval_growth = interval_growth
