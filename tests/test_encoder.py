@@ -325,6 +325,31 @@ def test_any_module_is_an_encoder(images):
         DMMLoss(Pyramid(codes=False))(x, x)
 
 
+@pytest.mark.parametrize(
+    ("found", "seen"),
+    [
+        (lambda x: [x] * 5, "a list of Tensor, Tensor, Tensor, Tensor, Tensor"),
+        (lambda x: [x, x], "a list of Tensor, Tensor"),
+        (lambda x: ([x], [x]), "a tuple of list, list"),
+        (lambda x: x, "a Tensor"),
+        (lambda x: {"levels": [x]}, "a dict"),
+    ],
+)
+def test_an_encoder_that_returns_something_else_is_told(images, found, seen):
+    class Features(nn.Module):
+        def forward(self, x):
+            return found(x)
+
+    x = images(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=rf"Features must return Encoding\(.*, got {seen}$"):
+        DMMLoss(Features())(x, x)
+
+
+def test_from_pretrained_takes_no_module():
+    with pytest.raises(ValueError, match="expected an encoder's name or path here, got Pyramid"):
+        VQGANEncoder.from_pretrained(Pyramid())
+
+
 def test_refuses_what_is_no_encoder():
     with pytest.raises(ValueError, match="a name, a path or a module, got int"):
         as_encoder(3)
