@@ -10,12 +10,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from dckd_losses.first_look import LooksFirst
 from dckd_losses.history import HistoryModel
 from dckd_losses.hooks import InputWatch, StepHook, StudentReference
 from dckd_losses.unwrap import unwrap_module, unwrap_optimizer
 
 
-class Attachable(nn.Module):
+class Attachable(LooksFirst):
     """Base of `DCKDLoss`: the hooks it has outside itself. A copy of it has none.
 
     Args:
@@ -30,13 +31,16 @@ class Attachable(nn.Module):
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
+        if not isinstance(student, nn.Module):
+            raise ValueError(
+                f"student must be a module, got {student!r}: the student comes first, then the "
+                "encoder"
+            )
         self._student = StudentReference(unwrap_module(student))
         self._step_handle: RemovableHandle | None = None
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._watch_handle: RemovableHandle | None = None
         self._watch: InputWatch | None = None
-        self._trusted = False  # whether values were looked at since something changed
-        self.register_load_state_dict_post_hook(_distrust)  # type: ignore[no-untyped-call]
 
     def attach(self, optimizer: object, source: nn.Module | None = None) -> Self:
         """Let history follow the student: count this optimizer's real steps from now on.
@@ -106,8 +110,8 @@ class Attachable(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no hooks anywhere, so it is detached."""
-        hooks = {"_step_handle": None, "_watch_handle": None, "_watch": None}
-        return {**self.__dict__, **hooks, "_optimizer": None, "_trusted": False}
+        hooks = {"_step_handle": None, "_watch_handle": None, "_watch": None, "_optimizer": None}
+        return {**super().__getstate__(), **hooks}
 
 
 def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
@@ -118,9 +122,3 @@ def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
             "this optimizer trains no parameter of the student that the loss was made from: attach "
             "the student's own optimizer, or pass source="
         )
-
-
-def _distrust(module: nn.Module, keys: object) -> None:
-    """Look at values again after new state was loaded."""
-    assert isinstance(module, Attachable)
-    module._trusted = False

@@ -7,8 +7,16 @@ from os import PathLike
 from torch import Tensor, nn
 
 from dckd_losses.as_encoder import as_encoder
-from dckd_losses.checks import check_images, check_match, check_negatives
+from dckd_losses.checks import (
+    check_images,
+    check_match,
+    check_negatives,
+    check_number,
+    check_outputs,
+    check_values,
+)
 from dckd_losses.features import FeatureEncoder
+from dckd_losses.first_look import LooksFirst
 from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
 
@@ -16,7 +24,7 @@ LEVEL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # paper, appendix
 EPS = 1e-7  # released code: at first a clean negative equals the student
 
 
-class DCRLoss(nn.Module):
+class DCRLoss(LooksFirst):
     """Pull the student's features to the teacher's, relative to their distance from negatives.
 
     `sum_i w_i |S_i - T_i| / (sum_j |S_i - N_ij| + eps)` over five levels of a frozen encoder, norms
@@ -39,7 +47,8 @@ class DCRLoss(nn.Module):
         none.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; or the encoder has other levels.
+        ValueError: shapes, dtypes or devices do not fit; or the encoder has other levels. In the
+            first call also where values are not finite, or the teacher's do not look like [0, 1].
 
     Example:
         >>> import torch
@@ -59,10 +68,11 @@ class DCRLoss(nn.Module):
         eps: float = EPS,
     ) -> None:
         super().__init__()
-        if not level_weights or not all(weight >= 0 for weight in level_weights):
-            raise ValueError(f"level_weights must be numbers of at least 0, got {level_weights}")
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
+        if not isinstance(level_weights, (tuple, list)) or not level_weights:
+            raise ValueError(f"level_weights must be one number a level, got {level_weights!r}")
+        for weight in level_weights:
+            check_number("each of level_weights", weight, "at least 0", lambda x: x >= 0)
+        check_number("eps", eps, "above 0", lambda x: x > 0)
         self.encoder = as_encoder(encoder)
         self.level_weights = tuple(float(weight) for weight in level_weights)
         self.eps = eps
@@ -73,6 +83,7 @@ class DCRLoss(nn.Module):
         check_images("teacher", teacher)
         check_match("teacher", teacher, "student", student)
         check_negatives(negatives, student)
+        self._look(_check_values, student, teacher, negatives)
         images = Images(student, teacher.detach(), negatives.detach())
         loss, _ = self.encoder.compare(images, self.ratio)
         return reference.as_loss(loss, student)
@@ -89,3 +100,8 @@ class DCRLoss(nn.Module):
                 f"{len(self.level_weights)}"
             )
         return reference.contrast(terms.positive, terms.negative, self.level_weights, self.eps)
+
+
+def _check_values(student: Tensor, teacher: Tensor, negatives: Tensor) -> None:
+    check_outputs("student", student, "teacher", teacher)
+    check_values("negatives", negatives, bounded=False)

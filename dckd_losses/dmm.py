@@ -7,8 +7,9 @@ from os import PathLike
 from torch import Tensor, nn
 
 from dckd_losses.as_encoder import as_encoder
-from dckd_losses.checks import check_images, check_match
+from dckd_losses.checks import check_images, check_match, check_number, check_outputs
 from dckd_losses.features import FeatureEncoder
+from dckd_losses.first_look import LooksFirst
 from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
 
@@ -18,7 +19,7 @@ FORMS = {
 }
 
 
-class DMMLoss(nn.Module):
+class DMMLoss(LooksFirst):
     """Match the student's distribution over a VQGAN's codes to the teacher's, cell by cell.
 
     Both images are encoded; each 16x16 cell's latent vector has a softmax over minus the squared
@@ -42,7 +43,9 @@ class DMMLoss(nn.Module):
         none.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or the encoder gives no code logits.
+        ValueError: shapes, dtypes or devices do not fit, or the encoder gives no code logits. In
+            the first call also where values are not finite, or the teacher's do not look like
+            [0, 1].
 
     Example:
         >>> import torch
@@ -61,8 +64,7 @@ class DMMLoss(nn.Module):
         form: str = "cross_entropy",
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_number("temperature", temperature, "above 0", lambda x: x > 0)
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
         self.encoder = as_encoder(encoder)
@@ -74,6 +76,7 @@ class DMMLoss(nn.Module):
         check_images("student", student)
         check_images("teacher", teacher)
         check_match("teacher", teacher, "student", student)
+        self._look(_check_values, student, teacher)
         images = Images(student, teacher.detach(), divergence=self.divergence)
         loss, _ = self.encoder.compare(images, _divergence)
         return reference.as_loss(loss, student)
@@ -86,3 +89,7 @@ class DMMLoss(nn.Module):
 def _divergence(terms: Terms) -> Tensor:
     assert terms.divergence is not None
     return terms.divergence
+
+
+def _check_values(student: Tensor, teacher: Tensor) -> None:
+    check_outputs("student", student, "teacher", teacher)

@@ -1,5 +1,7 @@
 """Eq. 5 against plain loops, through features and through the encoder."""
 
+import copy
+
 import oracle
 import pytest
 import torch
@@ -189,7 +191,10 @@ def test_teacher_made_in_inference_mode(encoder, images):
     [
         ({"level_weights": ()}, "level_weights"),
         ({"level_weights": (1, 1, 1, 1, -1)}, "-1"),
+        ({"level_weights": 1.0}, "one number a level, got 1.0"),
+        ({"level_weights": ("1e-3",)}, "each of level_weights must be a number.* as text"),
         ({"eps": 0}, "eps must be above 0, got 0"),
+        ({"eps": "1e-7"}, "eps must be a number, above 0, got '1e-7' as text"),
     ],
 )
 def test_refuses_settings(encoder, arguments, message):
@@ -229,3 +234,32 @@ def test_refuses_other_devices_and_kinds(encoder):
         DCRLoss(encoder)(x, x.byte(), x[None])
     with pytest.raises(ValueError, match=r"negatives must be floating point.*torch.uint8"):
         DCRLoss(encoder)(x, x, x[None].byte())
+
+
+@pytest.mark.parametrize(
+    ("which", "value", "message"),
+    [
+        (0, float("nan"), "student must be finite"),
+        (1, float("inf"), "teacher must be finite"),
+        (1, 255.0, r"teacher must lie in \[0, 1\], got values from .* to 255"),
+        (2, float("nan"), "negatives must be finite"),
+    ],
+)
+def test_looks_at_values_in_the_first_call_only(encoder, images, which, value, message):
+    dcr, good = DCRLoss(encoder), list(images(3, 1, 3, 16, 16))
+    good[2] = good[2][None]
+    bad = [x.clone() for x in good]
+    bad[which].view(-1)[0] = value
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            dcr(*bad)
+    dcr(*good)
+    dcr(*bad)
+    with pytest.raises(ValueError, match=message):
+        copy.deepcopy(dcr)(*bad)
+
+
+def test_outputs_in_the_wrong_order_are_told(encoder, images):
+    student, teacher, negative = images(3, 1, 3, 16, 16)
+    with pytest.raises(ValueError, match="teacher requires grad and student does not"):
+        DCRLoss(encoder)(teacher, student.requires_grad_(), negative[None])

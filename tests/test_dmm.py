@@ -140,3 +140,18 @@ def test_refuses_shapes(encoder):
         DMMLoss(encoder)(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 32))
     with pytest.raises(ValueError, match="student must be"):
         DMMLoss(encoder)(torch.rand(1, 4, 16, 16), torch.rand(1, 4, 16, 16))
+
+
+def test_looks_at_values_in_the_first_call_only(encoder, images):
+    dmm = DMMLoss(encoder)
+    good, dark = images(2, 1, 3, 16, 16), torch.full((1, 3, 16, 16), float("nan"))
+    for bad, message in (
+        ((255 * good[0], 255 * good[1]), r"teacher must lie in \[0, 1\], got values from"),
+        ((good[0], dark), "teacher must be finite"),
+        ((dark, good[1]), "student must be finite"),
+        ((good[0], good[1].clone().requires_grad_()), "teacher requires grad and student does not"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dmm(*bad)
+    dmm(*good)
+    dmm(good[0], dark)
