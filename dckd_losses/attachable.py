@@ -5,14 +5,17 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from dckd_losses.checks import is_recording
 from dckd_losses.first_look import LooksFirst
 from dckd_losses.history import HistoryModel
 from dckd_losses.hooks import InputWatch, StepHook, StudentReference
+from dckd_losses.unfollowed import Unfollowed
 from dckd_losses.unwrap import unwrap_module, unwrap_optimizer
 
 
@@ -41,6 +44,8 @@ class Attachable(LooksFirst):
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._watch_handle: RemovableHandle | None = None
         self._watch: InputWatch | None = None
+        self._unfollowed = Unfollowed()
+        self.register_load_state_dict_post_hook(_restart)  # type: ignore[no-untyped-call]
 
     def attach(self, optimizer: object, source: nn.Module | None = None) -> Self:
         """Let history follow the student: count this optimizer's real steps from now on.
@@ -108,10 +113,17 @@ class Attachable(LooksFirst):
         self._step_handle = self._watch_handle = self._watch = self._optimizer = None
         return self
 
+    def _notice(self, student_out: Tensor) -> None:
+        """Say once that the student trains while nothing moves the history."""
+        if self.history is None or is_recording():
+            return
+        if torch.is_grad_enabled() and student_out.requires_grad:
+            self._unfollowed.notice(self.history, self._student())
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no hooks anywhere, so it is detached."""
         hooks = {"_step_handle": None, "_watch_handle": None, "_watch": None, "_optimizer": None}
-        return {**super().__getstate__(), **hooks}
+        return {**super().__getstate__(), **hooks, "_unfollowed": Unfollowed(resumed=True)}
 
 
 def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
@@ -122,3 +134,9 @@ def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
             "this optimizer trains no parameter of the student that the loss was made from: attach "
             "the student's own optimizer, or pass source="
         )
+
+
+def _restart(module: nn.Module, keys: object) -> None:
+    """Loaded state may come from any time between two updates."""
+    assert isinstance(module, Attachable)
+    module._unfollowed = Unfollowed(resumed=True)

@@ -161,6 +161,7 @@ class DCKDLoss(Attachable):
         entered, one = enter(student_out, self.balance)
         images = Images(entered, teacher_out.detach())
         if self.dcr_weight and lq is not None:
+            self._notice(student_out)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)

@@ -114,7 +114,7 @@ class VQGANEncoder(FeatureEncoder):
             chunk: see the class.
 
         Raises:
-            ValueError: an unknown name, or one of the other arguments.
+            ValueError: no name or path, an unknown name, or one of the other arguments.
             RuntimeError: weights that are missing, cut short, altered, or not such weights; names
                 the file.
         """

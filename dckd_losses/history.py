@@ -85,6 +85,7 @@ class HistoryModel(nn.Module):
         self.max_interval = max_interval
         self.model = _frozen_copy(student)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+        self.followed = False  # whether anyone has stepped or moved this object since it was made
         self._seen: tuple[Tensor, int, int] | None = None  # spares a device read a step
         super().train(False)
 
@@ -111,6 +112,7 @@ class HistoryModel(nn.Module):
         Returns:
             whether history was updated.
         """
+        self.followed = True
         count = self._count() + 1
         self.iteration.fill_(count)
         self._seen = (self.iteration, self.iteration._version, count)
@@ -128,6 +130,7 @@ class HistoryModel(nn.Module):
     def update(self, source: nn.Module) -> None:
         """Move the history's weights towards the source's now (Eq. 6)."""
         self.check(source)
+        self.followed = True
         source = unwrap_module(source)
         mine, theirs = dict(self.model.named_parameters()), dict(source.named_parameters())
         if mine:
@@ -161,7 +164,7 @@ class HistoryModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy's counter is another tensor, whose writes were not watched."""
-        return {**self.__dict__, "_seen": None}
+        return {**self.__dict__, "_seen": None, "followed": False}
 
     def _count(self) -> int:
         if self._seen is not None:
