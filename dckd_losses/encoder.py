@@ -18,7 +18,6 @@ from dckd_losses.ops.feature_path import Images, Objective, Terms, stream
 from dckd_losses.ops.gradient_scale import GradientScale
 from dckd_losses.ops.kernels import triton_takes
 from dckd_losses.ops.two_pass import two_pass
-from dckd_losses.ops.unrecorded import unrecorded
 
 PIXELS_IN_FLIGHT = 256 * 256  # of the others' images by default, at least one image
 
@@ -141,8 +140,9 @@ class VQGANEncoder(FeatureEncoder):
                 after the last level, which saves a tenth of their cost.
         """
         if self._breaks_the_graph:
-            encoding: Encoding = unrecorded(self.forward, images, coded=coded)
-            return encoding
+            from dckd_losses.ops.unrecorded import unrecorded
+
+            return unrecorded(self.forward, images, coded=coded)
         check_images("images", images)
         scale = GradientScale(self.network.encoder.dtype)
         with self._precisely(images):
@@ -167,8 +167,9 @@ class VQGANEncoder(FeatureEncoder):
     def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
         """See `FeatureEncoder.compare`."""
         if self._breaks_the_graph:
-            found: tuple[Tensor, Terms] = unrecorded(self.compare, images, objective)
-            return found
+            from dckd_losses.ops.unrecorded import unrecorded
+
+            return unrecorded(self.compare, images, objective)
         if self.path.impl == "plain":
             return super().compare(images, objective)
         pixels = images.student.shape[2] * images.student.shape[3]
@@ -182,6 +183,7 @@ class VQGANEncoder(FeatureEncoder):
 
     @property
     def _breaks_the_graph(self) -> bool:
+        """Whether this call must not be recorded."""
         return self.impl == "fused" and torch.compiler.is_compiling()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQGANEncoder:
