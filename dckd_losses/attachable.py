@@ -5,13 +5,16 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from dckd_losses.checks import is_recording
 from dckd_losses.history import HistoryModel
 from dckd_losses.hooks import InputWatch, StepHook, StudentReference
+from dckd_losses.unfollowed import Unfollowed
 from dckd_losses.unwrap import unwrap_module, unwrap_optimizer
 
 
@@ -30,13 +33,19 @@ class Attachable(nn.Module):
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
+        if not isinstance(student, nn.Module):
+            raise ValueError(
+                f"student must be a module, got {student!r}: the student comes first, then the "
+                "encoder"
+            )
         self._student = StudentReference(unwrap_module(student))
         self._step_handle: RemovableHandle | None = None
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._watch_handle: RemovableHandle | None = None
         self._watch: InputWatch | None = None
+        self._unfollowed = Unfollowed()
         self._trusted = False  # whether values were looked at since something changed
-        self.register_load_state_dict_post_hook(_distrust)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_restart)  # type: ignore[no-untyped-call]
 
     def attach(self, optimizer: object, source: nn.Module | None = None) -> Self:
         """Let history follow the student: count this optimizer's real steps from now on.
@@ -104,10 +113,18 @@ class Attachable(nn.Module):
         self._step_handle = self._watch_handle = self._watch = self._optimizer = None
         return self
 
+    def _notice(self, student_out: Tensor) -> None:
+        """Say once that the student trains while nothing moves the history."""
+        if self.history is None or is_recording():
+            return
+        if torch.is_grad_enabled() and student_out.requires_grad:
+            self._unfollowed.notice(self.history, self._student())
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no hooks anywhere, so it is detached."""
-        hooks = {"_step_handle": None, "_watch_handle": None, "_watch": None}
-        return {**self.__dict__, **hooks, "_optimizer": None, "_trusted": False}
+        hooks = {"_step_handle": None, "_watch_handle": None, "_watch": None, "_optimizer": None}
+        anew = {"_unfollowed": Unfollowed(resumed=True), "_trusted": False}
+        return {**self.__dict__, **hooks, **anew}
 
 
 def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
@@ -120,7 +137,8 @@ def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
         )
 
 
-def _distrust(module: nn.Module, keys: object) -> None:
-    """Look at values again after new state was loaded."""
+def _restart(module: nn.Module, keys: object) -> None:
+    """Loaded state may come from any time between two updates; look at values again after it."""
     assert isinstance(module, Attachable)
     module._trusted = False
+    module._unfollowed = Unfollowed(resumed=True)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from dckd_losses.checks import check_number
+
 
 def check_fraction(fraction: float | None) -> float | None:
     """A fraction as it is.
@@ -25,8 +27,9 @@ def check_fraction(fraction: float | None) -> float | None:
     Raises:
         ValueError: it is not a finite number above 0.
     """
-    if fraction is not None and not 0 < fraction < float("inf"):
-        raise ValueError(f"balance must be a finite number above 0, or None, got {fraction}")
+    if fraction is not None:
+        expected = "finite and above 0, or None"
+        check_number("balance", fraction, expected, lambda x: 0 < x < float("inf"))
     return fraction
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor
 
@@ -53,6 +56,23 @@ def check_negatives(negatives: Tensor, student: Tensor) -> None:
     check_match("each negative", negatives[0], "student", student)
 
 
+def check_step(student_out: Tensor, teacher_out: Tensor, lq: Tensor | None) -> None:
+    """Require one step's images, of which lq may be left out, to belong together.
+
+    Raises:
+        ValueError: with what was seen and what is expected.
+    """
+    check_images("student_out", student_out)
+    check_images("teacher_out", teacher_out)
+    check_match("teacher_out", teacher_out, "student_out", student_out)
+    if lq is None:
+        return
+    check_images("lq", lq, min_size=1)
+    if len(lq) != len(student_out):
+        raise ValueError(f"lq has {len(lq)} images, student_out has {len(student_out)}")
+    check_device("lq", lq, "student_out", student_out)
+
+
 def check_device(name: str, images: Tensor, other_name: str, other: Tensor) -> None:
     """Require one device of two tensors.
 
@@ -78,6 +98,44 @@ def check_values(name: str, images: Tensor, *, bounded: bool) -> None:
         raise ValueError(f"{name} must be finite, got values from {seen}")
     if bounded and (low < VALUE_RANGE[0] or high > VALUE_RANGE[1]):
         raise ValueError(f"{name} must lie in [0, 1], got values from {seen}")
+
+
+def check_outputs(name: str, student: Tensor, other_name: str, teacher: Tensor) -> None:
+    """Require values of outputs, and that they are not taken for each other. Synchronises.
+
+    Raises:
+        ValueError: with what was seen and what is expected.
+    """
+    if torch.is_grad_enabled() and teacher.requires_grad and not student.requires_grad:
+        raise ValueError(
+            f"{other_name} requires grad and {name} does not: pass the student's output first, "
+            "then the teacher's"
+        )
+    check_values(name, student, bounded=False)
+    check_values(other_name, teacher, bounded=True)
+
+
+def check_number(name: str, value: object, expected: str, holds: Callable[[float], bool]) -> None:
+    """Require a number of which something holds, such as "above 0".
+
+    Raises:
+        ValueError: with what was seen and what is expected.
+    """
+    if isinstance(value, Real) and holds(float(value)):
+        return
+    kind = "" if isinstance(value, Real) else "a number, "
+    hint = " as text (in YAML, 1e-3 is text and 1.0e-3 a number)" if isinstance(value, str) else ""
+    raise ValueError(f"{name} must be {kind}{expected}, got {value!r}{hint}")
+
+
+def check_whole(name: str, value: object) -> None:
+    """Require a whole number by its type.
+
+    Raises:
+        ValueError: with what was seen.
+    """
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
 
 
 def is_recording() -> bool:

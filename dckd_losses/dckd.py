@@ -12,10 +12,11 @@ from dckd_losses.as_encoder import as_encoder
 from dckd_losses.attachable import Attachable
 from dckd_losses.balance import check_fraction, enter, leave
 from dckd_losses.checks import (
-    check_device,
     check_images,
-    check_match,
     check_negatives,
+    check_number,
+    check_outputs,
+    check_step,
     check_values,
     is_recording,
 )
@@ -99,8 +100,8 @@ class DCKDLoss(Attachable):
         balance: float | None = None,
     ) -> None:
         super().__init__(student)
-        if not (dcr_weight >= 0 and dmm_weight >= 0):
-            raise ValueError(f"weights must be at least 0, got {dcr_weight} and {dmm_weight}")
+        for name, weight in (("dcr_weight", dcr_weight), ("dmm_weight", dmm_weight)):
+            check_number(name, weight, "finite and at least 0", lambda x: 0 <= x < float("inf"))
         if isinstance(negatives, NegativeGenerator):
             if history is not None and history is not negatives.history:
                 raise ValueError("negatives has a history of its own: pass one of the two")
@@ -163,6 +164,7 @@ class DCKDLoss(Attachable):
         entered, one = enter(student_out, self.balance)
         images = Images(entered, teacher_out.detach())
         if self.dcr_weight and lq is not None:
+            self._notice(student_out)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
@@ -194,27 +196,25 @@ class DCKDLoss(Attachable):
     def check(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None = None) -> None:
         """Check types, shapes, devices and values now; reads from the device.
 
+        Args:
+            student_out: as in a call.
+            teacher_out: as in a call.
+            lq: as in a call; by default what `watch` holds for the next one, if anything.
+
         Raises:
             ValueError: with what was seen and what is expected.
         """
+        if lq is None and self._watch is not None:
+            lq = self._watch.input
         self._check_tensors(student_out, teacher_out, lq)
-        check_values("student_out", student_out, bounded=False)
-        check_values("teacher_out", teacher_out, bounded=True)
+        check_outputs("student_out", student_out, "teacher_out", teacher_out)
         if lq is not None:
             check_values("lq", lq, bounded=True)
 
     def _check_tensors(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None) -> None:
-        check_images("student_out", student_out)
-        check_images("teacher_out", teacher_out)
-        check_match("teacher_out", teacher_out, "student_out", student_out)
-        if lq is None:
-            if self.dcr_weight > 0:
-                raise ValueError("lq is missing: pass it, or let watch(student) fetch it")
-            return
-        check_images("lq", lq, min_size=1)
-        if len(lq) != len(student_out):
-            raise ValueError(f"lq has {len(lq)} images, student_out has {len(student_out)}")
-        check_device("lq", lq, "student_out", student_out)
+        check_step(student_out, teacher_out, lq)
+        if lq is None and self.dcr_weight > 0 and self._watch is None:
+            raise ValueError("lq is missing: pass it, or let watch(student) fetch it")
 
     def extra_repr(self) -> str:
         return f"dcr_weight={self.dcr_weight}, dmm_weight={self.dmm_weight}, balance={self.balance}"

@@ -7,7 +7,7 @@ from os import PathLike
 from torch import Tensor, nn
 
 from dckd_losses.as_encoder import as_encoder
-from dckd_losses.checks import check_images, check_match, check_negatives
+from dckd_losses.checks import check_images, check_match, check_negatives, check_number
 from dckd_losses.features import FeatureEncoder
 from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
@@ -59,10 +59,11 @@ class DCRLoss(nn.Module):
         eps: float = EPS,
     ) -> None:
         super().__init__()
-        if not level_weights or not all(weight >= 0 for weight in level_weights):
-            raise ValueError(f"level_weights must be numbers of at least 0, got {level_weights}")
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
+        if not isinstance(level_weights, (tuple, list)) or not level_weights:
+            raise ValueError(f"level_weights must be one number a level, got {level_weights!r}")
+        for weight in level_weights:
+            check_number("each of level_weights", weight, "at least 0", lambda x: x >= 0)
+        check_number("eps", eps, "above 0", lambda x: x > 0)
         self.encoder = as_encoder(encoder)
         self.level_weights = tuple(float(weight) for weight in level_weights)
         self.eps = eps

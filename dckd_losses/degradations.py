@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from dckd_losses.checks import check_number
 from dckd_losses.draws import Draws
-
-BICUBIC_A = -0.75  # torch's and OpenCV's bicubic
+from dckd_losses.resampling import resize_matrix, scatter
 
 
 class Degradation(ABC):
@@ -34,6 +34,8 @@ class RandomNoise(Degradation):
     """
 
     def __init__(self, sigma: tuple[float, float] = (1 / 255, 30 / 255), gray: float = 0.5) -> None:
+        _check_range("sigma", sigma, zero=True)
+        check_number("gray", gray, "in [0, 1]", lambda x: 0 <= x <= 1)
         self.sigma = sigma
         self.gray = gray
 
@@ -59,6 +61,12 @@ class RandomBlur(Degradation):
         sizes: tuple[int, ...] = (3, 5, 7, 9, 11),
         sigma: tuple[float, float] = (0.1, 2.0),
     ) -> None:
+        odd = isinstance(sizes, (tuple, list)) and all(
+            isinstance(size, int) and size > 0 and size % 2 == 1 for size in sizes
+        )
+        if not odd or not sizes:
+            raise ValueError(f"sizes must be odd numbers of pixels, such as (3, 5), got {sizes!r}")
+        _check_range("sigma", sigma, zero=False)
         self.sizes = sizes
         self.sigma = sigma
 
@@ -78,7 +86,7 @@ class RandomBlur(Degradation):
         taps = torch.exp(-0.5 * (offset / sigma).square()) * torch.stack(inside).any(0)
         taps = taps / taps.sum(1, keepdim=True)
         at = _reflect(torch.arange(side, device=sigma.device)[:, None] + offset, side)
-        return _scatter(taps[:, None, :].expand(batch, side, -1), at.expand(batch, -1, -1), side)
+        return scatter(taps[:, None, :].expand(batch, side, -1), at.expand(batch, -1, -1), side)
 
 
 class RandomResize(Degradation):
@@ -96,6 +104,9 @@ class RandomResize(Degradation):
         down: tuple[float, float] = (0.5, 1.0),
         up_probability: float = 0.25,
     ) -> None:
+        _check_range("up", up, zero=False)
+        _check_range("down", down, zero=False)
+        check_number("up_probability", up_probability, "in [0, 1]", lambda x: 0 <= x <= 1)
         self.up = up
         self.down = down
         self.up_probability = up_probability
@@ -154,6 +165,16 @@ DEGRADATIONS: dict[str, type[Degradation]] = {
 }
 
 
+def _check_range(name: str, value: object, *, zero: bool) -> None:
+    """Require two numbers in order, and whether they may be 0."""
+    least = "at least 0" if zero else "above 0"
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be a range (low, high), {least}, got {value!r}")
+    low, high = value
+    check_number(f"{name}'s low", low, least, lambda x: x >= 0 if zero else x > 0)
+    check_number(f"{name}'s high", high, f"at least its low, {low}", lambda x: x >= low)
+
+
 def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply one matrix a side to each image: rows (B, H, H), columns (B, W, W)."""
     with torch.autocast(images.device.type, enabled=False):
@@ -168,52 +189,3 @@ def _reflect(index: Tensor, side: int) -> Tensor:
         return torch.zeros_like(index)
     index = index.remainder(2 * (side - 1))
     return torch.minimum(index, 2 * (side - 1) - index)
-
-
-def _scatter(weights: Tensor, at: Tensor, side: int) -> Tensor:
-    """Rows of a matrix from taps: weights and positions (B, rows, taps) to (B, rows, side)."""
-    matrix = weights.new_zeros(*weights.shape[:2], side)
-    return matrix.scatter_add(2, at, weights)
-
-
-def resize_matrix(source: Tensor, target: Tensor, columns: int, rows: int, mode: Tensor) -> Tensor:
-    """Interpolation along one axis as matrices, one per image.
-
-    Equal to `torch.nn.functional.interpolate` (align_corners=False, no antialiasing).
-
-    Args:
-        source: pixels before, (B,); at most `columns`.
-        target: pixels after, (B,); at most `rows`. Rows beyond are copies that nothing reads.
-        columns: width of the matrices.
-        rows: height of the matrices.
-        mode: 0 area, 1 bilinear, 2 bicubic, (B,).
-
-    Returns:
-        (B, rows, columns) float32; each row sums to one.
-    """
-    source, target = source[:, None, None], target[:, None, None]
-    row = torch.arange(rows, device=source.device)[:, None]
-    column = torch.arange(columns, device=source.device)
-    last = (source - 1).long()
-    first = torch.floor(row * source / target)
-    end = torch.ceil((row + 1) * source / target)
-    inside = (column >= torch.minimum(first, source - 1)) & (column < end) & (column <= last)
-    area = inside / inside.sum(2, keepdim=True)
-    centre = (row + 0.5) * source / target - 0.5
-    below = torch.floor(centre)
-    t = centre - below
-    a = BICUBIC_A
-    linear = torch.cat([torch.zeros_like(t), 1 - t, t, torch.zeros_like(t)], 2)
-    cubic = torch.cat(
-        [
-            ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a,
-            ((a + 2) * t - (a + 3)) * t * t + 1,
-            ((a + 2) * (1 - t) - (a + 3)) * (1 - t) * (1 - t) + 1,
-            ((a * (2 - t) - 5 * a) * (2 - t) + 8 * a) * (2 - t) - 4 * a,
-        ],
-        2,
-    )
-    taps = torch.arange(-1, 3, device=source.device)
-    at = torch.minimum((below.long() + taps).clamp(min=0), last)
-    points = _scatter(torch.where(mode[:, None, None] == 1, linear, cubic), at, columns)
-    return torch.where(mode[:, None, None] == 0, area, points)

@@ -7,7 +7,7 @@ from os import PathLike
 from torch import Tensor, nn
 
 from dckd_losses.as_encoder import as_encoder
-from dckd_losses.checks import check_images, check_match
+from dckd_losses.checks import check_images, check_match, check_number
 from dckd_losses.features import FeatureEncoder
 from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
@@ -61,8 +61,7 @@ class DMMLoss(nn.Module):
         form: str = "cross_entropy",
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_number("temperature", temperature, "above 0", lambda x: x > 0)
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
         self.encoder = as_encoder(encoder)

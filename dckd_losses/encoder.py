@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dckd_losses import weights
 from dckd_losses.checks import check_device, check_images
+from dckd_losses.encoder_settings import PRECISIONS, check_settings
 from dckd_losses.features import Encoding, FeatureEncoder, Path
 from dckd_losses.network import VQGANNetwork, build
 from dckd_losses.ops.feature_path import Images, Objective, Terms, stream
@@ -18,9 +19,6 @@ from dckd_losses.ops.gradient_scale import GradientScale
 from dckd_losses.ops.kernels import triton_takes
 from dckd_losses.ops.two_pass import two_pass
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-IMPLS = ("auto", "plain", "fused")
-MODES = ("stream", "twopass")
 PIXELS_IN_FLIGHT = 256 * 256  # of the others' images by default, at least one image
 
 
@@ -32,7 +30,8 @@ class VQGANEncoder(FeatureEncoder):
     in eval mode and invisible to the outside (see `FrozenModule`).
 
     Args:
-        network: the network, as `dckd_losses.network.build` makes it from tensors.
+        network: the network, as `dckd_losses.network.build` makes it from tensors. The encoder
+            shares its weights and leaves all else of it as it is.
         input_range: images in [0, 1] are mapped linearly to this range. (-1, 1) is what
             taming-transformers trains on; (0, 1) is what DCKD's released code feeds.
         precision: of the convolutions: "float32" (on CUDA as exact as torch's own setting, which
@@ -43,7 +42,8 @@ class VQGANEncoder(FeatureEncoder):
             are close (README). float16's gradients are scaled inside.
         impl: "fused" keeps for backward only what backward needs and lets teacher and negatives go
             as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
-            has a second derivative; "auto" takes the fused path where it can. See `path`.
+            has a second derivative; "auto" takes the fused path but where torch.compile records,
+            which "fused" does not let it do: its graph breaks there. See `path`.
         mode: of the fused path: "stream" runs everything through the network once; "twopass" runs
             it all chunk by chunk, twice where the batch has more than one, and keeps only the
             gradient of the student's images: memory does not grow with the batch.
@@ -79,20 +79,9 @@ class VQGANEncoder(FeatureEncoder):
         mode: str = "stream",
         chunk: int | None = None,
     ) -> None:
-        low, high = input_range
-        if not low < high:
-            raise ValueError(f"input_range must be (low, high) with low < high, got {input_range}")
-        for name, value, known in (
-            ("precision", precision, PRECISIONS),
-            ("impl", impl, IMPLS),
-            ("mode", mode, MODES),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
-        super().__init__(network if impl == "plain" else network.fuse())
-        self.input_range = (float(low), float(high))
+        check_settings(input_range, precision, impl, mode, chunk)
+        super().__init__(network.frozen_view(lean=impl != "plain"))
+        self.input_range = (float(input_range[0]), float(input_range[1]))
         self.precision = precision
         self.impl = impl
         self.mode = mode
@@ -100,6 +89,7 @@ class VQGANEncoder(FeatureEncoder):
         self._arrange()
 
     @classmethod
+    @torch.inference_mode(False)  # whose tensors could never be saved for backward
     def from_pretrained(
         cls,
         name_or_path: str | PathLike[str],
@@ -123,7 +113,7 @@ class VQGANEncoder(FeatureEncoder):
             chunk: see the class.
 
         Raises:
-            ValueError: an unknown name, or one of the other arguments.
+            ValueError: no name or path, an unknown name, or one of the other arguments.
             RuntimeError: weights that are missing, cut short, altered, or not such weights; names
                 the file.
         """
@@ -149,6 +139,10 @@ class VQGANEncoder(FeatureEncoder):
             coded: the first how many images get code logits (all by default); the others stop
                 after the last level, which saves a tenth of their cost.
         """
+        if self._breaks_the_graph:
+            from dckd_losses.ops.unrecorded import unrecorded
+
+            return unrecorded(self.forward, images, coded=coded)
         check_images("images", images)
         scale = GradientScale(self.network.encoder.dtype)
         with self._precisely(images):
@@ -164,7 +158,7 @@ class VQGANEncoder(FeatureEncoder):
         """Which way images take now, and why."""
         if self.impl == "plain":
             return Path("plain", "impl='plain'")
-        if torch.compiler.is_compiling():
+        if self.impl == "auto" and torch.compiler.is_compiling():
             return Path("plain", "torch.compile records the plain path and fuses it itself")
         weight = self.network.quant_conv.weight
         by = "Triton kernels" if triton_takes(weight.device, weight.dtype) else "torch's operations"
@@ -172,6 +166,10 @@ class VQGANEncoder(FeatureEncoder):
 
     def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
         """See `FeatureEncoder.compare`."""
+        if self._breaks_the_graph:
+            from dckd_losses.ops.unrecorded import unrecorded
+
+            return unrecorded(self.compare, images, objective)
         if self.path.impl == "plain":
             return super().compare(images, objective)
         pixels = images.student.shape[2] * images.student.shape[3]
@@ -183,6 +181,11 @@ class VQGANEncoder(FeatureEncoder):
             terms = stream(self.network, images, chunk)
         return objective(terms), terms
 
+    @property
+    def _breaks_the_graph(self) -> bool:
+        """Whether this call must not be recorded."""
+        return self.impl == "fused" and torch.compiler.is_compiling()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQGANEncoder:
         super()._apply(fn, recurse)
         self._arrange()
@@ -190,8 +193,9 @@ class VQGANEncoder(FeatureEncoder):
 
     def _arrange(self) -> None:
         """Weights in the precision and the layout that convolutions want, after every move."""
-        if self.precision != "float32":  # which casts to float64 may exceed
-            self.network.convolve_in(PRECISIONS[self.precision])
+        exact = self.network.quant_conv.weight.dtype  # float64 after such a cast
+        half = self.precision != "float32"
+        self.network.convolve_in(PRECISIONS[self.precision] if half else exact)
         if self.impl != "plain" and self.network.quant_conv.weight.is_cuda:
             self.network.to(memory_format=torch.channels_last)
 

@@ -47,9 +47,11 @@ class FeatureEncoder(FrozenModule):
         weight = weights[0] if weights else images
         check_device("images", images, "the encoder", weight)
         with torch.autocast(images.device.type, enabled=False):
-            levels, code_logits = self.network(images.to(weight.dtype))
-        wanted = code_logits is not None and coded != 0
-        return Encoding(tuple(levels), code_logits[:coded] if wanted else None)
+            found = self.network(images.to(weight.dtype))
+        levels, code_logits = _encoding(found, type(self.network).__name__)
+        if code_logits is None or coded == 0:
+            return Encoding(levels, None)
+        return Encoding(levels, code_logits[:coded])
 
     @property
     def path(self) -> Path:
@@ -80,3 +82,22 @@ class FrozenEncoder(FeatureEncoder):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(copy.deepcopy(network))
+
+
+def _encoding(found: object, name: str) -> Encoding:
+    """What somebody's network returned, as what it has to be."""
+    if isinstance(found, (tuple, list)) and len(found) == 2:
+        levels, codes = found
+        if (
+            isinstance(levels, (tuple, list))
+            and all(isinstance(level, Tensor) for level in levels)
+            and (codes is None or isinstance(codes, Tensor))
+        ):
+            return Encoding(tuple(levels), codes)
+    seen = type(found).__name__
+    if isinstance(found, (tuple, list)):
+        seen += f" of {', '.join(type(part).__name__ for part in found) or 'nothing'}"
+    raise ValueError(
+        f"as an encoder {name} must return Encoding(levels, code_logits), a tuple of tensors and a "
+        f"tensor or None, got a {seen}"
+    )

@@ -47,5 +47,6 @@ class FrozenModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.network._apply(at_least_float32(fn), recurse)  # type: ignore[no-untyped-call]
+        with torch.inference_mode(False):  # whose tensors could never be saved for backward
+            self.network._apply(at_least_float32(fn), recurse)  # type: ignore[no-untyped-call]
         return self

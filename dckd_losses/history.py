@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import check_device, check_images
+from dckd_losses.checks import check_device, check_images, check_number
 from dckd_losses.frozen import at_least_float32
 from dckd_losses.unwrap import restore_forward, unwrap_module
 
@@ -37,7 +37,8 @@ class HistoryModel(nn.Module):
         interval: steps between updates at first.
         interval_growth: steps by which the interval grows ...
         growth_every: ... every so many steps.
-        max_interval: the interval's upper bound.
+        max_interval: the interval's upper bound, at least `interval`; None for 3000, the released
+            code's last value, or for `interval` where that is more.
 
     Shape:
         lq (B, 3, h, w) to the student's output for it, without gradient.
@@ -66,16 +67,17 @@ class HistoryModel(nn.Module):
         interval: int = INTERVAL,
         interval_growth: int = INTERVAL_GROWTH,
         growth_every: int = GROWTH_EVERY,
-        max_interval: int = MAX_INTERVAL,
+        max_interval: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        if min(interval, growth_every, max_interval) < 1 or interval_growth < 0:
-            raise ValueError(
-                "interval, growth_every and max_interval must be at least 1, interval_growth at "
-                f"least 0, got {interval}, {growth_every}, {max_interval} and {interval_growth}"
-            )
+        check_number("decay", decay, "in [0, 1)", lambda x: 0 <= x < 1)
+        check_number("interval", interval, "at least 1", lambda x: x >= 1)
+        check_number("interval_growth", interval_growth, "at least 0", lambda x: x >= 0)
+        check_number("growth_every", growth_every, "at least 1", lambda x: x >= 1)
+        if max_interval is None:
+            max_interval = max(MAX_INTERVAL, interval)
+        least = f"at least the interval of {interval}"
+        check_number("max_interval", max_interval, least, lambda x: x >= interval)
         self.decay = decay
         self.interval = interval
         self.interval_growth = interval_growth
@@ -83,6 +85,7 @@ class HistoryModel(nn.Module):
         self.max_interval = max_interval
         self.model = _frozen_copy(student)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+        self.followed = False  # whether anyone has stepped or moved this object since it was made
         self._seen: tuple[Tensor, int, int] | None = None  # spares a device read a step
         super().train(False)
 
@@ -109,6 +112,7 @@ class HistoryModel(nn.Module):
         Returns:
             whether history was updated.
         """
+        self.followed = True
         count = self._count() + 1
         self.iteration.fill_(count)
         self._seen = (self.iteration, self.iteration._version, count)
@@ -126,6 +130,7 @@ class HistoryModel(nn.Module):
     def update(self, source: nn.Module) -> None:
         """Move the history's weights towards the source's now (Eq. 6)."""
         self.check(source)
+        self.followed = True
         source = unwrap_module(source)
         mine, theirs = dict(self.model.named_parameters()), dict(source.named_parameters())
         if mine:
@@ -159,7 +164,7 @@ class HistoryModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy's counter is another tensor, whose writes were not watched."""
-        return {**self.__dict__, "_seen": None}
+        return {**self.__dict__, "_seen": None, "followed": False}
 
     def _count(self) -> int:
         if self._seen is not None:

@@ -71,6 +71,11 @@ class InputWatch:
             tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
             self._input = tensors[0].detach().clone() if tensors else None
 
+    @property
+    def input(self) -> Tensor | None:
+        """The input where the module has run since it was last taken; it is kept."""
+        return self._input
+
     def take(self, batch: int) -> Tensor:
         """The input, which is let go of.
 

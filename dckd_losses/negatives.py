@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import check_device, check_images, check_match
+from dckd_losses.checks import check_device, check_images, check_match, check_whole
 from dckd_losses.degradations import DEGRADATIONS, Degradation
 from dckd_losses.draws import Draws, process_rank
 from dckd_losses.history import HistoryModel
@@ -59,7 +59,8 @@ class NegativeGenerator(nn.Module):
         super().__init__()
         if not isinstance(history, HistoryModel):
             raise ValueError(f"history must be a HistoryModel, got {type(history).__name__}")
-        if not isinstance(num_negatives, int) or num_negatives < 1 + include_clean:
+        check_whole("num_negatives", num_negatives)
+        if num_negatives < 1 + include_clean:
             raise ValueError(
                 f"num_negatives must leave at least one degraded, got {num_negatives} with "
                 f"include_clean={include_clean}: history equals the student at first, so a clean "
@@ -72,11 +73,14 @@ class NegativeGenerator(nn.Module):
                     f"got {degradation!r}"
                 )
             degradation = DEGRADATIONS[degradation]()
+        elif isinstance(degradation, type):
+            name = degradation.__name__
+            raise ValueError(f"degradation must be an instance: write {name}(), got {name} itself")
         elif not callable(degradation):
             raise ValueError(f"degradation must be a name or a callable, got {degradation!r}")
         object.__setattr__(self, "history", history)
         object.__setattr__(self, "degradation", degradation)
-        self.num_negatives = num_negatives
+        self.num_negatives = int(num_negatives)
         self.include_clean = include_clean
         self.seed = seed
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -105,15 +106,23 @@ class VQGANNetwork(nn.Module):
         """
         return self.encoder.levels(images, start, stop)
 
-    def fuse(self) -> VQGANNetwork:
-        """Let `ops.fused` carry out convolutions and norms, where torch.compile does not record.
+    def frozen_view(self, *, lean: bool) -> VQGANNetwork:
+        """A network of its own, frozen, that shows these very weights without copying them.
 
-        For frozen weights only.
+        What is set, moved or cast there leaves this network as it is.
+
+        Args:
+            lean: let `ops.fused` carry out convolutions and norms, where torch.compile does not
+                record.
         """
-        for module in self.modules():
+        views: dict[int, object] = {
+            id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()
+        }
+        view = copy.deepcopy(self, views)
+        for module in view.modules():
             if isinstance(module, (Conv2d, GroupNorm, VQGANNetwork)):
-                module.lean = True
-        return self
+                module.lean = lean
+        return view
 
     def latents(self, last_level: Tensor) -> Tensor:
         """Continue from the last level to the latent vectors before quantisation, (B, D, h, w)."""
@@ -147,6 +156,7 @@ class VQGANNetwork(nn.Module):
                 module.to(dtype)
         return self
 
+    @torch.inference_mode(False)  # a first call may be under it, and backward wants it later
     @torch.no_grad()
     def _folded_head(self) -> tuple[Tensor, Tensor]:
         """`quant_conv` and codebook as one 1x1 convolution, made anew where a weight changed."""

@@ -324,3 +324,17 @@ def test_copies_look_at_values_again(dckd, images, clone):
     dckd(*batch)
     with pytest.raises(ValueError, match="teacher_out must lie"):
         clone(dckd)(batch[0], 255 * batch[1], batch[2])
+
+
+def test_check_looks_at_what_watch_holds_and_leaves_it(dckd, student, images):
+    dckd.watch(student)
+    out, teacher_out = student(255 * images(1, 3, 8, 8)), images(1, 3, 16, 16)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"lq must lie in \[0, 1\]"):
+            dckd.check(out, teacher_out)
+    out = student(images(1, 3, 8, 8))
+    dckd.check(out, teacher_out)
+    dckd(out, teacher_out)
+    dckd.check(out, teacher_out)  # nothing is held, so nothing of lq is looked at
+    with pytest.raises(ValueError, match="lq is missing: pass it"):
+        dckd.detach().check(out, teacher_out)

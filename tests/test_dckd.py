@@ -329,10 +329,40 @@ def test_check_looks_at_values_at_will(dckd, batch, which, value, message):
         dckd.check(batch[0], batch[1][..., :-1], batch[2])
 
 
-@pytest.mark.parametrize("weights", [{"dcr_weight": -1}, {"dmm_weight": float("nan")}])
-def test_refuses_weights(student, encoder, weights):
-    with pytest.raises(ValueError, match="weights must be at least 0"):
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"dcr_weight": -1}, "dcr_weight must be finite and at least 0, got -1"),
+        ({"dmm_weight": float("nan")}, "dmm_weight must be finite and at least 0, got nan"),
+        ({"dmm_weight": "1e-3"}, r"dmm_weight must be a number, .* got '1e-3' as text \(in YAML"),
+        ({"dcr_weight": None}, "dcr_weight must be a number, .* got None"),
+        ({"balance": "3e-1"}, "balance must be a number, .* or None, got '3e-1' as text"),
+    ],
+)
+def test_refuses_weights(student, encoder, weights, message):
+    with pytest.raises(ValueError, match=message):
         DCKDLoss(student, encoder, **weights)
+
+
+def test_refuses_student_and_encoder_in_the_wrong_order(student):
+    with pytest.raises(ValueError, match="student must be a module, got 'compact': the student co"):
+        DCKDLoss("compact", student)
+
+
+def test_released_takes_no_module(student):
+    with pytest.raises(ValueError, match="expected an encoder's name or path here, got Conv2d"):
+        DCKDLoss.released(student, nn.Conv2d(3, 3, 1))
+
+
+def test_outputs_in_the_wrong_order_are_told_in_the_first_call(dckd, student, batch):
+    student_out, teacher_out = student(batch[2]).clamp(0, 1), batch[1]
+    with pytest.raises(ValueError, match="teacher_out requires grad and student_out does not"):
+        dckd(teacher_out, student_out, batch[2])
+    with torch.no_grad():
+        dckd(teacher_out, student_out, batch[2])
+    again = copy.deepcopy(dckd)
+    again(student_out, 0.5 * student_out, batch[2])  # a teacher that nobody switched off
+    again(teacher_out, student_out, batch[2])
 
 
 def test_refuses_negatives_of_another_shape(student, encoder, batch):

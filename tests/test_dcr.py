@@ -189,7 +189,10 @@ def test_teacher_made_in_inference_mode(encoder, images):
     [
         ({"level_weights": ()}, "level_weights"),
         ({"level_weights": (1, 1, 1, 1, -1)}, "-1"),
+        ({"level_weights": 1.0}, "one number a level, got 1.0"),
+        ({"level_weights": ("1e-3",)}, "each of level_weights must be a number.* as text"),
         ({"eps": 0}, "eps must be above 0, got 0"),
+        ({"eps": "1e-7"}, "eps must be a number, above 0, got '1e-7' as text"),
     ],
 )
 def test_refuses_settings(encoder, arguments, message):

@@ -219,3 +219,30 @@ def test_degradations_are_unchanged_under_autocast(name, images):
     expected = degrade(lq, draws())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(degrade(lq, draws()), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (RandomNoise, {"sigma": 15}, r"sigma must be a range \(low, high\), at least 0, got 15"),
+        (RandomNoise, {"sigma": (0.2, 0.1)}, "sigma's high must be at least its low, 0.2, got 0.1"),
+        (RandomNoise, {"sigma": ("1e-3", 0.1)}, "sigma's low must be a number.* as text"),
+        (RandomNoise, {"gray": 2}, r"gray must be in \[0, 1\], got 2"),
+        (RandomBlur, {"sizes": (4,)}, r"sizes must be odd numbers.*, got \(4,\)"),
+        (RandomBlur, {"sizes": (3, 4.0)}, "sizes must be odd"),
+        (RandomBlur, {"sizes": ()}, "sizes must be odd"),
+        (RandomBlur, {"sizes": 5}, "sizes must be odd numbers.*, got 5"),
+        (RandomBlur, {"sigma": (0, 1)}, "sigma's low must be above 0, got 0"),
+        (RandomResize, {"up": (1, 2, 3)}, "up must be a range"),
+        (RandomResize, {"down": (0.0, 1)}, "down's low must be above 0"),
+        (RandomResize, {"up_probability": -1}, "up_probability must be in"),
+    ],
+)
+def test_refuses_settings(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**arguments)
+
+
+def test_noise_may_be_none():
+    lq = photograph()
+    assert torch.equal(RandomNoise(sigma=(0, 0))(lq, draws()), lq.clamp(0, 1))

@@ -221,11 +221,60 @@ def test_copies_and_pickles(encoder, images):
     [
         ({"input_range": (1, 0)}, r"low < high, got \(1, 0\)"),
         ({"precision": "float8"}, "one of .*got 'float8'"),
+        (
+            {"impl": "plain", "mode": "twopass"},
+            "got mode='twopass' and chunk=None with impl='plain'",
+        ),
+        ({"impl": "plain", "chunk": 1}, "got mode='stream' and chunk=1 with impl='plain'"),
     ],
 )
 def test_refuses_arguments(tensors, arguments, message):
     with pytest.raises(ValueError, match=message):
         VQGANEncoder(build(tensors), **arguments)
+
+
+@pytest.mark.parametrize("order", [("auto", "plain"), ("plain", "auto")])
+def test_encoders_of_one_network_are_each_their_own(tensors, images, order):
+    """Whichever is made first: its way, precision and dtype, and the network as it was."""
+    network = build(tensors)
+    by_impl = {impl: VQGANEncoder(network, impl=impl) for impl in order}
+    half = VQGANEncoder(network, precision="bfloat16")
+    exact = VQGANEncoder(half.network)  # rounded weights, but float32's convolutions
+    assert (half.network.encoder.dtype, exact.network.encoder.dtype) == (
+        torch.bfloat16,
+        torch.float32,
+    )
+    wide = VQGANEncoder(network, impl="plain").double()
+    assert wide.network.encoder.dtype == torch.float64
+    x = images(1, 3, 16, 16).requires_grad_()
+    for encoder in by_impl.values():
+        assert encoder.network.encoder.dtype == torch.float32
+        assert encoder.network.quant_conv.weight.data_ptr() == network.quant_conv.weight.data_ptr()
+    torch.autograd.grad(by_impl["plain"](x).levels[1].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(by_impl["auto"](x).levels[1].sum(), x, create_graph=True)
+    assert network.quant_conv.weight.requires_grad and network.training
+    assert network.quant_conv.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("mode", ["stream", "twopass"])
+def test_fused_stays_fused_where_torch_compile_records(tensors, images, mode):
+    """Its graph breaks; one graph of it is refused, where "auto" would turn plain."""
+    torch._dynamo.reset()
+    dmm = DMMLoss(VQGANEncoder(build(tensors), impl="fused", mode=mode))
+    student, teacher = images(2, 1, 3, 16, 16)
+    student.requires_grad_()
+    expected = torch.autograd.grad(dmm(student, teacher), student)
+    loss = torch.compile(dmm, backend="aot_eager")(student, teacher)
+    assert torch.equal(*expected, *torch.autograd.grad(loss, student))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        loss = torch.compile(dmm, backend="aot_eager")(student, teacher)
+        torch.autograd.grad(loss, student, create_graph=True)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="fused_breaks_the_graph"):
+        torch.compile(dmm, backend="aot_eager", fullgraph=True)(student, teacher)
+    images_only = torch.compile(lambda x: dmm.encoder(x).levels[0], backend="aot_eager")
+    assert torch.equal(images_only(teacher), dmm.encoder(teacher).levels[0])
 
 
 @pytest.mark.parametrize(
@@ -276,6 +325,31 @@ def test_any_module_is_an_encoder(images):
         DMMLoss(Pyramid(codes=False))(x, x)
 
 
+@pytest.mark.parametrize(
+    ("found", "seen"),
+    [
+        (lambda x: [x] * 5, "a list of Tensor, Tensor, Tensor, Tensor, Tensor"),
+        (lambda x: [x, x], "a list of Tensor, Tensor"),
+        (lambda x: ([x], [x]), "a tuple of list, list"),
+        (lambda x: x, "a Tensor"),
+        (lambda x: {"levels": [x]}, "a dict"),
+    ],
+)
+def test_an_encoder_that_returns_something_else_is_told(images, found, seen):
+    class Features(nn.Module):
+        def forward(self, x):
+            return found(x)
+
+    x = images(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=rf"Features must return Encoding\(.*, got {seen}$"):
+        DMMLoss(Features())(x, x)
+
+
+def test_from_pretrained_takes_no_module():
+    with pytest.raises(ValueError, match="expected an encoder's name or path here, got Pyramid"):
+        VQGANEncoder.from_pretrained(Pyramid())
+
+
 def test_refuses_what_is_no_encoder():
     with pytest.raises(ValueError, match="a name, a path or a module, got int"):
         as_encoder(3)
@@ -297,7 +371,7 @@ def test_from_pretrained_passes_its_settings_on(tensors, tmp_path):
     plain = VQGANEncoder.from_pretrained(path)
     assert (plain.input_range, plain.precision) == ((-1.0, 1.0), "float32")
     assert (plain.impl, plain.mode, plain.chunk) == ("auto", "stream", None)
-    chosen = {"precision": "bfloat16", "impl": "plain", "mode": "twopass", "chunk": 3}
+    chosen = {"precision": "bfloat16", "impl": "fused", "mode": "twopass", "chunk": 3}
     other = VQGANEncoder.from_pretrained(path, input_range=(0, 1), **chosen)
     assert other.input_range == (0.0, 1.0)
     assert {name: getattr(other, name) for name in chosen} == chosen

@@ -11,8 +11,10 @@ from torch._dynamo.utils import counters
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from dckd_losses import DCKDLoss, HistoryModel, VQGANEncoder
+from dckd_losses import DCKDLoss, DMMLoss, HistoryModel, VQGANEncoder
+from dckd_losses.checkpoint import write_safetensors
 from dckd_losses.network import build
+from dckd_losses.ops import fused, winograd
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATHS = [{"impl": "plain"}, {}, {"mode": "twopass", "chunk": 1}]
@@ -93,6 +95,40 @@ def test_a_validation_under_inference_mode_between_steps(encoder, batch):
     trained(parts, batch, steps=1)
     assert parts[2].history.iteration == 2
     assert torch.equal(numbers(parts[2].history.model), numbers(parts[0]))
+
+
+@pytest.mark.parametrize("path", [*PATHS, {"precision": "float16"}], ids=str)
+def test_a_validation_under_inference_mode_before_all_steps(tensors, batch, path):
+    """Whatever the first call keeps for later ones, backward can use."""
+    winograd._matrices.cache_clear()
+    encoder = VQGANEncoder(build(tensors), **path)
+    expected = numbers(trained(fresh(encoder), batch))
+    parts = fresh(encoder)
+    teacher_out = batch[1]
+    with torch.inference_mode():
+        parts[2].encoder(teacher_out)
+        DMMLoss(parts[2].encoder)(teacher_out, teacher_out)
+    assert torch.equal(numbers(trained(parts, batch)), expected)
+
+
+def test_winograds_first_call_may_be_under_inference_mode(images):
+    x, weight, bias = images(1, 96, 32, 32), images(96, 96, 3, 3), images(96)
+    assert winograd.pays(x, weight)
+    winograd._matrices.cache_clear()
+    with torch.inference_mode():
+        fused.frozen_conv2d(x, weight, bias, 1)
+    fused.frozen_conv2d(x.requires_grad_(), weight, bias, 1).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_an_encoder_may_be_made_and_moved_under_inference_mode(tensors, images, tmp_path):
+    write_safetensors(tensors, tmp_path / "encoder.safetensors")
+    with torch.inference_mode():
+        encoder = VQGANEncoder.from_pretrained(tmp_path / "encoder.safetensors").double()
+        encoder(images(1, 3, 16, 16))
+    student = images(1, 3, 16, 16).requires_grad_()
+    DMMLoss(encoder)(student, images(1, 3, 16, 16)).backward()
+    assert student.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)

@@ -52,9 +52,16 @@ def test_paper_schedule():
     assert {102_000, 200_000, 201_000, 399_000, 402_000} <= set(due)
 
 
+def test_an_interval_beyond_the_released_codes_last_is_kept():
+    history = HistoryModel(nn.Linear(1, 1), interval=5000)
+    assert [t for t in range(1, 200_001) if history.due(t)] == list(range(5000, 200_001, 5000))
+    assert HistoryModel(nn.Linear(1, 1), interval=200).max_interval == 3000
+
+
 @given(*(st.integers(1, 20) for _ in range(4)))
 @settings(deadline=None, max_examples=40)
-def test_any_schedule(interval, growth, every, most):
+def test_any_schedule(interval, growth, every, more):
+    most = interval + more - 1
     history = HistoryModel(
         nn.Linear(1, 1),
         interval=interval,
@@ -219,7 +226,10 @@ def test_copies_count_on_their_own(student, clone):
         ({"decay": -0.1}, "decay"),
         ({"interval": 0}, "at least 1"),
         ({"growth_every": 0}, "at least 1"),
-        ({"max_interval": 0}, "at least 1"),
+        ({"max_interval": 0}, "at least the interval of 1000, got 0"),
+        ({"interval": 5000, "max_interval": 3000}, "at least the interval of 5000, got 3000"),
+        ({"interval": "1e3"}, "interval must be a number, at least 1, got '1e3' as text"),
+        ({"decay": None}, r"decay must be a number, in \[0, 1\), got None"),
         ({"interval_growth": -1}, "at least 0"),
     ],
 )

@@ -101,6 +101,9 @@ def test_history_is_used_not_owned(history):
     ("arguments", "message"),
     [
         ({"num_negatives": 0}, "at least one degraded, got 0"),
+        ({"num_negatives": 5.0}, "must be a whole number, got 5.0"),
+        ({"num_negatives": "5"}, "must be a whole number, got '5'"),
+        ({"degradation": RandomNoise}, r"write RandomNoise\(\), got RandomNoise itself"),
         ({"num_negatives": 1, "include_clean": True}, "at least one degraded, got 1"),
         ({"degradation": "fog"}, "one of blur, noise, resize, mix or a callable, got 'fog'"),
         ({"degradation": 3}, "got 3"),

@@ -38,10 +38,13 @@ def find(name_or_path: str | PathLike[str]) -> Path:
         name_or_path: one of `NAMES`, or a path (anything with a separator or a suffix).
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: no name or path, or an unknown name.
         RuntimeError: the weights cannot be fetched (says which file to put where), or the file in
             their place has another network than the name promises.
     """
+    if not isinstance(name_or_path, (str, PathLike)):
+        kind = type(name_or_path).__name__
+        raise ValueError(f"expected an encoder's name or path here, got {kind}")
     name = os.fspath(name_or_path)
     if name == "compact":
         return COMPACT
