@@ -23,7 +23,7 @@ def train(accelerator: Accelerator, steps: int, folder: Path, resume: bool = Fal
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     student, optimizer = accelerator.prepare(student, optimizer)
     history = HistoryModel(student, interval=material.HISTORY_INTERVAL)
-    dckd = DCKDLoss(student, "compact", history=history)  # DCKD
+    dckd = DCKDLoss(student, "compact", balance=0.3, history=history)  # DCKD
     dckd.attach(optimizer).to(accelerator.device)  # DCKD
     accelerator.register_for_checkpointing(dckd)  # DCKD, for resuming exactly
 

@@ -30,7 +30,7 @@ class Distillation(lightning.LightningModule):
         self.student = material.student()
         self.teachers = [material.teacher()]  # in a list: frozen, and in no checkpoint
         history = HistoryModel(self.student, interval=material.HISTORY_INTERVAL)
-        self.dckd = DCKDLoss(self.student, "compact", history=history)  # DCKD
+        self.dckd = DCKDLoss(self.student, "compact", balance=0.3, history=history)  # DCKD
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = torch.optim.Adam(self.student.parameters(), 1e-3)

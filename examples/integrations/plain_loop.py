@@ -31,7 +31,7 @@ def train(steps: int, folder: Path, resume: bool = False) -> dict[str, Any]:
     # hooks run in order: the average moves first, and neither moves where the scaler skips a step
     optimizer.register_step_post_hook(lambda *_: average.update_parameters(student))
     history = HistoryModel(student, interval=material.HISTORY_INTERVAL)
-    dckd = DCKDLoss(student, "compact", history=history)  # DCKD
+    dckd = DCKDLoss(student, "compact", balance=0.3, history=history)  # DCKD
     dckd.attach(optimizer, source=average).to(DEVICE)  # DCKD
 
     parts = dict(student=student, average=average, optimizer=optimizer, scaler=scaler, dckd=dckd)

@@ -54,7 +54,7 @@ class DistillingTrainer(Trainer):
     def __init__(self) -> None:
         super().__init__()
         history = HistoryModel(self.net_g, interval=material.HISTORY_INTERVAL)
-        dckd = DCKDLoss(self.net_g, "compact", history=history)  # DCKD
+        dckd = DCKDLoss(self.net_g, "compact", balance=0.3, history=history)  # DCKD
         self.losses["l_g_dckd"] = dckd.attach(self.optimizer_g).watch(self.net_g)  # DCKD
         self.step = 0
 
