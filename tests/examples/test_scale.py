@@ -92,9 +92,10 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 def test_two_processes_are_one_of_twice_the_batch(
     method: str, states: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    """DCR's ratio is each process's own, and so are its negatives: without it they agree."""
-    first, second = states(2, "--method", method, "--batch-size", 1)
-    (alone,) = states(1, "--method", method, "--batch-size", 2)
+    """DCR's ratio, its negatives and a balance are each process's own: without them they agree."""
+    losses = ["--method", method, "--balance", 0]
+    first, second = states(2, *losses, "--batch-size", 1)
+    (alone,) = states(1, *losses, "--batch-size", 2)
     fresh = backbones.build("tiny", 2).state_dict()
     assert first["dckd"]["history.iteration"] == STEPS
     for part in ("student", "dckd"):  # all ranks hold the same, the history's weights included

@@ -436,7 +436,7 @@ class TestBadInput:
                 ["--balance", 0.3, "--method", "logits"],
                 ["got --balance 0.3 for --method logits; expected --method dcr or dmm or dckd"],
             ),
-            (["--balance", -1], ["balance must be a finite number above 0"]),
+            (["--balance", -1], ["balance must be finite and above 0, or None, got -1.0"]),
             (["--seed", -1], ["Seed must be between"]),
             (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
             (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
