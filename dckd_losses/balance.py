@@ -7,8 +7,8 @@ of that norm, and keeps its direction. VQGAN's own training balances its terms i
 
 The loss's value stays what it was: only its gradient is scaled, in backward, on the device, and
 nothing is remembered from step to step. Each process, and each part of an accumulated step, scales
-its own. As of L1, the norm does not fall as the student nears its
-teacher; where the gradient is exactly zero, it stays so.
+its own. As of L1, the norm does not fall as the student nears its teacher; where the gradient is
+exactly zero, it stays so.
 """
 
 from __future__ import annotations
