@@ -6,7 +6,7 @@ the same training images for 10,000 steps of 16 crops; 5,000 steps of Adam, 1e-3
 warm-up and a cosine to 1e-5, 8 crops of 24x24 LR pixels (48x48 where sizes stay), three seeds, the
 history's interval scaled to the run. All contrastive methods look through `compact`, with which the
 paper's weights mean something else than with its own encoder: DCKD's gradient is balanced to 0.3 of
-an L1's, unless weights are given, and but in Table 7, which is about them. Images: see `images`.
+an L1's, unless weights are given, and not in Table 7, which is about them. Images: see `images`.
 
 **smoke** is the same for a few steps of tiny crops, on scikit-image's photographs.
 
