@@ -255,6 +255,20 @@ class TestMethods:
             students.append(weights(tmp_path))
         assert students[0] == students[2] != students[1]
 
+    def test_the_form_of_dmm_is_the_command_lines(
+        self,
+        small: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        students = []
+        for form in ("cross_entropy", "released"):
+            assert main(monkeypatch, *small, "--method", "dmm", "--form", form) == 0
+            students.append(weights(tmp_path))
+            assert ("dmm as released" in capsys.readouterr().out) == (form == "released")
+        assert students[0] != students[1]
+
     def test_the_seed_decides(
         self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
