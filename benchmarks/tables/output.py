@@ -49,7 +49,7 @@ def write_table(
     others = {part.block.label: scores for part, _, scores in found}
     runs = {part.block.label: _runs(part, store) for part in parts}
     write(_file(stem, "_details.json"), {**told, "references": others, "runs": runs})
-    facts = {**told, **recipe_facts(parts), **convergence(parts, store)}
+    facts = {**told, **commits(parts, store), **recipe_facts(parts), **convergence(parts, store)}
     text = markdown(table, facts, found, options.table)
     _file(stem, ".md").write_text(text, encoding="utf-8")
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
@@ -86,6 +86,13 @@ def seeds(parts: list[Part]) -> list[int]:
     """Of the students that were trained."""
     runs = (run for part in parts for runs in part.arms.values() for run in runs)
     return sorted({run.seed for run in runs if isinstance(run, Job)})
+
+
+def commits(parts: list[Part], store: Store) -> dict[str, str]:
+    """Where the runs were trained, if not all at the report's own commit."""
+    runs = (run for part in parts for found in part.jobs.values() for run in found)
+    known = sorted({str((store.result(run) or {}).get("commit")) for run in runs})
+    return {} if known in ([], [provenance.commit()]) else {"trained at": ", ".join(known)}
 
 
 def recipe_facts(parts: list[Part]) -> dict[str, str]:

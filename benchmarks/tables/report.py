@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ def markdown(
         found: Each block with the scores of its arms, and of input and teacher.
         name: Of the table.
     """
-    lines = [f"# {name.capitalize()}: {table.title}", ""]
+    title = re.sub(r"(?<=[a-z])(?=\d)", " ", name.capitalize())  # "Table 5"
+    lines = [f"# {title}: {table.title}", ""]
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         lines.append(f"- {key}: {text}")

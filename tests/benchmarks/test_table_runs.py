@@ -1,5 +1,6 @@
 """What lies beneath the tables: equal runs are equal, arms differ in their loss alone."""
 
+import json
 import math
 import os
 import signal
@@ -7,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from restoration import backbones
 from safetensors.torch import load_file
 
 from benchmarks import baselines
-from benchmarks.tables import cost, losses, pictures, results, study
+from benchmarks.tables import cost, losses, output, pictures, results, study
 from benchmarks.tables.arms import TABLES
 from benchmarks.tables.budgets import BUDGETS
 from benchmarks.tables.images import images
@@ -300,6 +302,18 @@ def test_what_the_last_fifth_of_a_run_gained():
         records[step // 10 - 1]["psnr"] = psnr
     assert results.late_gain(records) == pytest.approx(0.25)
     assert results.late_gain([{"step": 4.0, "psnr": 30.0}]) == 0  # one look at all
+
+
+def test_a_report_tells_where_its_runs_were_trained_if_elsewhere(store):
+    here, runs = output.provenance.commit(), []
+    for seed, commit in enumerate((here, "0ldc0de")):
+        _, job = make("logits", seed=seed)
+        store.folder(job).mkdir(parents=True)
+        (store.folder(job) / "result.json").write_text(json.dumps({"commit": commit}))
+        runs.append(job)
+    parts = [[SimpleNamespace(jobs={"Logits": found})] for found in (runs[:1], runs)]
+    assert output.commits(parts[0], store) == {}
+    assert set(output.commits(parts[1], store)["trained at"].split(", ")) == {here, "0ldc0de"}
 
 
 def test_figure_8_without_what_a_given_students_step_costs(tmp_path):

@@ -100,6 +100,7 @@ def test_distances_are_drawn_where_dckd_trained(table5):
 
 def test_the_papers_numbers_stand_beside_ours(table5):
     lines = (table5 / "table5_smoke.md").read_text().splitlines()
+    assert lines[0] == "# Table 5: DCKD's two losses"
     row = next(line for line in lines if line.startswith("| DCR+DMM |  |") and "32.92" in line)
     assert row.endswith("| 32.92 | 0.9351 |  | +0.25 |")
 
