@@ -28,6 +28,7 @@ class AECR(Baseline):
             `examples.vgg_features.VGG19Features`.
         weight: 0.1, which the paper is said to use; not verified, and the released code's default
             is 0.
+        balance: see `Baseline`; None, as published.
 
     Shape:
         see `Baseline`; H and W at least 16.
@@ -48,8 +49,14 @@ class AECR(Baseline):
     name = "aecr"
     needs_target = True
 
-    def __init__(self, encoder: str | PathLike[str] | nn.Module, *, weight: float = WEIGHT) -> None:
-        super().__init__(weight)
+    def __init__(
+        self,
+        encoder: str | PathLike[str] | nn.Module,
+        *,
+        weight: float = WEIGHT,
+        balance: float | None = None,
+    ) -> None:
+        super().__init__(weight, balance)
         self.contrast = DCRLoss(encoder)
 
     def term(

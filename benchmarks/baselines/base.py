@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from dckd_losses import DCKDLoss
+from dckd_losses.balance import check_fraction, enter, leave
 from dckd_losses.checks import check_device, check_images, check_match, check_values
 from dckd_losses.draws import Draws, process_rank
 from dckd_losses.ops import reference
@@ -20,6 +21,8 @@ class Baseline(nn.Module):
 
     Args:
         weight: of the term. At 0 nothing of it is computed: no network runs, nothing is drawn.
+        balance: the norm of the term's gradient at student_out, as of `DCKDLoss`; the weight then
+            only says whether there is a term. For terms that reach the student through it alone.
 
     Shape:
         student_out, teacher_out and target (B, 3, H, W), lq (B, 3, h, w), in [0, 1] nominally, to
@@ -35,17 +38,19 @@ class Baseline(nn.Module):
         last: the term of the last call, unweighted and detached, by its name; empty at weight 0.
 
     Raises:
-        ValueError: a weight below 0; shapes or devices do not fit; the target is missing.
+        ValueError: a weight below 0, a balance not above 0; shapes or devices do not fit; the
+            target is missing.
     """
 
     name: str
     needs_target = False
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, balance: float | None = None) -> None:
         super().__init__()
         if not weight >= 0:
             raise ValueError(f"weight must be at least 0, got {weight}")
         self.weight = weight
+        self.balance = check_fraction(balance)
         self.last: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -67,9 +72,10 @@ class Baseline(nn.Module):
         if target is None and self.needs_target:
             raise ValueError(f"target is missing: {self.name} needs the ground truth")
         target = target if target is None else target.detach()
-        value = self.term(student_out, teacher_out.detach(), lq.detach(), target)
+        entered, one = enter(student_out, self.balance)
+        value = self.term(entered, teacher_out.detach(), lq.detach(), target)
         self.last = {self.name: value.detach()}
-        return reference.as_loss(self.weight * value, student_out)
+        return reference.as_loss(leave(self.weight * value, one), student_out)
 
     def term(
         self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
@@ -125,7 +131,7 @@ class Baseline(nn.Module):
         return {**self.__dict__, "_handles": []}
 
     def extra_repr(self) -> str:
-        return f"weight={self.weight}"
+        return f"weight={self.weight}, balance={self.balance}"
 
 
 class RandomBaseline(Baseline):

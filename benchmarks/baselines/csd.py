@@ -33,6 +33,7 @@ class CSD(Baseline):
             L1 beside it has.
         num_negatives: K; 10 in the released command. In a smaller batch there are one less than it
             has images, which makes the loss larger accordingly.
+        balance: see `Baseline`; None, as published.
 
     Shape:
         see `Baseline`; B at least 2, H and W at least 16.
@@ -55,8 +56,9 @@ class CSD(Baseline):
         *,
         weight: float = WEIGHT,
         num_negatives: int = NUM_NEGATIVES,
+        balance: float | None = None,
     ) -> None:
-        super().__init__(weight)
+        super().__init__(weight, balance)
         if num_negatives < 1:
             raise ValueError(f"num_negatives must be at least 1, got {num_negatives}")
         self.contrast = DCRLoss(encoder)

@@ -43,6 +43,7 @@ class MCLIR(Baseline):
         intervals: steps between updates, one for each of at least two negative models.
         decay: the share of its old weights that a negative model keeps at an update.
         level_weights: of the encoder's first levels; further ones are not looked at.
+        balance: see `Baseline`; None, as published.
 
     Shape:
         see `Baseline`; H and W as the encoder wants them.
@@ -75,8 +76,9 @@ class MCLIR(Baseline):
         intervals: Sequence[int] = INTERVALS,
         decay: float = DECAY,
         level_weights: Sequence[float] = LEVEL_WEIGHTS,
+        balance: float | None = None,
     ) -> None:
-        super().__init__(weight)
+        super().__init__(weight, balance)
         if len(intervals) < 2:
             raise ValueError(f"intervals must be at least two, got {tuple(intervals)}")
         self.encoder = as_encoder(encoder)

@@ -4,9 +4,10 @@
 `tiny` (9,492 parameters for x2), the teacher `small` (152,332), which is trained first, once, on
 the same training images for 10,000 steps of 16 crops; 5,000 steps of Adam, 1e-3 with 50 steps of
 warm-up and a cosine to 1e-5, 8 crops of 24x24 LR pixels (48x48 where sizes stay), three seeds, the
-history's interval scaled to the run. All contrastive methods look through `compact`, with which the
-paper's weights mean something else than with its own encoder: DCKD's gradient is balanced to 0.3 of
-an L1's, unless weights are given, and not in Table 7, which is about them. Images: see `images`.
+history's interval scaled to the run. All contrastive methods look through `compact`, with which
+published weights mean something else than with each one's own encoder: the gradient of every one is
+balanced to 0.3 of an L1's, unless weights are given, and not in Table 7, which is about them.
+`--balance 0` trains with the published weights. Images: see `images`.
 
 **smoke** is the same for a few steps of tiny crops, on scikit-image's photographs.
 
@@ -37,7 +38,8 @@ class Budget:
         teachers: Likewise, by task; none where trained teachers are taken.
         seeds: By default.
         encoder: Of all contrastive methods; None for each one's own.
-        losses: Of DCKD, where neither an arm nor the command line says it.
+        losses: Of DCKD, where neither an arm nor the command line says it; `balance` is of all
+            contrastive methods.
     """
 
     students: Mapping[str, Recipe]

@@ -47,6 +47,18 @@ FAKD_LAYERS = {  # RCAN's as its authors took them; SwinIR's, unpublished, the e
 }
 
 
+def meant_for(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of DCKD's settings that a method has, too: rivals that look through an encoder a pull.
+
+    Args:
+        method: Of `baselines.METHODS`.
+        settings: As the command line says them.
+    """
+    if method in DCKD:
+        return dict(settings)
+    return {k: v for k, v in settings.items() if k == "balance" and method in CONTRASTIVE}
+
+
 def settings_of(
     method: str, settings: Mapping[str, Any], recipe: Recipe, network: str, scale: int
 ) -> dict[str, Any]:
@@ -54,8 +66,8 @@ def settings_of(
 
     Args:
         method: Of `baselines.METHODS`.
-        settings: What is not as by default. Of DCKD those of `DEFAULTS` (a `balance` of 0 is
-            none), `interval`, the steps between the history's first updates, and
+        settings: What is not as by default; a `balance` of 0 is none. Of DCKD those of
+            `DEFAULTS`, `interval`, the steps between the history's first updates, and
             `interval_factor`, which multiplies them.
         recipe: By default it says the interval.
         network: The student.
@@ -63,7 +75,8 @@ def settings_of(
     """
     if method not in DCKD:
         published = DUKD.get((network, scale), {}) if method == "dukd" else {}
-        return {**published, **settings}
+        found = {**published, **settings}
+        return {name: value for name, value in found.items() if name != "balance" or value}
     growth_every = max(1, round(GROWTH_EVERY * min(1, recipe.iterations / LENGTH)))
     schedule = {"interval": recipe.history_interval, "growth_every": growth_every}
     full = {**schedule, **DEFAULTS, **settings}

@@ -27,7 +27,8 @@ LOSSES: Mapping[str, Mapping[str, Any]] = {  # of DCKD
     "level_weights": {"type": float, "nargs": 5, "metavar": "W", "help": "of DCR, fine to coarse"},
     "balance": {
         "type": float,
-        "help": "DCKD's gradient as a fraction of an L1's, 0 for fixed weights",
+        "help": "gradient of DCKD and other contrastive methods as a fraction of an L1's, 0 for "
+        "fixed weights",
     },
     "num_negatives": {"type": int, "help": "of DCR"},
     "degradation": {"choices": list(DEGRADATIONS), "help": "of the negatives' inputs"},

@@ -10,6 +10,7 @@ from benchmarks import provenance
 from benchmarks.tables import pictures
 from benchmarks.tables.arms import Table
 from benchmarks.tables.job import Job
+from benchmarks.tables.losses import CONTRASTIVE
 from benchmarks.tables.report import markdown
 from benchmarks.tables.results import LATE, Arms, columns, late_gain, scored
 from benchmarks.tables.scoring import restored, score
@@ -109,7 +110,7 @@ def _recipe_facts(part: Part) -> dict[str, str]:
     if not runs:
         return {}
     recipe, images = runs[0].recipe, part.images
-    pulls = {run.settings["balance"]: None for run in runs if "balance" in run.settings}
+    pulls = {run.settings.get("balance"): None for run in runs if run.method in CONTRASTIVE}
     balances = [f"{pull:g} of an L1's" if pull else "fixed weights" for pull in pulls]
     return {
         "student, teacher": f"{part.block.student}, {part.block.teacher}",
@@ -117,7 +118,7 @@ def _recipe_facts(part: Part) -> dict[str, str]:
         f"pixels, learning rate {recipe.lr:g}, on {images.train.name} "
         f"({len(images.train.files)} images)",
         "encoder of all contrastive methods": runs[0].encoder or "each one's own",
-        **({"DCKD's gradient": ", ".join(balances)} if balances else {}),
+        **({"their gradient at the output": ", ".join(balances)} if balances else {}),
     }
 
 

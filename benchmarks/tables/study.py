@@ -29,7 +29,8 @@ class Options:
         arms: Names of the arms to do, None for all.
         seeds: None for the budget's.
         recipe: What is not as in the budget's recipe.
-        losses: What is not as by default in DCKD, where an arm does not say it itself.
+        losses: What is not as by default in DCKD, where an arm does not say it itself; of them
+            `balance` is of all contrastive methods.
         encoder: Of all contrastive methods, None for the budget's.
         student: Network to train, None for the budget's.
         teacher: File of the teacher, None for the budget's.
@@ -130,7 +131,7 @@ def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[T
     """An arm's networks: one a seed, or the file that is given."""
     if arm.name in options.given:
         return [_given(options.given[arm.name], None, like.block.scale)]
-    settings = {**(options.losses if arm.method in losses.DCKD else {}), **arm.settings}
+    settings = {**losses.meant_for(arm.method, options.losses), **arm.settings}
     job = replace(
         like,
         method=arm.method,

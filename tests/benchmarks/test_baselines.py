@@ -111,6 +111,24 @@ def test_gradient_of_the_rivals_own_term_reaches_the_student(networks, encoder, 
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+@pytest.mark.parametrize("name", ["csd", "aecr", "mclir"])
+def test_a_balanced_rival_pulls_as_hard_as_said_in_its_own_direction(
+    networks, encoder, images, name
+):
+    student, teacher, arm, _ = steps(networks, encoder, name, 2)  # MCLIR's starts at 0
+    term, lq, target = arm.terms[-1], images(3, 3, 8, 8), images(3, 3, 16, 16)
+    output, gradients = student(lq), {}
+    for balance in (None, 0.3):
+        term.balance = balance
+        value = term(output, teacher(lq), lq, target=target)
+        (gradients[balance],) = torch.autograd.grad(2 * value, output, retain_graph=True)
+    plain, balanced = gradients.values()
+    assert balanced.norm().item() == pytest.approx(2 * 0.3 / output.numel() ** 0.5, rel=1e-4)
+    assert F.cosine_similarity(plain.flatten(), balanced.flatten(), 0) > 0.9999
+    built = build(name, student, teacher, encoder, balance=0.3).terms[-1]
+    assert built.balance == 0.3
+
+
 def test_fakd_reaches_the_student_through_its_features_alone(networks, images):
     student, teacher = networks
     fakd = FAKD(student, teacher).attach()

@@ -207,6 +207,12 @@ def test_given_weights_mean_themselves(said, balance):
     (part,) = study.parts(TABLES["table5"], chosen, "cpu")
     assert part.arms["DCR+DMM"][0].settings["balance"] == balance
     assert part.arms["neither"][0].settings == {}
+    (part,) = study.parts(TABLES["table2"], replace(chosen, table="table2"), "cpu")
+    expected = {"balance": balance} if balance else {}
+    for arm in ("CSD", "AECR", "MCLIR"):
+        assert part.arms[arm][0].settings == expected
+    for arm in ("Scratch", "FAKD", "DUKD"):
+        assert part.arms[arm][0].settings == {}
 
 
 def test_sizes_of_the_command_line_are_of_the_whole_run():
@@ -229,6 +235,7 @@ def test_the_paper_budgets_methods_are_the_released_ones():
         student, teacher = (backbones.build("tiny", 2) for _ in range(2))
         losses.build("dukd", settings, student, teacher, None, seed=0)
     assert BUDGETS["paper"].losses == {"form": "released"}
+    assert losses.meant_for("csd", BUDGETS["paper"].losses) == {}
 
 
 def test_each_seed_has_its_own_transforms():
