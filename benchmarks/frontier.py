@@ -25,6 +25,7 @@ from benchmarks import provenance
 from benchmarks.tables.arms import TABLES
 from benchmarks.tables.cost import step_seconds
 from benchmarks.tables.job import Job
+from benchmarks.tables.options import check_seeds
 from benchmarks.tables.results import columns, gain
 from benchmarks.tables.store import Store, write
 from benchmarks.tables.study import Options, Part, parts
@@ -68,6 +69,7 @@ def arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Train what is missing, evaluate, write."""
+    check_seeds(args.seeds)
     names = [Path(encoder).stem for encoder in args.encoders]
     if len(set(names)) < len(names):
         raise ValueError(f"got encoders {', '.join(names)}; expected different names")

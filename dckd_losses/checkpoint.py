@@ -36,8 +36,9 @@ class _Inert(type):
 class _NamedOnly(metaclass=_Inert):
     """Stands for whatever a pickle names: a Lightning callback, an omegaconf node, a function.
 
-    Objects of it can be made and filled, which runs nothing. A call, which a class's own
-    constructor looks like too, refuses the file, the few of `HARMLESS` aside.
+    Objects of it can be made and given a state, which runs nothing. A call, which a class's own
+    constructor looks like too, refuses the file, the few of `HARMLESS` aside; so do items for a
+    dict or list of a kind of its own, which torch's reader does not take.
     """
 
     def __new__(cls, *args: object) -> _NamedOnly:

@@ -47,7 +47,7 @@ class FeatureEncoder(FrozenModule):
         weight = weights[0] if weights else images
         check_device("images", images, "the encoder", weight)
         with torch.autocast(images.device.type, enabled=False):
-            found = self.network(images.to(weight.dtype))
+            found = self.network(images.to(weight.dtype, copy=True))  # it may write into its input
         levels, code_logits = _encoding(found, type(self.network).__name__)
         if code_logits is None or coded == 0:
             return Encoding(levels, None)
@@ -67,17 +67,35 @@ class FeatureEncoder(FrozenModule):
 
         Returns:
             The loss, differentiable by the student's images, and its terms.
+
+        Raises:
+            ValueError: the network lets no gradient through.
         """
         terms = plain(lambda x, coded: self(x, coded=coded), images)
+        self._check_gradient(images.student, terms)
         return objective(terms), terms
+
+    def _check_gradient(self, student: Tensor, terms: Terms) -> None:
+        """Refuse a loss that would do nothing, and silently."""
+        if not (torch.is_grad_enabled() and student.requires_grad):
+            return
+        divergence = [] if terms.divergence is None else [terms.divergence]
+        for kind, found in (("levels", terms.positive), ("code logits", divergence)):
+            if found and not any(term.requires_grad for term in found):
+                raise ValueError(
+                    f"as an encoder {type(self.network).__name__} lets no gradient through to its "
+                    f"images: its {kind} must be made without no_grad or detach; its weights are "
+                    "frozen anyway"
+                )
 
 
 class FrozenEncoder(FeatureEncoder):
     """Any network as encoder: a frozen copy of a module that maps images to an `Encoding`.
 
     Args:
-        network: maps images (B, 3, H, W) in [0, 1] to `(levels, code_logits)`. It is copied, so
-            the caller's module stays trainable.
+        network: maps images (B, 3, H, W) in [0, 1] to `(levels, code_logits)`, with a gradient to
+            the images. It is copied, so the caller's module stays trainable, and is given copies
+            of the images, so it may write into them.
     """
 
     def __init__(self, network: nn.Module) -> None:

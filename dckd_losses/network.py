@@ -69,7 +69,10 @@ class Codebook(nn.Module):
 
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(codes, channels)
+        weight = torch.empty(codes, channels)
+        if not weight.is_meta:  # where it would draw nothing, and import half of torch to do so
+            nn.init.normal_(weight)
+        self.embedding = nn.Embedding(codes, channels, _weight=weight)
 
     def forward(self, z: Tensor) -> Tensor:
         """`2<z, e_k> - |e_k|^2` for every code k: (B, D, h, w) to (B, K, h, w)."""

@@ -11,7 +11,7 @@ import torch
 from taming.modules.diffusionmodules.model import Encoder as TamingEncoder
 from torch import nn
 
-from dckd_losses import DCRLoss, DMMLoss, Encoding, VQGANEncoder
+from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, Encoding, VQGANEncoder
 from dckd_losses.architecture import Architecture
 from dckd_losses.as_encoder import as_encoder
 from dckd_losses.checkpoint import write_safetensors
@@ -343,6 +343,54 @@ def test_an_encoder_that_returns_something_else_is_told(images, found, seen):
     x = images(2, 3, 16, 16)
     with pytest.raises(ValueError, match=rf"Features must return Encoding\(.*, got {seen}$"):
         DMMLoss(Features())(x, x)
+
+
+class Writing(Pyramid):
+    """As many networks do, it brings its input to its own range in place."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2).sub_(1))
+
+
+class Reading(Pyramid):
+    def forward(self, x):
+        return super().forward(2 * x - 1)
+
+
+@pytest.mark.parametrize("balance", [None, 0.3])
+def test_an_encoder_may_write_into_what_it_is_given(images, balance):
+    student = nn.Conv2d(3, 3, 1)
+    x, teacher, lq = images(2, 3, 16, 16), images(2, 3, 16, 16), images(2, 3, 16, 16)
+    gradients = []
+    weights = Pyramid().state_dict()
+    for network in (Writing(), Reading()):
+        network.load_state_dict(weights)
+        loss = DCKDLoss(student, network, level_weights=(1, 1), balance=balance)
+        output = x.clone().requires_grad_()
+        before = teacher.clone()
+        value = loss(output, teacher, lq)
+        assert torch.equal(output, x)
+        assert torch.equal(teacher, before)
+        (gradient,) = torch.autograd.grad(value, output)
+        gradients.append(gradient)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("levels", (0.1, 0.0)), ("code logits", (0.0, 0.1))])
+def test_an_encoder_without_a_gradient_is_refused(images, kind, weights):
+    class Cut(Pyramid):
+        def forward(self, x):
+            levels, codes = super().forward(x)
+            return [level.detach() for level in levels], codes.detach()
+
+    student, dcr_weight, dmm_weight = nn.Conv2d(3, 3, 1), *weights
+    settings = {"level_weights": (1, 1), "dcr_weight": dcr_weight, "dmm_weight": dmm_weight}
+    loss = DCKDLoss(student, Cut(), **settings)
+    x, teacher = images(2, 3, 16, 16), images(2, 3, 16, 16)
+    assert math.isfinite(loss(x, teacher, x))  # where nobody asks for a gradient
+    with pytest.raises(ValueError, match=f"Cut lets no gradient .* its {kind} must be made"):
+        loss(student(x), teacher, x)
 
 
 def test_from_pretrained_takes_no_module():

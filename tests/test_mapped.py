@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -212,6 +213,21 @@ def test_the_f16_size_loads_in_less_than_a_second(f16):
     assert middle - start < 1
     assert end - middle < (middle - start) / 2 + 0.1  # neither mapped nor hashed again
     assert addresses(first) == addresses(second)
+
+
+def test_the_first_load_of_a_process_imports_no_compiler(f16):
+    """It would take longer than all the rest."""
+    path = f16 / "vqgan-f16-1024.safetensors"
+    code = f"""
+import sys, time
+from dckd_losses import VQGANEncoder
+known, start = set(sys.modules), time.perf_counter()
+VQGANEncoder.from_pretrained({str(path)!r})
+assert time.perf_counter() - start < 1
+assert not {{"sympy", "torch._inductor"}} & (set(sys.modules) - known)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("impl", ["plain", "auto"])

@@ -23,7 +23,8 @@ class DUKD(RandomBaseline):
     Zooming in: the ground truth is cut into scale x scale cells of the input's size, and z is one
     of them, for each image at random; the student sees it through a random `Transform` F (label
     consistency). Zooming out, where wanted: z is the input shrunk by the scale, whose ground truth
-    is the input itself, so `mean|S(z) - x| + mean|S(z) - T(z)|` is added.
+    is the input itself, so `mean|S(z) - x| / weight + mean|S(z) - T(z)|` is added: the ground truth
+    weighs here what it weighs on the pair.
 
     Departures: the released code takes the step on these images as an optimizer step of its own
     after the pair's, without clearing the gradients between; here both are one step, as in the
@@ -108,7 +109,7 @@ class DUKD(RandomBaseline):
         with torch.no_grad():
             wanted = self.teacher(small.clone())
         restored = student(small.clone())
-        return F.l1_loss(restored, lq) + F.l1_loss(restored, wanted)
+        return F.l1_loss(restored, lq) / self.weight + F.l1_loss(restored, wanted)
 
 
 def random_cells(target: Tensor, lq: Tensor, draws: Draws) -> Tensor:

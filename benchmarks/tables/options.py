@@ -76,13 +76,12 @@ def options(args: argparse.Namespace) -> Options:
     """What the command line asks for.
 
     Raises:
-        ValueError: An arm's file is not written ARM=FILE, or a seed is below 0.
+        ValueError: An arm's file is not written ARM=FILE, or a seed is below 0 or said twice.
     """
     given = dict(item.partition("=")[::2] for item in args.given)
     if not all(given.values()):
         raise ValueError(f"got --given {' '.join(args.given)}; expected ARM=FILE")
-    if any(seed < 0 for seed in args.seeds or ()):
-        raise ValueError(f"got --seeds {' '.join(map(str, args.seeds))}; expected 0 or more")
+    check_seeds(args.seeds or ())
     return Options(
         args.table,
         args.budget,
@@ -93,6 +92,18 @@ def options(args: argparse.Namespace) -> Options:
             "block", "arms", "seeds", "encoder", "student", "teacher", "development",
         )},
     )  # fmt: skip
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Require different seeds: equal ones make equal runs, whose spread would be none.
+
+    Raises:
+        ValueError: Two are equal, or one is below 0.
+    """
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"got --seeds {' '.join(map(str, seeds))}; expected different numbers from 0"
+        )
 
 
 def _set(args: argparse.Namespace, names: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:

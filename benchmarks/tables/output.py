@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -127,12 +128,18 @@ def convergence(parts: list[Part], store: Store) -> dict[str, str]:
     gains = []
     for part in parts:
         for runs in part.arms.values():
-            records = [(store.result(run) or {})["records"] for run in runs if isinstance(run, Job)]
+            records = [result["records"] for result in _results(runs, store)]
             gains += [fmean(map(late_gain, records))] if records else []
     if not gains:
         return {}
     text = f"{min(gains):+.3f} to {max(gains):+.3f} dB on the development images"
     return {f"gained in the last {LATE:.0%} of the steps": text}
+
+
+def _results(runs: Sequence[Job | Given], store: Store) -> list[dict[str, Any]]:
+    """What the runs that were trained to their end say of themselves."""
+    found = [store.result(run) for run in runs if isinstance(run, Job)]
+    return [result for result in found if result is not None and "diverged" not in result]
 
 
 def _runs(part: Part, store: Store) -> dict[str, list[dict[str, Any]]]:
@@ -154,9 +161,8 @@ def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> lis
     """The pictures of one block."""
     files = [_file(stem, ".png"), _file(stem, "_crops.png")]
     trained = {name: [r for r in runs if isinstance(r, Job)] for name, runs in part.arms.items()}
-    results = {
-        name: [store.result(run) or {} for run in runs] for name, runs in trained.items() if runs
-    }
+    every = {name: _results(runs, store) for name, runs in trained.items()}
+    results = {name: found for name, found in every.items() if found}
     if table.x is None:
         pictures.gains(arms, table.reference, files[0])
     else:
@@ -167,11 +173,10 @@ def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> lis
         files.append(_file(stem, "_curves.png"))
         records = {name: [r["records"] for r in found] for name, found in results.items()}
         pictures.curves(records, table.reference, files[-1])
-    for runs in reversed(trained.values()):  # the table's last arm that has any
-        result = store.result(runs[0]) if runs else None
-        if result and "positive" in result["records"][-1]:
+    for result, *_ in reversed(results.values()):  # the table's last arm that has any
+        if "positive" in result["records"][-1]:
             files.append(_file(stem, "_distances.png"))
-            count = runs[0].settings.get("num_negatives", NUM_NEGATIVES)
+            count = result["settings"]["losses"].get("num_negatives", NUM_NEGATIVES)
             pictures.distances(result["records"], count, files[-1])
             break
     return files
@@ -189,7 +194,8 @@ def _costs(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, floa
 def _versions(part: Part, store: Store) -> dict[str, dict[str, tuple[Image, float | None]]]:
     """The first image of each set as input, teacher and every arm's first seed make it."""
     block, found = part.block, {}
-    models = {"input": None, **{name: store.network(runs[0]) for name, runs in part.arms.items()}}
+    firsts = {name: runs[0] for name, runs in part.arms.items() if not store.diverged(runs[0])}
+    models = {"input": None, **{name: store.network(run) for name, run in firsts.items()}}
     models["Teacher"] = store.network(part.teacher)
     rules = protocol(block.task, block.scale)
     for images in part.sets:

@@ -32,7 +32,7 @@ def gains(arms: Arms, reference: str, path: Path) -> None:
         for row, (_, found) in enumerate(arms.items()):
             values = np.array(found[images]["psnr"]) - (base if paired else 0)
             axis.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.5)
-            axis.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color="black")
+            axis.plot([mean(list(values)).mean] * 2, [row - 0.3, row + 0.3], color="black")
         axis.set_yticks(range(len(arms)), list(arms))
         axis.invert_yaxis()
         axis.set_title(images)

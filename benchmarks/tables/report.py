@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables.arms import Table
@@ -74,6 +75,7 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
         if not (ours or theirs):
             continue
         title = name if ours or not arms else f"{name} (*cited*)"
+        title += _diverged(ours["psnr"]) if ours else ""
         paired = ours and reference and name in arms and name != table.reference
         cells = [
             title,
@@ -89,11 +91,19 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
     return lines
 
 
+def _diverged(values: Sequence[float]) -> str:
+    """How many runs are missing in the means."""
+    count = sum(map(math.isnan, values))
+    return f" ({count} of {len(values)} diverged)" if count else ""
+
+
 def _gain(ours: Scores, reference: Scores) -> str:
     found = gain(ours["psnr"], reference["psnr"])
     return _spread(found, 3, sign="+") if found else ""
 
 
 def _spread(value: Mean, digits: int, sign: str = "") -> str:
+    if math.isnan(value.mean):
+        return ""
     text = f"{value.mean:{sign}.{digits}f}"
     return text if value.deviation != value.deviation else f"{text} ± {value.deviation:.{digits}f}"

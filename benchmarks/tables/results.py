@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,24 +21,30 @@ PAPER = Path(__file__).with_name("paper_numbers.json")
 
 
 class Mean(NamedTuple):
-    """Of a few seeds' numbers, with their standard deviation; nan for one seed."""
+    """Of a few seeds' numbers, with their standard deviation; nan for one seed, both for none."""
 
     mean: float
     deviation: float
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Mean and standard deviation of a sample."""
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return Mean(statistics.fmean(values), deviation)
+    """Mean and standard deviation of a sample, of which nan, a run that diverged, is no part."""
+    known = [value for value in values if not math.isnan(value)]
+    deviation = statistics.stdev(known) if len(known) > 1 else math.nan
+    return Mean(statistics.fmean(known) if known else math.nan, deviation)
 
 
 def gain(values: Sequence[float], reference: Sequence[float]) -> Mean | None:
-    """Mean of the seeds' differences to another arm's, and its standard error; None unpaired."""
+    """Mean of the seeds' differences to another arm's, and its standard error; None unpaired.
+
+    A seed of which either run diverged is left out.
+    """
     if len(values) != len(reference):
         return None
-    difference = mean([a - b for a, b in zip(values, reference, strict=True)])
-    return Mean(difference.mean, difference.deviation / len(values) ** 0.5)
+    differences = [a - b for a, b in zip(values, reference, strict=True)]
+    count = sum(not math.isnan(difference) for difference in differences)
+    found = mean(differences)
+    return Mean(found.mean, found.deviation / max(1, count) ** 0.5)
 
 
 def late_gain(records: Sequence[Mapping[str, Any]]) -> float:

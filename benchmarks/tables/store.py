@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.tables.job import Job, Teacher
 from benchmarks.tables.scoring import score
 from benchmarks.tables.sets import ImageSet
 from examples.restoration import backbones, checkpoints, teachers
+from examples.restoration.console import DivergedError, RefusedError
 from examples.restoration.evaluation import Score
 from examples.restoration.specifications import SPECIFICATIONS
 from examples.restoration.trainer import train
@@ -86,6 +88,10 @@ class Store:
         path = self.folder(job) / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
+    def diverged(self, trained: Trained) -> bool:
+        """Whether a run ended with numbers that are not finite."""
+        return isinstance(trained, Job) and "diverged" in (self.result(trained) or {})
+
     def steps_left(self, job: Job) -> int:
         """Steps that are still to be done, by the last checkpoint."""
         if self.result(job) is not None:
@@ -101,6 +107,9 @@ class Store:
         if isinstance(trained, Given):
             return trained.network().to(self.accelerator.device)
         assert isinstance(trained, Job)
+        diverged = (self.result(trained) or {}).get("diverged")
+        if diverged:
+            raise RefusedError(f"{trained.identity} cannot be learned from: {diverged}")
         model = backbones.load(self.folder(trained) / "student.safetensors")
         return model.to(self.accelerator.device)
 
@@ -112,9 +121,11 @@ class Store:
             self._train(job, wait=True)
 
     def scores(self, trained: Trained, images: ImageSet, task: str, scale: int) -> Score:
-        """A network's scores on a set, computed once for a run."""
+        """A network's scores on a set, computed once for a run; nan for one that diverged."""
         if isinstance(trained, Given):
             return score(self.network(trained), images, task, scale)
+        if self.diverged(trained):
+            return {"psnr": nan, "ssim": nan}
         path = self.folder(trained) / f"scores_{images.name}_{images.fingerprint}.json"
         if not path.is_file():
             found = score(self.network(trained), images, task, scale)
@@ -140,11 +151,17 @@ class Store:
         run = job.run(folder, teacher)
         run.workers = self.workers
         first, start = self.steps_left(job), time.perf_counter()
-        train(run, self.accelerator, resume=True)
+        try:
+            train(run, self.accelerator, resume=True)
+            end: dict[str, str] = {}
+            backbones.save(run.student, folder / "student.safetensors", task=job.block.task)
+        except DivergedError as error:  # a result as others; it would end there on each try
+            print(f"diverged: {error}", flush=True)
+            end = {"diverged": str(error)}
         seconds = time.perf_counter() - start
         self.accelerator.free_memory()
-        backbones.save(run.student, folder / "student.safetensors", task=job.block.task)
         facts = {
+            **end,
             "settings": job.determined,
             **provenance.machine(self.accelerator.device),
             "seconds_per_step": seconds / max(1, first),
@@ -156,10 +173,20 @@ class Store:
 
 
 def write(path: Path, content: object) -> None:
-    """Write JSON, at once or not at all."""
+    """Write JSON, at once or not at all; null for numbers that are not finite."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write it, too
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not isfinite(content) else content
 
 
 def _peak_mb(device: torch.device) -> float | None:

@@ -20,6 +20,10 @@ class RefusedError(Exception):
     """The run cannot be done as asked; the message says what was seen and what is expected."""
 
 
+class DivergedError(RefusedError):
+    """The run's numbers are not finite any more; the message says where."""
+
+
 class StoppedError(Exception):
     """The run was asked to stop and has left a checkpoint."""
 

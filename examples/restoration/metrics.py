@@ -20,6 +20,10 @@ C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 LUMA = np.array([65.481, 128.553, 24.966]) / PEAK  # BT.601 studio swing, from RGB in [0, 255]
 
 
+class NotFiniteError(ValueError):
+    """A network's output is no image any more."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What is compared.
@@ -149,7 +153,7 @@ def to_uint8(image: Tensor) -> Image:
             f"got {image.dtype} {tuple(image.shape)}; expected floats (3, H, W) or (1, 3, H, W)"
         )
     if pixels.isnan().any():
-        raise ValueError("got NaN in the image; expected values in [0, 1]")
+        raise NotFiniteError("got NaN in the image; expected values in [0, 1]")
     levels = (pixels.float().clamp(0, 1) * PEAK).round().to("cpu", torch.uint8)
     array: Image = levels.permute(1, 2, 0).contiguous().numpy()
     return array

@@ -14,7 +14,15 @@ from torch.utils.data import DataLoader
 
 from dckd_losses import gradient_ratio
 
-from .console import Progress, RefusedError, StoppedError, refusing, stop_signals
+from .console import (
+    DivergedError,
+    Progress,
+    RefusedError,
+    StoppedError,
+    refusing,
+    stop_signals,
+)
+from .metrics import NotFiniteError
 from .optimization import average_of, optimizer_of, reconstruction, set_lr
 from .run import Run, begin, save
 from .sampling import Batches
@@ -36,7 +44,8 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
         resume: continue from the run's checkpoint where there is one, bit for bit.
 
     Raises:
-        RefusedError: the checkpoint is unreadable or of other settings, or a value is not finite.
+        RefusedError: the checkpoint is unreadable or of other settings.
+        DivergedError: the student's output or a loss is not finite.
         StoppedError: SIGINT or SIGTERM came; the checkpoint is written.
     """
     recipe, main = run.recipe, accelerator.is_main_process
@@ -154,6 +163,8 @@ def _loss(
             loss = loss + parts["kd"]
         if run.dckd is not None:
             if look:
+                if not output.isfinite().all():
+                    raise DivergedError(f"step {run.step}: the student's output is not finite")
                 with refusing():
                     run.dckd.check(output, teacher_output, lq)
             known = {"target": target} if run.whole else {}
@@ -179,7 +190,7 @@ def _record(run: Run, parts: dict[str, Tensor], progress: Progress) -> None:
     losses = {name: part.item() for name, part in parts.items()}
     text = " ".join(f"{name} {value:.3g}" for name, value in losses.items())
     if not all(map(math.isfinite, losses.values())):
-        raise RefusedError(f"step {run.step}: got losses {text}; expected finite ones")
+        raise DivergedError(f"step {run.step}: got losses {text}; expected finite ones")
     if run.ratio is not None:
         text += f" ratio {run.ratio.item():.3g}"
     validation = run.due(run.recipe.iterations // VALIDATIONS)
@@ -188,6 +199,9 @@ def _record(run: Run, parts: dict[str, Tensor], progress: Progress) -> None:
         distances = {name: value.tolist() for name, value in last.items() if value.ndim}
         run.records.append({"step": float(run.step), **losses, **distances})
     if validation and run.validate is not None:
-        run.records[-1]["psnr"] = run.validate(run.result)
+        try:
+            run.records[-1]["psnr"] = run.validate(run.result)
+        except NotFiniteError as error:
+            raise DivergedError(f"step {run.step}: {error}") from error
     known = [record["psnr"] for record in run.records if "psnr" in record]
     progress.show(f"{text} psnr {known[-1]:.2f}" if known else text, milestone=validation)

@@ -339,6 +339,15 @@ def test_means_deviations_and_paired_gains():
     assert results.gain([1.0], [1.0, 2.0]) is None
 
 
+def test_runs_that_diverged_are_no_part_of_means():
+    nan = math.nan
+    assert results.mean([1.0, nan, 3.0]) == results.mean([1.0, 3.0])
+    assert all(map(math.isnan, results.mean([nan, nan])))
+    seen = results.gain([1.1, nan, 3.2, 4.4], [1.0, 2.0, nan, 4.0])
+    assert seen == results.gain([1.1, 4.4], [1.0, 4.0])
+    assert all(map(math.isnan, results.gain([nan], [1.0])))
+
+
 @pytest.mark.skipif(
     not (Path(os.environ.get("DCKD_DATA", "")) / "sr" / "train" / "BSDS500").is_dir(),
     reason="DCKD_DATA names no folder with sr/train/BSDS500",

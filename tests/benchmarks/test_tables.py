@@ -124,6 +124,20 @@ def test_a_second_call_trains_only_what_is_new(table5):
     assert all(path.stat().st_mtime_ns == then for path, then in trained.items())
 
 
+def test_runs_that_diverge_are_results(table5):
+    """They are told, the table is written, and a second call does not try them again."""
+    smoke = ("table5", "--budget", "smoke", "--output", table5, "--name", "diverged")
+    odd = ("--arms", "neither", "DCR", "--seeds", 0, "--lr", 1e20, "--iterations", 4)
+    first, second = command(*smoke, *odd), command(*smoke, *odd)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert first.stdout.count("\ndiverged: step ") == 2
+    assert "\ntraining " not in second.stdout
+    arms = json.loads((table5 / "diverged.json").read_text())["arms"]
+    assert all(arms[name]["photographs"]["psnr"] == [None] for name in ("neither", "DCR"))
+    lines = (table5 / "diverged.md").read_text().splitlines()
+    assert any(line.startswith("| DCR (1 of 1 diverged) |  |  |  |") for line in lines)
+
+
 def test_given_students_are_scored_and_not_trained(table5):
     """The same file under two names has the same scores, those of the run that it is from."""
     output = table5
@@ -216,6 +230,7 @@ def test_the_papers_budget_trains_its_networks(table, label, teacher, scale, pla
         (("--budget", "smoke", "--balance", "-1"), "balance must be"),
         (("--budget", "smoke", "--crop", "900"), "no training image is 900x900"),
         (("--budget", "smoke", "--seeds", "-1"), "got --seeds -1"),
+        (("--budget", "smoke", "--seeds", "0", "0"), "got --seeds 0 0; expected different"),
     ],
 )
 def test_refusals_are_one_sentence(arguments, said, tmp_path):
