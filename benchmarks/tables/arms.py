@@ -61,6 +61,7 @@ class Table:
         reference: The arm that gains are counted from.
         blocks: The paper's.
         x: What an arm's name is a number of, where the paper plots.
+        note: What a reader has to know before he compares.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Table:
     reference: str
     blocks: tuple[Block, ...]
     x: str | None = None
+    note: str = ""
 
 
 def _sr(network: str, scale: int, *sets: str) -> Block:
@@ -105,6 +107,9 @@ TABLES = {
         (SCRATCH, LOGITS, *RIVALS, DCKD, Arm("DCKD*", "dckd_star")),
         "Logits",
         tuple(_sr(name, x, *SR_SETS) for name in ("SwinIR", "RCAN") for x in (2, 3, 4)),
+        note="CSD's authors train a slice of the teacher together with it; here the teacher is "
+        "given and fixed. AECR and MCLIR learn from no teacher, and their authors published no "
+        "settings for super-resolution; `benchmarks/baselines` says what these are.",
     ),
     "table3": Table(
         "Deblurring",
@@ -164,6 +169,8 @@ TABLES = {
         (SCRATCH, Arm("MCLIR", "mclir"), DCKD),
         "Scratch",
         (_sr("SwinIR-light", 4, "Set14", "BSD100", "Urban100", "Manga109"),),
+        note="Neither MCLIR's settings for super-resolution nor DCKD's recipe for SwinIR-light are "
+        "published: these are MCLIR's of dehazing and SwinIR's, not the authors'.",
     ),
     "study": Table(
         "What helps, one thing changed at a time (not in the paper)",

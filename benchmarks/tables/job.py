@@ -17,6 +17,7 @@ from benchmarks.tables import losses
 from benchmarks.tables.arms import Block
 from benchmarks.tables.images import Images
 from benchmarks.tables.scoring import mean_psnr
+from dckd_losses.weights import COMPACT
 from examples.restoration import backbones
 from examples.restoration.data import Pair, RandomCrops, lq_sizes
 from examples.restoration.recipes import Recipe
@@ -131,8 +132,8 @@ def _large(pairs: Sequence[Pair], crop: int) -> Sequence[Pair]:
 
 
 def _fingerprint(encoder: str | None) -> str | None:
-    """An encoder's name, or of a file its content."""
-    path = Path(encoder or "")
+    """An encoder's content; of those that are fetched, which never change, the name."""
+    path = COMPACT if encoder == "compact" else Path(encoder or "")
     if not path.is_file():
         return encoder
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def markdown(
         lines.append(f"- {key}: {text}")
     labels = ", ".join(part.block.label for part, _, _ in found)
     lines += ["", NOTE.format(reference=table.reference)]
+    lines += textwrap.wrap(table.note, 100)
     if any(cited(name, part.block.label) for part, _, _ in found):
         lines += [CITATION.format(label=labels)]
     for part, arms, others in found:

@@ -23,6 +23,7 @@ from benchmarks.tables.budgets import BUDGETS
 from benchmarks.tables.images import images
 from benchmarks.tables.job import Job
 from benchmarks.tables.store import Store
+from dckd_losses.weights import COMPACT
 from examples.restoration.console import StoppedError
 from examples.restoration.recipes import SMALL_SR, Recipe
 
@@ -167,6 +168,16 @@ def test_identity_follows_from_what_determines_the_weights():
     _, logits = make("logits")
     _, other_encoder = make("logits", encoder=None)
     assert logits.identity == other_encoder.identity  # it has none
+
+
+def test_identity_follows_from_an_encoders_content(tmp_path, monkeypatch):
+    job, copied = make("dckd")[1], tmp_path / "copied.safetensors"
+    copied.write_bytes(COMPACT.read_bytes())
+    assert make("dckd", encoder=str(copied))[1].identity == job.identity
+    copied.write_bytes(b"trained anew")
+    assert make("dckd", encoder=str(copied))[1].identity != job.identity
+    monkeypatch.setattr("benchmarks.tables.job.COMPACT", copied)  # a later version's
+    assert make("dckd")[1].identity != job.identity
 
 
 @pytest.mark.parametrize(
