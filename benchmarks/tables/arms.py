@@ -182,7 +182,10 @@ TABLES = {
             *(Arm(f"balance {b}", "dckd", {"balance": float(b)}) for b in BALANCES),
             Arm("finest level", "dckd", {"level_weights": [1.0, 0.0, 0.0, 0.0, 0.0]}),
             Arm("equal levels", "dckd", {"level_weights": [1.0] * 5}),
-            Arm("blurred negatives", "dckd", {"degradation": "blur"}),
+            *(
+                Arm(f"{title} negatives", "dckd", {"degradation": name})
+                for title, name in (("blurred", "blur"), ("resized", "resize"), ("mixed", "mix"))
+            ),
             Arm("history 5 times as often", "dckd", {"interval_factor": 0.2}),
             Arm("history 10 times as rare", "dckd", {"interval_factor": 10}),
         ),
