@@ -16,6 +16,7 @@ from benchmarks.tables.results import Arms, mean
 from examples.restoration.degrade import Image
 from examples.restoration.figures import SIZE, telling_crop
 
+COLOURS, STYLES = 10, ("-", "--", ":")  # matplotlib's cycle, and what comes after its end
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -49,19 +50,30 @@ def curves(records: Mapping[str, Sequence[Records]], reference: str, path: Path)
     found = {name: _looks(runs) for name, runs in records.items()}
     base = found.get(reference)
     panels = 1 if base is None or len(found) == 1 else 2
-    figure = Figure(figsize=(1 + 5 * panels, 4), layout="constrained")
+    figure = Figure(figsize=(3 + 5 * panels, 4), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    for name, (steps, psnr) in found.items():
-        axes[0].plot(steps, psnr, label=name)
+    for row, (name, (steps, psnr)) in enumerate(found.items()):
+        style = STYLES[row // COLOURS % len(STYLES)]
+        axes[0].plot(steps, psnr, style, label=name)
         if panels == 2 and base is not None and len(psnr) == len(base[1]):
-            axes[1].plot(steps, psnr - base[1])
+            axes[1].plot(steps, psnr - base[1], style)
     axes[0].set(xlabel="step", ylabel="PSNR on development images (dB)")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     if panels == 2:
         axes[1].set(xlabel="step", ylabel=f"dB beyond {reference}")
     for axis in axes:
         axis.grid(alpha=0.3)
+        _leave_out_the_start(axis)
     figure.savefig(path, dpi=120)
+
+
+def _leave_out_the_start(axis: Axes) -> None:
+    """Fit the axis to the last four fifths of its lines, beside which the first looks are large."""
+    values = [np.asarray(line.get_ydata(), dtype=float) for line in axis.lines]
+    shown = np.concatenate([value[len(value) // 5 :] for value in values])
+    low, high = shown.min(), shown.max()
+    if high > low:
+        axis.set_ylim(low - (high - low) / 10, high + (high - low) / 10)
 
 
 def _looks(runs: Sequence[Records]) -> tuple[list[float], npt.NDArray[np.float64]]:
