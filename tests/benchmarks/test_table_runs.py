@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -332,6 +333,12 @@ def test_a_report_tells_where_its_runs_were_trained_if_elsewhere(store):
     parts = [[SimpleNamespace(jobs={"Logits": found})] for found in (runs[:1], runs)]
     assert output.commits(parts[0], store) == {}
     assert set(output.commits(parts[1], store)["trained at"].split(", ")) == {here, "0ldc0de"}
+
+
+def test_a_recorded_command_can_be_typed_again(monkeypatch):
+    said = ["table2", "--block", "RCAN x2", "--arms", "DCKD*"]
+    monkeypatch.setattr("sys.argv", ["tables", *said])
+    assert shlex.split(output.provenance.command()) == ["python", "-m", "benchmarks.tables", *said]
 
 
 def test_figure_8_without_what_a_given_students_step_costs(tmp_path):
