@@ -30,6 +30,7 @@ from benchmarks.tables.results import columns, gain
 from benchmarks.tables.store import Store, write
 from benchmarks.tables.study import Options, Part, parts
 from dckd_losses import VQGANEncoder
+from examples.restoration import backbones
 from examples.restoration.console import exit_status, refusing
 
 TABLE, REFERENCE, ARM = "table2", "Logits", "DCKD"
@@ -62,6 +63,7 @@ def arguments() -> argparse.Namespace:
     add("--iterations", type=int, metavar="N", help="optimizer steps (default: the budget's)")
     add("--balance", type=float, default=BALANCE, help=f"DCKD's pull (default: {BALANCE})")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
+    add("--student", choices=backbones.NAMES, help="network (default: the budget's)")
     add("--teacher", metavar="FILE", help="(default: trained first)")
     add("--output", type=Path, default=Path("runs/frontier"), metavar="STEM", help="of the files")
     return parser.parse_args()
@@ -84,11 +86,13 @@ def run(args: argparse.Namespace) -> None:
         for jobs in part.jobs.values():
             store.complete(jobs)
     rows = measure(sizes, found, store)
-    recipe = next(iter(found.values())).jobs[ARM][0].recipe
+    first = next(iter(found.values()))
+    recipe = first.jobs[ARM][0].recipe
     facts = {
         "command": provenance.command("benchmarks.frontier"),
         **provenance.machine(accelerator.device),
         "seeds": args.seeds,
+        "student, teacher": f"{first.block.student}, {args.teacher or first.block.teacher}",
         "training": f"{recipe.iterations:,} steps of {recipe.batch_size} crops of {recipe.crop} "
         f"LR pixels, balance {args.balance:g}",
     }
@@ -109,6 +113,7 @@ def part_of(args: argparse.Namespace, encoder: str, device: str) -> Part:
         recipe=changes,
         losses={"balance": args.balance},
         encoder=encoder,
+        student=args.student,
         teacher=args.teacher,
     )
     return parts(TABLES[TABLE], options, device)[0]

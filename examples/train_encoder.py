@@ -2,7 +2,8 @@
 
     python examples/train_encoder.py --data PHOTOGRAPHS --output compact.safetensors
 
-It begins as a plain autoencoder; after --warm-up steps its latents are quantised. Ctrl-C, or a
+It begins as a plain autoencoder; after --warm-up steps its latents are quantised, and from there on
+a discriminator pulls at its reconstructions if --adversarial says how hard. Ctrl-C, or a
 killed machine, costs little: the same command with --resume goes on from the last report.
 """
 
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from restoration.autoencoder import CELL, Autoencoder
 from restoration.checkpoints import load, save
 from restoration.console import exit_status, refusing
 from restoration.data import list_images, photographs, read_image
+from restoration.discriminator import Discriminator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,6 +35,7 @@ TEST_CROP = 96
 REPORT_EVERY = 500  # steps
 HELD_OUT_EVERY = 12  # every 12th photograph is never trained on
 LEAST_CYCLE = 4  # steps of a learning rate that rises and falls
+ADVERSARY_LR = 2e-4
 FIRST_CELLS, FIRST_BATCHES = 1024, 8  # what the codebook begins with
 COMPACT = (32, 32, 64, 64, 128)  # channels at each level
 
@@ -53,6 +57,7 @@ def parse() -> argparse.Namespace:
     add("--iterations", type=int, default=5000, help="optimizer steps; 0 leaves random weights")
     add("--warm-up", type=int, default=2000, help="steps before quantisation")
     add("--cells", type=int, default=320, help="16x16 cells a step")
+    add("--adversarial", type=float, default=0.0, help="a discriminator's gradient, of an L1's")
     add("--lr", type=float, default=6e-4, help="step size at its highest")
     add("--nats", type=float, default=2.0, help="mean entropy of the code distributions")
     add("--seed", type=int, default=0, help="of weights and crops")
@@ -113,6 +118,11 @@ def train(
         optimizer, args.lr, total_steps=length, pct_start=max(0.05, 2 / length)
     )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    adversary = None
+    if args.adversarial:
+        adversary = Discriminator().to(device, memory_format=torch.channels_last)
+        its_optimizer = torch.optim.Adam(adversary.parameters(), ADVERSARY_LR, betas=(0.5, 0.9))
+        parts |= {"adversary": adversary, "its_optimizer": its_optimizer}
     checkpoint = args.output.with_suffix(".checkpoint.pt")
     unsettled = ("data", "output", "resume")
     settings = {name: value for name, value in vars(args).items() if name not in unsettled}
@@ -129,7 +139,14 @@ def train(
         if step == args.warm_up:
             begin_codebook(model, images, rng)
         x = random_crops(images, args.cells, rng).to(device)
-        loss = model.loss(x, quantised=step >= args.warm_up)
+        quantised = step >= args.warm_up
+        output, commitment = model(x, quantised=quantised)
+        loss = F.l1_loss(output, x) + commitment
+        if quantised and adversary is not None:
+            loss = loss + args.adversarial * adversary.balanced(output)
+            its_optimizer.zero_grad()
+            adversary.loss(x, output).backward()
+            its_optimizer.step()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.trained(), 1.0)

@@ -59,13 +59,14 @@ class Hub:
     Attributes:
         files: content by "repository/file"; what is not in it is answered by 404.
         gets: whatever has been downloaded, by the same names.
+        revisions: that were asked for, with each request.
         promised: the size that HEAD tells, where it is not the content's.
         delay: seconds that every download takes.
     """
 
     def __init__(self):
         self.files, self.gets, self.promised, self.delay = {}, [], None, 0.0
-        self.headers = []
+        self.headers, self.revisions = [], []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -91,8 +92,9 @@ class Hub:
 
     def answer(self, request, *, body):
         self.headers.append(dict(request.headers))
-        asked = re.fullmatch(r"/(.+)/resolve/[^/]+/(.+)", request.path)
-        name = "/".join(asked.groups()) if asked else request.path
+        asked = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", request.path)
+        name = f"{asked[1]}/{asked[3]}" if asked else request.path
+        self.revisions.append(asked[2] if asked else None)
         content = self.files.get(name)
         if content is None:
             request.send_response(404)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import Hub, complete_checkpoint
+from hub import COMMIT, Hub, complete_checkpoint
 from huggingface_hub import constants
 
 from dckd_losses import VQGANEncoder, weights
@@ -94,6 +94,22 @@ def test_it_says_what_it_was_made_from_and_records_an_unpublished_hash(home, hub
     assert metadata["original_bytes"] == str(checkpoint.stat().st_size)
     names = {p.name for p in home.iterdir()}
     assert names == {f"{NAME}.safetensors", f"{NAME}.sha256"}
+
+
+def test_a_pinned_revision_is_the_one_that_is_fetched_and_deleted(
+    home, hub, source, monkeypatch, tmp_path
+):
+    weights.find(NAME)
+    assert set(hub.revisions) == {"main"}
+    weights.fetch(NAME, delete_original=True).unlink()
+    hub.revisions.clear()
+    monkeypatch.setitem(weights.SOURCES, NAME, dataclasses.replace(source, revision=COMMIT))
+    path = weights.find(NAME)
+    assert set(hub.revisions) == {COMMIT}
+    _, metadata = read_safetensors(path)
+    assert metadata["original"].endswith(f"/{REPOSITORY}/resolve/{COMMIT}/{FILE}")
+    weights.fetch(NAME, delete_original=True)
+    assert cached(tmp_path) == []
 
 
 def test_another_checkpoint_than_the_recorded_one_is_refused(home, hub, tensors, tmp_path):

@@ -31,10 +31,6 @@ def no_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
 
 
-FILE_1024 = "pretrained_maskgit/VQGAN/last.ckpt"
-FILE_16384 = "vqgan/imagenet.ckpt"
-
-
 def test_compact_is_embedded():
     path = weights.find("compact")
     assert path.is_file()
@@ -146,12 +142,12 @@ def test_importing_touches_neither_network_nor_examples():
 
 
 def test_sources():
-    seen = {name: (s.repository, s.file, s.sha256) for name, s in weights.SOURCES.items()}
+    seen = {name: (s.repository, s.revision, s.sha256) for name, s in weights.SOURCES.items()}
     assert seen == {
-        "vqgan-f16-1024": ("llvictorll/Maskgit-pytorch", FILE_1024, None),
+        "vqgan-f16-1024": ("llvictorll/Maskgit-pytorch", "main", None),
         "vqgan-f16-16384": (
-            "pxlpshr/pytti-models",
-            FILE_16384,
+            "Somnai/pytti-vqgan-checkpoints",
+            "debc22c8f285c7734980c464ff992d335dde6e9a",
             "845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663",
         ),
     }

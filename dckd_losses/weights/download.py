@@ -67,7 +67,7 @@ def _download(name: str, path: Path) -> Path:
 
     source = SOURCES[name]
     try:
-        return Path(hf_hub_download(source.repository, source.file))
+        return Path(hf_hub_download(source.repository, source.file, revision=source.revision))
     except Exception as error:  # the Hub's, the system's, its HTTP library's, which has changed
         said = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise RuntimeError(
@@ -83,9 +83,10 @@ def _download(name: str, path: Path) -> Path:
 def _delete_original(name: str) -> None:
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(SOURCES[name].repository, SOURCES[name].file)
+    source = SOURCES[name]
+    cached = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
     if isinstance(cached, str):
-        _remove(Path(cached), SOURCES[name].file)
+        _remove(Path(cached), source.file)
 
 
 def _discard(checkpoint: Path, file: str) -> str:

@@ -33,6 +33,7 @@ class Source:
         sha256: of the file, where it has been published; otherwise the first fetch records it.
         architecture: of its encoder.
         elsewhere: other public places that are known to offer these weights.
+        revision: the commit, where one is known to have them; otherwise the branch.
     """
 
     repository: str
@@ -41,11 +42,12 @@ class Source:
     sha256: str | None
     architecture: Architecture
     elsewhere: tuple[str, ...]
+    revision: str = "main"
 
     @property
     def url(self) -> str:
         """The file's public address."""
-        return f"https://huggingface.co/{self.repository}/resolve/main/{self.file}"
+        return f"https://huggingface.co/{self.repository}/resolve/{self.revision}/{self.file}"
 
 
 SOURCES = {
@@ -62,16 +64,18 @@ SOURCES = {
         ),
     ),
     "vqgan-f16-16384": Source(
-        repository="pxlpshr/pytti-models",
-        file="vqgan/imagenet.ckpt",
+        repository="Somnai/pytti-vqgan-checkpoints",
+        file="imagenet/imagenet.ckpt",
         size="980 MB",
         sha256="845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663",
         architecture=replace(F16, codes=16384),
         elsewhere=(
+            "https://huggingface.co/pxlpshr/pytti-models/resolve/main/vqgan/imagenet.ckpt",
             "https://heibox.uni-heidelberg.de/f/867b05fc8c4841768640/?dl=1",
             "https://github.com/mehdidc/feed_forward_vqgan_clip/releases/download/0.1/"
             "vqgan_imagenet_f16_16384.ckpt",
         ),
+        revision="debc22c8f285c7734980c464ff992d335dde6e9a",
     ),
 }
 NAMES = ("compact", *SOURCES)
