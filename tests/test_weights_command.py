@@ -185,8 +185,8 @@ def test_verify_knows_a_published_checkpoint(run, checkpoint, architecture, monk
 def test_fetch(run, refused, checkpoint, architecture, monkeypatch, tmp_path, home):
     asked = []
 
-    def download(repository, file):
-        asked.append((repository, file))
+    def download(repository, file, revision):
+        asked.append((repository, file, revision))
         return str(checkpoint)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
@@ -195,7 +195,7 @@ def test_fetch(run, refused, checkpoint, architecture, monkeypatch, tmp_path, ho
     for _ in range(2):
         said = run("fetch", "vqgan-f16-1024")
         assert said.startswith(f"{home / 'vqgan-f16-1024.safetensors'}: good\n")
-    assert asked == [("a/b", "last.ckpt")]
+    assert asked == [("a/b", "last.ckpt", "main")]
     assert "embedded, nothing to fetch" in run("fetch", "compact")
     said = refused("fetch", "vqgan")
     assert "unknown weights 'vqgan': expected one of compact, vqgan-f16-1024" in said
