@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from restoration.autoencoder import CELL, Autoencoder
 from restoration.checkpoints import load, save
 from restoration.console import exit_status, refusing
@@ -57,6 +56,7 @@ def parse() -> argparse.Namespace:
     add("--iterations", type=int, default=5000, help="optimizer steps; 0 leaves random weights")
     add("--warm-up", type=int, default=2000, help="steps before quantisation")
     add("--cells", type=int, default=320, help="16x16 cells a step")
+    add("--heads", type=float, default=1.0, help="weight of each level's own reconstruction")
     add("--adversarial", type=float, default=0.0, help="a discriminator's gradient, of an L1's")
     add("--lr", type=float, default=6e-4, help="step size at its highest")
     add("--nats", type=float, default=2.0, help="mean entropy of the code distributions")
@@ -140,8 +140,7 @@ def train(
             begin_codebook(model, images, rng)
         x = random_crops(images, args.cells, rng).to(device)
         quantised = step >= args.warm_up
-        output, commitment = model(x, quantised=quantised)
-        loss = F.l1_loss(output, x) + commitment
+        output, loss = model(x, quantised=quantised)
         if quantised and adversary is not None:
             loss = loss + args.adversarial * adversary.balanced(output)
             its_optimizer.zero_grad()
@@ -197,7 +196,7 @@ def build(args: argparse.Namespace) -> Autoencoder:
     )
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Autoencoder(architecture).to(device, memory_format=torch.channels_last)
+    return Autoencoder(architecture, args.heads).to(device, memory_format=torch.channels_last)
 
 
 def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace) -> None:

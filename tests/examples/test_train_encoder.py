@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_encoder.py"
 
 
 OPTIONS = ["--iterations", "8", "--warm-up", "3", "--codes", "20", "--nats", "1.5"]
-OPTIONS += ["--adversarial", "0.5"]
+OPTIONS += ["--adversarial", "0.5", "--heads", "1"]
 
 
 def start(data: Path, output: Path, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -59,12 +59,14 @@ def test_says_what_it_measured(trained: tuple[Path, dict[str, float]]) -> None:
     assert float(metadata["perplexity"]) == pytest.approx(facts["perplexity"])
 
 
-def test_a_discriminator_makes_another_encoder(
-    trained: tuple[Path, dict[str, float]], tmp_path: Path
+@pytest.mark.parametrize("term", ["--adversarial", "--heads"])
+def test_each_term_makes_another_encoder(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path, term: str
 ) -> None:
     path = tmp_path / "encoder.safetensors"
-    assert start(trained[0].parents[1], path, "--adversarial", "0").returncode == 0
+    assert start(trained[0].parents[1], path, term, "0").returncode == 0
     (without, _), (beside, _) = map(read_safetensors, (path, trained[0]))
+    assert without.keys() == beside.keys()
     name = "encoder.conv_in.weight"
     assert not torch.equal(without[name], beside[name])
 
