@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,12 +38,14 @@ class _NamedOnly(metaclass=_Inert):
     """Stands for whatever a pickle names: a Lightning callback, an omegaconf node, a function.
 
     Objects of it can be made and given a state, which runs nothing. A call, which a class's own
-    constructor looks like too, refuses the file, the few of `HARMLESS` aside; so do items for a
-    dict or list of a kind of its own, which torch's reader does not take.
+    constructor looks like too, refuses the file, the few of `HARMLESS` aside. Of dicts torch's
+    reader fills its own kinds alone, so that one of those stands for every other, such as
+    Lightning's `AttributeDict`; items for another kind of list refuse the file.
     """
 
-    def __new__(cls, *args: object) -> _NamedOnly:
-        return super().__new__(cls)
+    def __new__(cls, *args: object) -> Any:
+        kind_of_dict = cls.__name__.lower().endswith("dict")
+        return OrderedDict[object, object]() if kind_of_dict else super().__new__(cls)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -3,10 +3,13 @@
 import os
 import pickle
 import zipfile
+from collections import defaultdict
+from functools import partial
 
 import pytest
 import torch
 from hub import complete_checkpoint
+from lightning.fabric.utilities.data import AttributeDict
 from safetensors import SafetensorError
 
 from dckd_losses import VQGANEncoder
@@ -53,6 +56,20 @@ def test_objects_that_a_checkpoint_names_are_never_made(tensors, tmp_path):
     mark.unlink()
     assert read(path).keys() == tensors.keys()
     assert not mark.exists()
+
+
+class EasyDict(dict):
+    """A dict with attributes of its own."""
+
+
+@pytest.mark.parametrize("kind", [AttributeDict, EasyDict, partial(defaultdict, list)])
+def test_settings_may_be_dicts_of_another_kind(tensors, tmp_path, kind):
+    settings = kind()
+    settings["lr"], settings["nested"] = 1e-4, kind()
+    if kind is EasyDict:
+        settings.note = "a state beside the items"
+    path = complete_checkpoint(tensors, tmp_path / "last.ckpt", hyper_parameters=settings)
+    assert read(path).keys() == tensors.keys()
 
 
 class Acting:

@@ -175,6 +175,23 @@ def test_verify_holds_a_name_against_what_it_promises(
     assert "the published checkpoint" in run("verify", path)
 
 
+def test_convert_onto_a_name_takes_its_published_checkpoint_alone(
+    run, refused, checkpoint, architecture, tmp_path, monkeypatch
+):
+    named, other = tmp_path / "vqgan-f16-16384.safetensors", tmp_path / "other.safetensors"
+    seen = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    for sha256 in ("1" * 64, seen):
+        source = weights.Source("a/b", "c", "1 MB", sha256, architecture, ())
+        monkeypatch.setitem(SOURCES, "vqgan-f16-16384", source)
+        if sha256 != seen:
+            said = refused("convert", checkpoint, named)
+            assert re.search(rf"last\.ckpt \([\d,]+ bytes\): sha256 is {seen}, expected 1", said)
+            assert not named.exists()
+            run("convert", checkpoint, other)
+    run("convert", checkpoint, named)
+    assert "made from the published checkpoint" in run("verify", named)
+
+
 def test_verify_knows_a_published_checkpoint(run, checkpoint, architecture, monkeypatch):
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     source = weights.Source("a/b", "c", "1 MB", sha256, architecture, ())

@@ -13,7 +13,7 @@ from torch import Tensor
 from dckd_losses.architecture import Architecture
 from dckd_losses.checkpoint import read, refusing, write_safetensors
 from dckd_losses.network import build
-from dckd_losses.weights.places import check_promise
+from dckd_losses.weights.places import SOURCES, check_promise
 
 ORIGINAL = "original_sha256"  # metadata key: of the checkpoint that a file was converted from
 
@@ -29,9 +29,10 @@ def convert(
     Args:
         checkpoint: a complete or encoder-only checkpoint, or safetensors.
         target: where to write, a `.safetensors` file. Where it bears a name of `SOURCES`, the
-            network has to be the one of that name.
+            network has to be the one of that name, and the checkpoint the published one.
         origin: where the checkpoint came from; its file name by default.
-        expected: the sha256 that the checkpoint has to have, checked before it is read.
+        expected: the sha256 that the checkpoint has to have, checked before it is read; that of
+            the target's name by default, where one is published.
 
     Returns:
         The checkpoint's sha256.
@@ -47,6 +48,8 @@ def convert(
     if not checkpoint.is_file():
         raise RuntimeError(f"{checkpoint}: no such file")
     size, seen = checkpoint.stat().st_size, sha256(checkpoint)
+    if expected is None and target.stem in SOURCES:
+        expected = SOURCES[target.stem].sha256
     if expected not in (None, seen):
         raise RuntimeError(f"{checkpoint} ({size:,} bytes): sha256 is {seen}, expected {expected}")
     tensors = read(checkpoint)

@@ -1,9 +1,9 @@
 """The autoencoder that an encoder and its codebook are trained in, after van den Oord et al. 2017.
 
 It consists of the library's own encoder, a mirrored decoder that is thrown away afterwards, and a
-codebook kept by moving averages (vector-quantize-pytorch). Beside the decoder, each level may have a
-head of one convolution that reconstructs the image from it (deep supervision, Lee et al. 2015): what
-a level shows linearly, a loss between two images' levels can see, and correct.
+codebook kept by moving averages (vector-quantize-pytorch). Beside the decoder, each level may have
+a head of one convolution that reconstructs the image from it (deep supervision, Lee et al. 2015):
+what a level shows linearly, a loss between two images' levels can see, and correct.
 """
 
 from __future__ import annotations
