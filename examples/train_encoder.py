@@ -3,8 +3,10 @@
     python examples/train_encoder.py --data PHOTOGRAPHS --output compact.safetensors
 
 It begins as a plain autoencoder; after --warm-up steps its latents are quantised, and from there on
-a discriminator pulls at its reconstructions if --adversarial says how hard. Ctrl-C, or a
-killed machine, costs little: the same command with --resume goes on from the last report.
+a discriminator pulls at its reconstructions if --adversarial says how hard. From the first step on,
+--alignment turns the gradients of distances between its levels to the error, which is where they
+will pull a student. Ctrl-C, or a killed machine, costs little: the same command with --resume goes
+on from the last report.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from restoration.alignment import alignments
 from restoration.autoencoder import CELL, Autoencoder
 from restoration.checkpoints import load, save
 from restoration.console import exit_status, refusing
 from restoration.data import list_images, photographs, read_image
-from restoration.discriminator import Discriminator
-from torch import Tensor, nn
+from restoration.encoder_training import EncoderTraining
+from torch import Tensor
 from tqdm import tqdm
 
 from dckd_losses.architecture import LEVELS, Architecture
@@ -33,8 +36,6 @@ CROPS = (48, 64, 96)  # GroupNorm sees the whole crop, so the encoder should kno
 TEST_CROP = 96
 REPORT_EVERY = 500  # steps
 HELD_OUT_EVERY = 12  # every 12th photograph is never trained on
-LEAST_CYCLE = 4  # steps of a learning rate that rises and falls
-ADVERSARY_LR = 2e-4
 FIRST_CELLS, FIRST_BATCHES = 1024, 8  # what the codebook begins with
 COMPACT = (32, 32, 64, 64, 128)  # channels at each level
 
@@ -56,7 +57,7 @@ def parse() -> argparse.Namespace:
     add("--iterations", type=int, default=5000, help="optimizer steps; 0 leaves random weights")
     add("--warm-up", type=int, default=2000, help="steps before quantisation")
     add("--cells", type=int, default=320, help="16x16 cells a step")
-    add("--heads", type=float, default=1.0, help="weight of each level's own reconstruction")
+    add("--alignment", type=float, default=1.0, help="weight of what turns gradients to errors")
     add("--adversarial", type=float, default=0.0, help="a discriminator's gradient, of an L1's")
     add("--lr", type=float, default=6e-4, help="step size at its highest")
     add("--nats", type=float, default=2.0, help="mean entropy of the code distributions")
@@ -112,17 +113,14 @@ def train(
 ) -> None:
     """Train encoder, decoder and codebook together; every step's numbers follow from its number."""
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.trained(), args.lr, betas=(0.9, 0.99))
-    length = max(LEAST_CYCLE, args.iterations)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=length, pct_start=max(0.05, 2 / length)
+    training = EncoderTraining(
+        model,
+        iterations=args.iterations,
+        lr=args.lr,
+        towards_error=args.alignment,
+        adversarial=args.adversarial,
+        seed=args.seed,
     )
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    adversary = None
-    if args.adversarial:
-        adversary = Discriminator().to(device, memory_format=torch.channels_last)
-        its_optimizer = torch.optim.Adam(adversary.parameters(), ADVERSARY_LR, betas=(0.5, 0.9))
-        parts |= {"adversary": adversary, "its_optimizer": its_optimizer}
     checkpoint = args.output.with_suffix(".checkpoint.pt")
     unsettled = ("data", "output", "resume")
     settings = {name: value for name, value in vars(args).items() if name not in unsettled}
@@ -131,32 +129,27 @@ def train(
         with refusing():
             content = load(checkpoint, settings)
         first = content["step"]
-        for name, part in parts.items():
-            part.load_state_dict(content[name])
+        training.load_state_dict(content["training"])
     for step in tqdm(range(first, args.iterations), disable=not sys.stderr.isatty()):
         rng = np.random.default_rng((args.seed, step))
         torch.manual_seed(int(rng.integers(2**63)))
         if step == args.warm_up:
             begin_codebook(model, images, rng)
         x = random_crops(images, args.cells, rng).to(device)
-        quantised = step >= args.warm_up
-        output, loss = model(x, quantised=quantised)
-        if quantised and adversary is not None:
-            loss = loss + args.adversarial * adversary.balanced(output)
-            its_optimizer.zero_grad()
-            adversary.loss(x, output).backward()
-            its_optimizer.step()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.trained(), 1.0)
-        optimizer.step()
-        schedule.step()
+        training.step(x, step, rng, quantised=step >= args.warm_up)
         if (step + 1) % min(REPORT_EVERY, max(1, args.iterations // 2)) == 0:
             model.copy_codebook()
-            report = model.evaluate(tiles(held_out, device))
-            print(json.dumps({"step": step + 1, **report}), flush=True)
-            states = {name: part.state_dict() for name, part in parts.items()}
-            save(checkpoint, settings, {"step": step + 1, **states})
+            print(json.dumps({"step": step + 1, **evaluate(model, held_out, args)}), flush=True)
+            save(checkpoint, settings, {"step": step + 1, "training": training.state_dict()})
+
+
+def evaluate(
+    model: Autoencoder, held_out: list[np.ndarray], args: argparse.Namespace
+) -> dict[str, object]:
+    """What the card says of an encoder, on photographs that it was not trained on."""
+    device = next(model.parameters()).device
+    towards = alignments(model.network, tiles(held_out, device), args.seed)
+    return {**model.evaluate(tiles(held_out, device)), "alignment": towards}
 
 
 def begin_codebook(model: Autoencoder, images: list[np.ndarray], rng: np.random.Generator) -> None:
@@ -196,7 +189,7 @@ def build(args: argparse.Namespace) -> Autoencoder:
     )
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Autoencoder(architecture, args.heads).to(device, memory_format=torch.channels_last)
+    return Autoencoder(architecture).to(device, memory_format=torch.channels_last)
 
 
 def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace) -> None:
@@ -213,7 +206,7 @@ def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace
         "held_out_images": len(held_out),
         "iterations": args.iterations,
         "seed": args.seed,
-        **model.evaluate(tiles(held_out, device)),
+        **evaluate(model, held_out, args),
     }
     tensors = {name: tensor.half() for name, tensor in model.network.state_dict().items()}
     write_safetensors(tensors, args.output, **{name: str(value) for name, value in facts.items()})

@@ -1,9 +1,7 @@
 """The autoencoder that an encoder and its codebook are trained in, after van den Oord et al. 2017.
 
 It consists of the library's own encoder, a mirrored decoder that is thrown away afterwards, and a
-codebook kept by moving averages (vector-quantize-pytorch). Beside the decoder, each level may have
-a head of one convolution that reconstructs the image from it (deep supervision, Lee et al. 2015):
-what a level shows linearly, a loss between two images' levels can see, and correct.
+codebook kept by moving averages (vector-quantize-pytorch).
 """
 
 from __future__ import annotations
@@ -48,28 +46,18 @@ class Decoder(nn.Module):
         return out
 
 
-class Head(nn.Sequential):
-    """One level (B, C, H / factor, W / factor) to images (B, 3, H, W), linearly."""
-
-    def __init__(self, channels: int, factor: int) -> None:
-        convolution = nn.Conv2d(channels, 3 * factor**2, 3, padding=1)
-        super().__init__(convolution, nn.PixelShuffle(factor))
-
-
 class Autoencoder(nn.Module):
-    """Encoder, decoder, heads and codebook in training.
+    """Encoder, decoder and codebook in training.
 
     Args:
         architecture: the encoder's.
-        head_weight: of each head's L1 beside the decoder's, 0 for no heads.
 
     Shape:
         images are (B, 3, H, W) in [-1, 1], H and W multiples of 16.
     """
 
-    def __init__(self, architecture: Architecture, head_weight: float) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.head_weight = head_weight
         self.network = VQGANNetwork(architecture)
         self.decoder = Decoder(architecture)
         self.quantizer = VectorQuantize(
@@ -82,25 +70,18 @@ class Autoencoder(nn.Module):
             commitment_weight=0.25,
             accept_image_fmap=True,
         )
-        headed = architecture.channels if head_weight else ()
-        self.heads = nn.ModuleList(Head(c, 2**level) for level, c in enumerate(headed))
 
     def trained(self) -> list[nn.Parameter]:
         """What an optimizer trains; the codebook follows by itself."""
-        parts = (self.network.encoder, self.network.quant_conv, self.decoder, self.heads)
+        parts = (self.network.encoder, self.network.quant_conv, self.decoder)
         return [parameter for part in parts for parameter in part.parameters()]
 
     def forward(self, x: Tensor, *, quantised: bool) -> tuple[Tensor, Tensor]:
-        """Reconstructions of (B, 3, H, W), and the loss: all L1s, once quantised the commitment."""
-        levels = list(self.network.levels(x))
-        z, loss = self.network.latents(levels[-1]), x.new_zeros(())
+        """Reconstructions of (B, 3, H, W), and once quantised the commitment loss."""
+        z, commitment = self._latents(x), x.new_zeros(())
         if quantised:
             z, _, commitment = self.quantizer(z)
-            loss = loss + commitment.sum()
-        for head, level in zip(self.heads, levels, strict=False):
-            loss = loss + self.head_weight * F.l1_loss(head(level), x)
-        output = self.decoder(z)
-        return output, loss + F.l1_loss(output, x)
+        return self.decoder(z), commitment.sum()
 
     @torch.no_grad()
     def begin_codebook(self, batches: Iterable[Tensor]) -> None:
