@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     add("--iterations", type=int, default=5000, help="optimizer steps; 0 leaves random weights")
     add("--warm-up", type=int, default=2000, help="steps before quantisation")
     add("--cells", type=int, default=320, help="16x16 cells a step")
-    add("--alignment", type=float, default=1.0, help="weight of what turns gradients to errors")
+    add("--alignment", type=float, default=0.5, help="weight of what turns gradients to errors")
     add("--adversarial", type=float, default=0.0, help="a discriminator's gradient, of an L1's")
     add("--lr", type=float, default=6e-4, help="step size at its highest")
     add("--nats", type=float, default=2.0, help="mean entropy of the code distributions")

@@ -1,8 +1,9 @@
 """Whether an encoder's distances pull the right way, which is what a loss needs of them.
 
-A loss moves a student's output along the gradient of a distance between features. With random
-weights, or weights that were only trained to reconstruct, that gradient is nearly perpendicular to
-the error in the image, the more so the deeper the level. Here it is measured, and can be trained.
+A loss moves a student's output along the gradient of a distance between features. With weights
+that were only trained to reconstruct, that gradient is nearly perpendicular to the error in the
+image; and as they show brightness best and absolute differences are summed up, most of what adds up
+over pixels is the sign of a tiny shift. Both are measured here, at several scales, and trained.
 """
 
 from __future__ import annotations
@@ -15,20 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dckd_losses.architecture import LEVELS
-from dckd_losses.degradations import RandomBlur, RandomMix, RandomResize
-from dckd_losses.draws import Draws
 from dckd_losses.network import VQGANNetwork
 
-KINDS = (RandomBlur(), RandomResize(), RandomMix())
-LEAST_SHARE = 1 / 32  # of a degradation's error: students end close to their teachers
+from .flaws import flawed
 
-
-def degraded(images: Tensor, step: int, seed: int) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1], each with a random share of the error of one degradation."""
-    draws = Draws(seed, 0, torch.tensor([step], device=images.device))
-    kind = KINDS[step % len(KINDS)]
-    error = 2 * kind(images / 2 + 0.5, draws) - 1 - images
-    return images + LEAST_SHARE ** draws.uniform(len(images), 1, 1, 1) * error
+SCALES = (1, 4, 16)  # pixels a side that gradient and error are averaged over
 
 
 def alignment(network: VQGANNetwork, images: Tensor, targets: Tensor, level: int) -> Tensor:
@@ -36,12 +28,12 @@ def alignment(network: VQGANNetwork, images: Tensor, targets: Tensor, level: int
 
     Args:
         network: the encoder, in training.
-        images: (B, 3, H, W) in [-1, 1].
+        images: (B, 3, H, W) in [-1, 1], H and W 16 or more.
         targets: likewise; the error is what the images are beyond them.
         level: 0 to 4; the distance is the sum of absolute differences there.
 
     Returns:
-        The mean over images, in [-1, 1], with a gradient to the network.
+        The means over images at each of `SCALES`, in [-1, 1], with a gradient to the network.
     """
     images = images.detach().requires_grad_()
     with torch.no_grad():
@@ -49,17 +41,23 @@ def alignment(network: VQGANNetwork, images: Tensor, targets: Tensor, level: int
     distance = (_level(network, images, level) - wanted).abs().sum()
     (gradient,) = torch.autograd.grad(distance, images, create_graph=True)
     error = (images - targets).detach()
-    return F.cosine_similarity(gradient.flatten(1), error.flatten(1)).mean()
+    return torch.stack([_cosine(gradient, error, scale) for scale in SCALES])
 
 
 def alignments(network: VQGANNetwork, batches: Iterable[Tensor], seed: int) -> list[float]:
-    """`alignment` at each level, mean over batches (B, 3, H, W) of images to be degraded."""
+    """`alignment` at each level, mean over scales and batches (B, 3, H, W) to be `flawed`."""
     found = []
     for step, targets in enumerate(batches):
-        images = degraded(targets, step, seed)
-        found.append([alignment(network, images, targets, i).item() for i in range(LEVELS)])
-    return [round(sum(level) / len(level), 4) for level in zip(*found, strict=True)]
+        images = flawed(targets, step, seed)
+        levels = [alignment(network, images, targets, level).mean() for level in range(LEVELS)]
+        found.append(torch.stack(levels).detach())
+    return [round(value, 4) for value in torch.stack(found).mean(0).tolist()]
 
 
 def _level(network: VQGANNetwork, images: Tensor, level: int) -> Tensor:
     return next(islice(network.levels(images), level, None))
+
+
+def _cosine(gradient: Tensor, error: Tensor, scale: int) -> Tensor:
+    coarse = (F.avg_pool2d(x, scale).flatten(1) for x in (gradient, error))
+    return F.cosine_similarity(*coarse).mean()

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dckd_losses.architecture import LEVELS
 
-from .alignment import alignment, degraded
+from .alignment import alignment
 from .autoencoder import Autoencoder
 from .discriminator import Discriminator
+from .flaws import flawed
 
 ADVERSARY_LR = 2e-4
 LEAST_CYCLE = 4  # steps of a learning rate that rises and falls
@@ -29,7 +30,7 @@ class EncoderTraining:
         towards_error: weight of `alignment`, 0 for none.
         adversarial: the discriminator's gradient at the reconstructions as a fraction of an L1's,
             0 for none.
-        seed: of what images are degraded by.
+        seed: of the errors that are made for `alignment`.
     """
 
     def __init__(
@@ -68,9 +69,9 @@ class EncoderTraining:
         loss = F.l1_loss(output, x) + commitment
         if self.towards_error:
             targets, level = x[::2], int(rng.integers(LEVELS))  # half of them, for their cost
-            images = degraded(targets, number, self.seed)
-            cosine = alignment(self.model.network, images, targets, level)
-            loss = loss + self.towards_error * (1 - cosine)
+            images = flawed(targets, number, self.seed)
+            cosines = alignment(self.model.network, images, targets, level)
+            loss = loss + self.towards_error * (1 - cosines.mean())
         if quantised and self.adversarial:
             loss = loss + self.adversarial * self.adversary.balanced(output)
             self._judge(x, output)
