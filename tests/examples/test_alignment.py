@@ -1,9 +1,12 @@
 """Whether an encoder's distances pull at the error."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
-from restoration.alignment import alignment, alignments
+from restoration.alignment import SCALES, alignment, alignments
+from restoration.flaws import flawed
 from torch import Tensor, nn
 
 from dckd_losses.architecture import Architecture
@@ -13,10 +16,10 @@ from dckd_losses.network import VQGANNetwork
 class Levels:
     """Levels by a function of the image and their number."""
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[Tensor, int], Tensor]) -> None:
         self.function = function
 
-    def levels(self, images: Tensor):
+    def levels(self, images: Tensor) -> Iterator[Tensor]:
         for level in range(5):
             yield self.function(images, level)
 
@@ -30,61 +33,47 @@ def images() -> tuple[Tensor, Tensor]:
 
 def test_of_pixels_it_is_the_cosine_of_the_error_with_its_sign(images):
     error = images[0] - images[1]
-    expected = (error.abs().flatten(1).mean(1) / error.square().flatten(1).mean(1).sqrt()).mean()
+    sign, expected = error.sign(), []
+    for scale in SCALES:
+        a, b = (F.avg_pool2d(x, scale).flatten(1) for x in (error, sign))
+        expected.append(((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).mean().item())
     for factor in (1, -3):  # features may be of any sign and scale
         network = Levels(lambda x, level, factor=factor: factor * x)
-        assert alignment(network, *images, level=2).item() == pytest.approx(expected.item())
+        assert alignment(network, *images, level=2).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_it_is_of_the_level_that_was_asked_for(images):
-    blind = Levels(lambda x, level: x if level == 3 else x[..., :1].detach() + 0 * x)
-    assert alignment(blind, *images, level=3) > 0.7
-    assert alignment(blind, *images, level=2) == 0
+    blind = Levels(lambda x, level: x if level == 3 else 0 * x)
+    assert alignment(blind, *images, level=3)[0] > 0.7
+    assert alignment(blind, *images, level=2).tolist() == [0, 0, 0]
 
 
 def test_half_the_pixels_pull_less(images):
     whole, half = Levels(lambda x, _: x), Levels(lambda x, _: x[..., ::2])
-    ratio = alignment(half, *images, level=0) / alignment(whole, *images, level=0)
+    ratio = alignment(half, *images, level=0)[0] / alignment(whole, *images, level=0)[0]
     assert ratio.item() == pytest.approx(0.5**0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("step", range(MIXED_EVERY))
-def test_flawed_images_are_as_far_away_as_students(images, step):
-    targets = F.avg_pool2d(images[1], 3, 1, 1)  # with some detail and some smoothness
-    errors = torch.cat([flawed(targets, step + MIXED_EVERY * n, 0) - targets for n in range(20)])
-    sizes = errors.square().flatten(1).mean(1).sqrt()
-    assert (sizes > 0).all()
-    assert 0.003 < sizes.median() < 0.1
-    assert sizes.max() > 5 * sizes.min()
-
-
-def test_flaws_are_of_either_sign_whatever_the_image(images):
-    targets = images[1]
-    errors = torch.stack([flawed(targets, 1 + MIXED_EVERY * n, 0) - targets for n in range(60)])
-    directions = F.normalize(errors.flatten(2), dim=2)
-    assert directions.mean(0).norm(dim=1).max() < 0.5  # of 1 where they are always the same
-
-
-def test_flaws_follow_from_step_and_seed(images):
-    targets = images[1]
-    assert torch.equal(flawed(targets, 1, seed=0), flawed(targets, 1, seed=0))
-    assert not torch.equal(flawed(targets, 1, seed=0), flawed(targets, 1, seed=1))
-    assert not torch.equal(flawed(targets, 1, seed=0), flawed(targets, 2, seed=0))
+def test_features_that_see_brightness_best_follow_the_sign_of_a_shift(images):
+    """At the coarsest scale that is still right; at the finest next to nothing of it is."""
+    error = (images[0] - images[1]) - (images[0] - images[1]).mean((1, 2, 3), keepdim=True) + 0.01
+    flat = Levels(lambda x, _: x + 100 * x.mean((1, 2, 3), keepdim=True))
+    fine, _, coarse = alignment(flat, images[1] + error, images[1], level=0)
+    assert fine < 0.2 < 0.5 < coarse
 
 
 def test_it_can_be_trained(images):
     torch.manual_seed(1)
     attention = (False, False, False, False, True)
     network = VQGANNetwork(Architecture(32, (32,) * 5, 1, attention, 8, 8, 16))
-    network.requires_grad_(True)
     before = alignments(network, [images[1]], seed=0)
     optimizer = torch.optim.AdamW(network.encoder.parameters(), 1e-3)
-    for step in range(12):
+    for step in range(16):
         optimizer.zero_grad()
-        cosine = alignment(network, flawed(images[1], step, seed=1), images[1], level=4)
-        (1 - cosine).backward()
+        cosines = alignment(network, flawed(images[1], step, seed=1), images[1], level=4)
+        (1 - cosines.mean()).backward()
         nn.utils.clip_grad_norm_(network.encoder.parameters(), 1.0)
         optimizer.step()
     after = alignments(network, [images[1]], seed=0)
     assert len(before) == len(after) == 5
-    assert after[4] > 1.5 * before[4] > 0
+    assert after[4] > 1.3 * before[4] > 0
