@@ -2,8 +2,8 @@
 
 A loss moves a student's output along the gradient of a distance between features. With weights
 that were only trained to reconstruct, that gradient is nearly perpendicular to the error in the
-image; and as they show brightness best and absolute differences are summed up, most of what adds up
-over pixels is the sign of a tiny shift. Both are measured here, at several scales, and trained.
+image, and most of what adds up over pixels in it is the sign of a tiny shift, since they show
+brightness best and absolute differences are summed up. Here it is measured, and can be trained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dckd_losses.network import VQGANNetwork
 
 from .flaws import flawed
 
-SCALES = (1, 4, 16)  # pixels a side that gradient and error are averaged over
+SCALES = (1, 4, 16)  # pixels a side of the blocks over which gradient and error are summed up
 
 
 def alignment(network: VQGANNetwork, images: Tensor, targets: Tensor, level: int) -> Tensor:
@@ -33,31 +33,31 @@ def alignment(network: VQGANNetwork, images: Tensor, targets: Tensor, level: int
         level: 0 to 4; the distance is the sum of absolute differences there.
 
     Returns:
-        The means over images at each of `SCALES`, in [-1, 1], with a gradient to the network.
+        The mean over images, in [-1, 1], with a gradient to the network. Of white noise, sums over
+        blocks of each of `SCALES` have equal shares in it.
     """
     images = images.detach().requires_grad_()
     with torch.no_grad():
         wanted = _level(network, targets, level)
     distance = (_level(network, images, level) - wanted).abs().sum()
     (gradient,) = torch.autograd.grad(distance, images, create_graph=True)
-    error = (images - targets).detach()
-    return torch.stack([_cosine(gradient, error, scale) for scale in SCALES])
+    return F.cosine_similarity(_sums(gradient), _sums((images - targets).detach())).mean()
 
 
 def alignments(network: VQGANNetwork, batches: Iterable[Tensor], seed: int) -> list[float]:
-    """`alignment` at each level, mean over scales and batches (B, 3, H, W) to be `flawed`."""
+    """`alignment` at each level, mean over batches (B, 3, H, W) of images to be `flawed`."""
     found = []
     for step, targets in enumerate(batches):
         images = flawed(targets, step, seed)
-        levels = [alignment(network, images, targets, level).mean() for level in range(LEVELS)]
-        found.append(torch.stack(levels).detach())
-    return [round(value, 4) for value in torch.stack(found).mean(0).tolist()]
+        found.append([alignment(network, images, targets, i).item() for i in range(LEVELS)])
+    return [round(sum(level) / len(level), 4) for level in zip(*found, strict=True)]
 
 
 def _level(network: VQGANNetwork, images: Tensor, level: int) -> Tensor:
     return next(islice(network.levels(images), level, None))
 
 
-def _cosine(gradient: Tensor, error: Tensor, scale: int) -> Tensor:
-    coarse = (F.avg_pool2d(x, scale).flatten(1) for x in (gradient, error))
-    return F.cosine_similarity(*coarse).mean()
+def _sums(images: Tensor) -> Tensor:
+    """Sums over blocks of every scale, one row an image."""
+    sums = [scale**2 * F.avg_pool2d(images, scale).flatten(1) for scale in SCALES]
+    return torch.cat(sums, 1)

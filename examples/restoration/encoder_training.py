@@ -70,8 +70,8 @@ class EncoderTraining:
         if self.towards_error:
             targets, level = x[::2], int(rng.integers(LEVELS))  # half of them, for their cost
             images = flawed(targets, number, self.seed)
-            cosines = alignment(self.model.network, images, targets, level)
-            loss = loss + self.towards_error * (1 - cosines.mean())
+            cosine = alignment(self.model.network, images, targets, level)
+            loss = loss + self.towards_error * (1 - cosine)
         if quantised and self.adversarial:
             loss = loss + self.adversarial * self.adversary.balanced(output)
             self._judge(x, output)
