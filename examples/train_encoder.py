@@ -2,11 +2,8 @@
 
     python examples/train_encoder.py --data PHOTOGRAPHS --output compact.safetensors
 
-It begins as a plain autoencoder; after --warm-up steps its latents are quantised, and from there on
-a discriminator pulls at its reconstructions if --adversarial says how hard. From the first step on,
---alignment turns the gradients of distances between its levels to the error, which is where they
-will pull a student. Ctrl-C, or a killed machine, costs little: the same command with --resume goes
-on from the last report.
+It begins as a plain autoencoder; after --warm-up steps its latents are quantised. Ctrl-C, or a
+killed machine, costs little: the same command with --resume goes on from the last report.
 """
 
 from __future__ import annotations
@@ -20,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from restoration.alignment import alignments
 from restoration.autoencoder import CELL, Autoencoder
 from restoration.checkpoints import load, save
 from restoration.console import exit_status, refusing
 from restoration.data import list_images, photographs, read_image
-from restoration.encoder_training import EncoderTraining
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dckd_losses.architecture import LEVELS, Architecture
@@ -36,7 +31,7 @@ CROPS = (48, 64, 96)  # GroupNorm sees the whole crop, so the encoder should kno
 TEST_CROP = 96
 REPORT_EVERY = 500  # steps
 HELD_OUT_EVERY = 12  # every 12th photograph is never trained on
-ALIGNED_TILES = 2  # of each held-out photograph: a backward pass a level takes its time
+LEAST_CYCLE = 4  # steps of a learning rate that rises and falls
 FIRST_CELLS, FIRST_BATCHES = 1024, 8  # what the codebook begins with
 COMPACT = (32, 32, 64, 64, 128)  # channels at each level
 
@@ -58,8 +53,6 @@ def parse() -> argparse.Namespace:
     add("--iterations", type=int, default=5000, help="optimizer steps; 0 leaves random weights")
     add("--warm-up", type=int, default=2000, help="steps before quantisation")
     add("--cells", type=int, default=320, help="16x16 cells a step")
-    add("--alignment", type=float, default=0.5, help="weight of what turns gradients to errors")
-    add("--adversarial", type=float, default=0.0, help="a discriminator's gradient, of an L1's")
     add("--lr", type=float, default=6e-4, help="step size at its highest")
     add("--nats", type=float, default=2.0, help="mean entropy of the code distributions")
     add("--seed", type=int, default=0, help="of weights and crops")
@@ -114,14 +107,12 @@ def train(
 ) -> None:
     """Train encoder, decoder and codebook together; every step's numbers follow from its number."""
     device = next(model.parameters()).device
-    training = EncoderTraining(
-        model,
-        iterations=args.iterations,
-        lr=args.lr,
-        towards_error=args.alignment,
-        adversarial=args.adversarial,
-        seed=args.seed,
+    optimizer = torch.optim.AdamW(model.trained(), args.lr, betas=(0.9, 0.99))
+    length = max(LEAST_CYCLE, args.iterations)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=length, pct_start=max(0.05, 2 / length)
     )
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     checkpoint = args.output.with_suffix(".checkpoint.pt")
     unsettled = ("data", "output", "resume")
     settings = {name: value for name, value in vars(args).items() if name not in unsettled}
@@ -130,28 +121,26 @@ def train(
         with refusing():
             content = load(checkpoint, settings)
         first = content["step"]
-        training.load_state_dict(content["training"])
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
     for step in tqdm(range(first, args.iterations), disable=not sys.stderr.isatty()):
         rng = np.random.default_rng((args.seed, step))
         torch.manual_seed(int(rng.integers(2**63)))
         if step == args.warm_up:
             begin_codebook(model, images, rng)
         x = random_crops(images, args.cells, rng).to(device)
-        training.step(x, step, rng, quantised=step >= args.warm_up)
+        loss = model.loss(x, quantised=step >= args.warm_up)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.trained(), 1.0)
+        optimizer.step()
+        schedule.step()
         if (step + 1) % min(REPORT_EVERY, max(1, args.iterations // 2)) == 0:
             model.copy_codebook()
-            print(json.dumps({"step": step + 1, **evaluate(model, held_out, args)}), flush=True)
-            save(checkpoint, settings, {"step": step + 1, "training": training.state_dict()})
-
-
-def evaluate(
-    model: Autoencoder, held_out: list[np.ndarray], args: argparse.Namespace
-) -> dict[str, object]:
-    """What the card says of an encoder, on photographs that it was not trained on."""
-    device = next(model.parameters()).device
-    some = (x[:ALIGNED_TILES] for x in tiles(held_out, device))
-    towards = alignments(model.network, some, args.seed)
-    return {**model.evaluate(tiles(held_out, device)), "alignment": towards}
+            report = model.evaluate(tiles(held_out, device))
+            print(json.dumps({"step": step + 1, **report}), flush=True)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save(checkpoint, settings, {"step": step + 1, **states})
 
 
 def begin_codebook(model: Autoencoder, images: list[np.ndarray], rng: np.random.Generator) -> None:
@@ -208,7 +197,7 @@ def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace
         "held_out_images": len(held_out),
         "iterations": args.iterations,
         "seed": args.seed,
-        **evaluate(model, held_out, args),
+        **model.evaluate(tiles(held_out, device)),
     }
     tensors = {name: tensor.half() for name, tensor in model.network.state_dict().items()}
     write_safetensors(tensors, args.output, **{name: str(value) for name, value in facts.items()})

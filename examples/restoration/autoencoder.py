@@ -76,12 +76,12 @@ class Autoencoder(nn.Module):
         parts = (self.network.encoder, self.network.quant_conv, self.decoder)
         return [parameter for part in parts for parameter in part.parameters()]
 
-    def forward(self, x: Tensor, *, quantised: bool) -> tuple[Tensor, Tensor]:
-        """Reconstructions of (B, 3, H, W), and once quantised the commitment loss."""
+    def loss(self, x: Tensor, *, quantised: bool) -> Tensor:
+        """L1 of the reconstruction, and once quantised the commitment."""
         z, commitment = self._latents(x), x.new_zeros(())
         if quantised:
             z, _, commitment = self.quantizer(z)
-        return self.decoder(z), commitment.sum()
+        return F.l1_loss(self.decoder(z), x) + commitment.sum()
 
     @torch.no_grad()
     def begin_codebook(self, batches: Iterable[Tensor]) -> None:
