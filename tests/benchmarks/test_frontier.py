@@ -24,9 +24,10 @@ def test_encoders_side_by_side(tmp_path):
     tensors = load_file(COMPACT)
     other = tmp_path / "other.safetensors"
     save_file({name: 0.5 * tensor for name, tensor in tensors.items()}, other)
-    done = frontier(tmp_path, "--encoders", "compact", str(other))
+    done = frontier(tmp_path, "--encoders", "compact", str(other), "--student", "small")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "frontier.json").read_text())
+    assert content["student, teacher"] == "small, small"
     rows = content["encoders"]
     assert content["command"].startswith("python -m benchmarks.frontier --budget smoke")
     assert list(rows) == ["compact", "other"]
