@@ -108,8 +108,3 @@ def released_cross_entropy(student: Tensor, teacher: Tensor, temperature: float)
     target = (_exact(teacher) / temperature).softmax(1)
     probabilities = (_exact(student) / temperature).softmax(1)
     return -(target * probabilities.log_softmax(1)).sum(1).mean()
-
-
-def as_loss(value: Tensor, images: Tensor) -> Tensor:
-    """Float32, or float64 where both the computation and the caller's images are float64."""
-    return value if value.dtype == images.dtype == torch.float64 else value.float()
