@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from dckd_losses.as_encoder import as_encoder
-from dckd_losses.attachable import Attachable
-from dckd_losses.balance import check_fraction, enter, leave
+from dckd_losses.attach import Attachable
+from dckd_losses.balance import normalize_gradient, restore_scale
 from dckd_losses.checks import (
-    check_images,
+    as_loss,
+    check_batch,
     check_negatives,
     check_number,
-    check_outputs,
-    check_step,
-    check_values,
-    is_recording,
+    check_step_values,
+    is_compiling_or_capturing,
 )
 from dckd_losses.dcr import LEVEL_WEIGHTS, DCRLoss
 from dckd_losses.dmm import DMMLoss
@@ -26,7 +25,6 @@ from dckd_losses.encoder import VQGANEncoder
 from dckd_losses.features import FeatureEncoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
-from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
 
 DCR_WEIGHT = 0.1  # paper, Table 7
@@ -101,7 +99,7 @@ class DCKDLoss(Attachable):
     ) -> None:
         super().__init__(student)
         for name, weight in (("dcr_weight", dcr_weight), ("dmm_weight", dmm_weight)):
-            check_number(name, weight, "finite and at least 0", lambda x: 0 <= x < float("inf"))
+            check_number(name, weight, at_least=0)
         if isinstance(negatives, NegativeGenerator):
             if history is not None and history is not negatives.history:
                 raise ValueError("negatives has a history of its own: pass one of the two")
@@ -109,12 +107,13 @@ class DCKDLoss(Attachable):
         elif negatives is None:
             history = HistoryModel(student) if history is None else history
             negatives = NegativeGenerator(history)
+        check_number("balance", balance, above=0, or_none=True)
         self.encoder = as_encoder(encoder)
         self.dcr = DCRLoss(self.encoder, level_weights=level_weights)
         self.dmm = DMMLoss(self.encoder, form=form)
         self.dcr_weight = dcr_weight
         self.dmm_weight = dmm_weight
-        self.balance = check_fraction(balance)
+        self.balance = balance
         self.history = history
         self.negatives = negatives
         self.last: dict[str, Tensor] = {}
@@ -151,20 +150,18 @@ class DCKDLoss(Attachable):
             teacher_out: what the teacher made of lq.
             lq: the degraded input; may be left out after `watch`.
         """
-        check_images("student_out", student_out)
-        if lq is None and self._watch is not None:
-            lq = self._watch.take(len(student_out))
+        lq = self._input(lq)
         self._check_tensors(student_out, teacher_out, lq)
-        if not self._trusted and not is_recording():
+        if not self._values_checked and not is_compiling_or_capturing():
             self.check(student_out, teacher_out, lq)
-            self._trusted = True
+            self._values_checked = True
         if not (self.dcr_weight or self.dmm_weight):
             self.last = {}
-            return reference.as_loss(0 * student_out.sum(), student_out)
-        entered, one = enter(student_out, self.balance)
+            return as_loss(0 * student_out.sum(), student_out)
+        entered, unit = normalize_gradient(student_out, self.balance)
         images = Images(entered, teacher_out.detach())
         if self.dcr_weight and lq is not None:
-            self._notice(student_out)
+            self._warn_if_history_idle(student_out)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
@@ -173,7 +170,7 @@ class DCKDLoss(Attachable):
             images.divergence = self.dmm.divergence
         loss, terms = self.encoder.compare(images, self._weighted)
         self._remember(terms)
-        return reference.as_loss(leave(loss, one), student_out)
+        return as_loss(restore_scale(loss, unit), student_out)
 
     def _weighted(self, terms: Terms) -> Tensor:
         """Eq. 10's two terms."""
@@ -207,12 +204,10 @@ class DCKDLoss(Attachable):
         if lq is None and self._watch is not None:
             lq = self._watch.input
         self._check_tensors(student_out, teacher_out, lq)
-        check_outputs("student_out", student_out, "teacher_out", teacher_out)
-        if lq is not None:
-            check_values("lq", lq, bounded=True)
+        check_step_values(student_out, teacher_out, lq)
 
     def _check_tensors(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None) -> None:
-        check_step(student_out, teacher_out, lq)
+        check_batch(student_out=student_out, teacher_out=teacher_out, lq=lq)
         if lq is None and self.dcr_weight > 0 and self._watch is None:
             raise ValueError("lq is missing: pass it, or let watch(student) fetch it")
 

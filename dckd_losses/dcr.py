@@ -7,7 +7,7 @@ from os import PathLike
 from torch import Tensor, nn
 
 from dckd_losses.as_encoder import as_encoder
-from dckd_losses.checks import check_images, check_match, check_negatives, check_number
+from dckd_losses.checks import as_loss, check_batch, check_negatives, check_number
 from dckd_losses.features import FeatureEncoder
 from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
@@ -62,21 +62,19 @@ class DCRLoss(nn.Module):
         if not isinstance(level_weights, (tuple, list)) or not level_weights:
             raise ValueError(f"level_weights must be one number a level, got {level_weights!r}")
         for weight in level_weights:
-            check_number("each of level_weights", weight, "at least 0", lambda x: x >= 0)
-        check_number("eps", eps, "above 0", lambda x: x > 0)
+            check_number("each of level_weights", weight, at_least=0)
+        check_number("eps", eps, above=0)
         self.encoder = as_encoder(encoder)
         self.level_weights = tuple(float(weight) for weight in level_weights)
         self.eps = eps
 
     def forward(self, student: Tensor, teacher: Tensor, negatives: Tensor) -> Tensor:
         """The loss of a student's output beside its teacher's and the negatives."""
-        check_images("student", student)
-        check_images("teacher", teacher)
-        check_match("teacher", teacher, "student", student)
+        check_batch(student=student, teacher=teacher)
         check_negatives(negatives, student)
         images = Images(student, teacher.detach(), negatives.detach())
         loss, _ = self.encoder.compare(images, self.ratio)
-        return reference.as_loss(loss, student)
+        return as_loss(loss, student)
 
     def ratio(self, terms: Terms) -> Tensor:
         """Eq. 5 from its distances.

@@ -7,7 +7,7 @@ from os import PathLike
 from torch import Tensor, nn
 
 from dckd_losses.as_encoder import as_encoder
-from dckd_losses.checks import check_images, check_match, check_number
+from dckd_losses.checks import as_loss, check_batch, check_number
 from dckd_losses.features import FeatureEncoder
 from dckd_losses.ops import reference
 from dckd_losses.ops.feature_path import Images, Terms
@@ -61,7 +61,7 @@ class DMMLoss(nn.Module):
         form: str = "cross_entropy",
     ) -> None:
         super().__init__()
-        check_number("temperature", temperature, "above 0", lambda x: x > 0)
+        check_number("temperature", temperature, above=0)
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
         self.encoder = as_encoder(encoder)
@@ -70,12 +70,10 @@ class DMMLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of a student's output beside its teacher's."""
-        check_images("student", student)
-        check_images("teacher", teacher)
-        check_match("teacher", teacher, "student", student)
+        check_batch(student=student, teacher=teacher)
         images = Images(student, teacher.detach(), divergence=self.divergence)
         loss, _ = self.encoder.compare(images, _divergence)
-        return reference.as_loss(loss, student)
+        return as_loss(loss, student)
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Eq. 9 on given code logits, (B, K, h, w) each."""
