@@ -119,7 +119,7 @@ class VQGANEncoder(FeatureEncoder):
         """
         path = weights.find(name_or_path)
         try:
-            network = build(weights.mapped(path))
+            network = build(weights.load(path))
         except (ValueError, KeyError) as error:
             raise RuntimeError(f"{path}: {error}") from error
         return cls(
