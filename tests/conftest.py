@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, settings
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "integrations"))
 
 from dckd_losses import VQGANEncoder
-from dckd_losses.architecture import Architecture
-from dckd_losses.as_encoder import as_encoder
-from dckd_losses.network import VQGANNetwork, build
+from dckd_losses.encoder import as_encoder
+from dckd_losses.network import Architecture, VQGANNetwork, build
 from examples.restoration.backbones import ResidualSR
 
 # missing, made for another torch (as torchvision often is), or without a library of the system's
@@ -85,6 +85,14 @@ def tensors(architecture: Architecture) -> dict[str, Tensor]:
         torch.manual_seed(0)
         network = VQGANNetwork(architecture)
         return {name: w + 0.05 * torch.randn_like(w) for name, w in network.state_dict().items()}
+
+
+@pytest.fixture
+def weights_file(tensors: dict[str, Tensor], tmp_path: Path) -> Path:
+    """An encoder-only file with these weights."""
+    path = tmp_path / "encoder.safetensors"
+    save_file(tensors, path)
+    return path
 
 
 @pytest.fixture

@@ -67,7 +67,9 @@ def test_a_zero_gradient_stays_zero(make_encoder, batch):
 
 def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make_encoder, batch):
     student, teacher, negatives = batch
-    dckd = DCKDLoss(torch.nn.Identity(), make_encoder(precision="float16"), negatives=lambda lq: negatives)
+    dckd = DCKDLoss(
+        torch.nn.Identity(), make_encoder(precision="float16"), negatives=lambda lq: negatives
+    )
     dckd(*batch[:2], teacher)
     grads = []
     for loss in (dckd, torch.compile(dckd, backend="eager")):

@@ -106,5 +106,7 @@ def test_slopes_are_bounded_as_it_says(images):
     distances = LevelDistances(student, 4)
     for i, bound in enumerate(distances.max_slope):
         slope = torch.eye(3).double()[i]
-        (_, gradient) = value_and_gradient(loss(fused_distances, teacher, negatives), student, slope)
+        (_, gradient) = value_and_gradient(
+            loss(fused_distances, teacher, negatives), student, slope
+        )
         torch.testing.assert_close(gradient.abs().max().item(), bound)
