@@ -12,11 +12,11 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
+from dckd_losses.ops.triton import gaps, norm_backward, norm_forward
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dckd_losses.ops.triton import gaps, norm_backward, norm_forward
-from dckd_losses.ops.triton.norm import add_group_norm_silu, group_norm_silu
+from dckd_losses.ops.triton_norm import add_group_norm_silu, group_norm_silu
 
 try:  # until 3.2
     from triton.backends.compiler import AttrsDescriptor

@@ -13,15 +13,14 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from dckd_losses.ops.triton import DTYPES, gaps, tiles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dckd_losses import DCKDLoss, VQGANEncoder
-from dckd_losses.architecture import Architecture
-from dckd_losses.network import VQGANNetwork
-from dckd_losses.ops import fused, level_gaps, reference
-from dckd_losses.ops.triton import DTYPES, gaps, tiles
-from dckd_losses.ops.triton.norm import add_group_norm_silu, group_norm_silu
+from dckd_losses.network import Architecture, VQGANNetwork
+from dckd_losses.ops import fused, level_distances, reference
+from dckd_losses.ops.triton_norm import add_group_norm_silu, group_norm_silu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -319,7 +318,7 @@ def truth(student, others, d_positive, d_negative):
     student = student.detach().double().requires_grad_()
     teacher, *negatives = others.double()
     positive, negative = (
-        mean * student.numel() for mean in reference.level_gaps(student, teacher, negatives)
+        mean * student.numel() for mean in reference.level_distances(student, teacher, negatives)
     )
     loss = d_positive * positive + d_negative * negative
     return positive, negative, torch.autograd.grad(loss, student)[0]
@@ -459,8 +458,8 @@ def test_more_than_two_to_the_31_elements():
 
 def test_are_what_the_fused_operations_call(monkeypatch):
     """As on a CUDA device: the same arguments in the same order as the twins take."""
-    for module in (fused, level_gaps):
-        monkeypatch.setattr(module, "triton_takes", lambda device, dtype: dtype in DTYPES)
+    for module in (fused, level_distances):
+        monkeypatch.setattr(module, "use_triton", lambda device, dtype: dtype in DTYPES)
     h, skip, slope, *others = (features(2, 32, 3, 5, seed=seed) for seed in range(6))
     weight, bias = affine(32)
     for silu in (True, False):
@@ -482,8 +481,8 @@ def test_are_what_the_fused_operations_call(monkeypatch):
         )
         for ops in (fused, reference)
     ] + [
-        outcome(lambda x, ops=ops: ops.level_gaps(x, skip, others), [h], [h.sum(), h.max()])
-        for ops in (level_gaps, reference)
+        outcome(lambda x, ops=ops: ops.level_distances(x, skip, others), [h], [h.sum(), h.max()])
+        for ops in (level_distances, reference)
     ]
     for seen, expected in zip(results[0] + results[2], results[1] + results[3], strict=True):
         torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
