@@ -1,6 +1,5 @@
 """What several tests share: random encoders, small students, the examples' own modules."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "integrations"))
 
 from dckd_losses import VQGANEncoder
 from dckd_losses.encoder import as_encoder
@@ -44,6 +40,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def float32_is_exact() -> Iterator[None]:
+    """No TF32 in CUDA's convolutions and products, which some tolerances leave no room for."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
 
 
 @pytest.fixture(scope="session")
