@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from restoration import networks
+from restoration.networks import files
 from safetensors.torch import save_file
 from torch import nn
 
@@ -187,15 +188,15 @@ class TestURLs:
     ) -> None:
         """It may be one that can only be read."""
         (tmp_path / "a.pth").write_bytes(b"anything")
-        path = networks.fetch((tmp_path / "a.pth").as_uri())
+        path = files.fetch((tmp_path / "a.pth").as_uri())
         monkeypatch.setattr("restoration.networks.files.FileLock", None)
-        assert networks.fetch((tmp_path / "a.pth").as_uri()) == path
+        assert files.fetch((tmp_path / "a.pth").as_uri()) == path
 
     def test_files_of_one_name_are_kept_apart(self, tmp_path: Path) -> None:
         for text in ("one", "two"):
             (tmp_path / text).mkdir()
             (tmp_path / text / "a.pth").write_text(text, encoding="utf-8")
-        fetched = [networks.fetch((tmp_path / text / "a.pth").as_uri()) for text in ("one", "two")]
+        fetched = [files.fetch((tmp_path / text / "a.pth").as_uri()) for text in ("one", "two")]
         assert [path.read_text(encoding="utf-8") for path in fetched] == ["one", "two"]
 
     def test_what_cannot_be_read_is_fetched_anew(
@@ -224,7 +225,7 @@ class TestURLs:
     def test_another_sha256(self, tmp_path: Path, cache: Path) -> None:
         (tmp_path / "a.pth").write_bytes(b"altered")
         with pytest.raises(RuntimeError, match="invalid hash value"):
-            networks.fetch((tmp_path / "a.pth").as_uri(), "0" * 64)
+            files.fetch((tmp_path / "a.pth").as_uri(), "0" * 64)
         assert not list(cache.glob("[!.]*"))
 
     @pytest.mark.parametrize("name", networks.KNOWN)
