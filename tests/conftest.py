@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dckd_losses import VQGANEncoder
 from dckd_losses.encoder import as_encoder
 from dckd_losses.network import Architecture, VQGANNetwork, build
-from examples.restoration.backbones import ResidualSR
+from examples.restoration.networks.small import ResidualSR
 
 # missing, made for another torch (as torchvision often is), or without a library of the system's
 CANNOT_IMPORT = (ImportError, RuntimeError, OSError)
