@@ -13,10 +13,10 @@ Ctrl-C stops after the current step; the same command with --resume goes on as i
 import sys
 from pathlib import Path
 
-from restoration import options
-from restoration.console import exit_status
-from restoration.motion import camera_motion
-from restoration.task import Task, run
+from restoration import command
+from restoration.command import Task, run
+from restoration.data.synthetic import camera_motion
+from restoration.training.console import exit_status
 
 TEACHER = Path(__file__).parent / "assets" / "deblur_teacher.safetensors"
 TASK = Task("deblur", {1: TEACHER}, camera_motion, versions=8, held_out_versions=2)
@@ -24,7 +24,7 @@ TASK = Task("deblur", {1: TEACHER}, camera_motion, versions=8, held_out_versions
 
 def main() -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    return exit_status(lambda: run(TASK, options.parser(__doc__, TASK.name).parse_args()))
+    return exit_status(lambda: run(TASK, command.parser(__doc__, TASK.name).parse_args()))
 
 
 if __name__ == "__main__":

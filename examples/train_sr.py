@@ -15,9 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from restoration import options
-from restoration.console import exit_status
-from restoration.task import Task, run
+from restoration import command
+from restoration.command import Task, run
+from restoration.training.console import exit_status
 
 ASSETS = Path(__file__).parent / "assets"
 TASK = Task("sr", {2: ASSETS / "sr_x2_teacher.safetensors"}, least_scale=2)
@@ -30,7 +30,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """What the command line asks for."""
-    parser = options.parser(__doc__, TASK.name)
+    parser = command.parser(__doc__, TASK.name)
     text = "HR size over LR size (default: 2)"
     parser.add_argument("--scale", type=int, metavar="N", default=2, help=text)
     return parser.parse_args()

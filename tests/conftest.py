@@ -19,7 +19,7 @@ from dckd_losses import VQGANEncoder
 from dckd_losses.architecture import Architecture
 from dckd_losses.as_encoder import as_encoder
 from dckd_losses.network import VQGANNetwork, build
-from examples.restoration.backbones import ResidualSR
+from examples.restoration.networks.small import ResidualSR
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 def paper_networks() -> None:
     """Skips where spandrel, which has them, cannot be imported: often torchvision is in the way."""
     try:
-        from restoration import architectures  # noqa: F401
+        from restoration.networks import paper  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         pytest.skip(f"spandrel cannot be imported: {error}")
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from restoration import backbones, checkpoints, trainer
-from restoration.console import RefusedError, StoppedError
-from restoration.data import Pair, RandomCrops
-from restoration.recipes import Recipe
-from restoration.schedules import Cosine
-from restoration.trainer import Run, train
+from restoration import networks
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import Pair
+from restoration.recipe import Cosine, Recipe
+from restoration.training import checkpoint, loop
+from restoration.training.console import RefusedError, StoppedError
+from restoration.training.loop import Run, train
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -40,7 +41,7 @@ def new_run(folder: Path, **changes: Any) -> Run:
     hq = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
     crops = RandomCrops([Pair("a", hq[::2, ::2], hq)], crop=8, scale=2, length=12, seed=0)
     torch.manual_seed(0)
-    student, teacher = backbones.build("tiny", 2), backbones.build("tiny", 2)
+    student, teacher = networks.build("tiny", 2), networks.build("tiny", 2)
     nn.init.normal_(teacher.tail.weight, std=0.01)
     negatives = NegativeGenerator(HistoryModel(student, interval=2))
     dckd = DCKDLoss(student, ToyEncoder(), negatives=negatives, dmm_weight=0.1)
@@ -56,7 +57,7 @@ def trained(run: Run, *, resume: bool = False) -> Run:
 
 
 def content(run: Run) -> dict[str, Any]:
-    return checkpoints.load(run.checkpoint, run.settings)
+    return checkpoint.load(run.checkpoint, run.settings)
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -140,7 +141,7 @@ def test_each_step_and_each_rank_draws_its_own(tmp_path: Path) -> None:
         run.crops.seed = seed
         for rank in range(3):
             for run.step in range(3):
-                trainer.seed_draws(run, rank)
+                loop.seed_draws(run, rank)
                 drawn.add(torch.rand(()).item())
     assert len(drawn) == 27
 
@@ -340,7 +341,7 @@ def test_bugs_keep_their_traceback(tmp_path: Path) -> None:
 
 
 def test_values_are_looked_at_regularly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "LOG_EVERY", 2)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
     run = new_run(tmp_path)
     assert run.teacher is not None
     teacher = run.teacher

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .degrade import Image
+from ..data.images import Image
 
 SIZE = 96  # pixels a side of the compared crops
 STEP = 16  # grid on which the most telling crop is looked for

@@ -1,32 +1,23 @@
-"""What the examples train on: random crops of pairs of images."""
+"""Random crops of pairs of images, and which of them each step of each process takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from .degrade import Image
-from .images import BadImageError, list_images, photographs, read_image
-from .metrics import to_tensor
-from .pairs import Pair, PairFiles, load_pairs, open_pairs, open_sets, pairs_from_images
-from .recipes import Recipe
-from .sampling import Crop
+from ..recipe import Recipe
+from ..results.metrics import to_tensor
+from .datasets import Pair, lq_sizes
+from .images import Image
 
-__all__ = [
-    "BadImageError",
-    "Pair",
-    "PairFiles",
-    "RandomCrops",
-    "list_images",
-    "load_pairs",
-    "lq_sizes",
-    "open_pairs",
-    "open_sets",
-    "pairs_from_images",
-    "photographs",
-    "read_image",
-]
+
+class Crop(NamedTuple):
+    """An item of `RandomCrops`: its number, and LQ pixels a side."""
+
+    number: int
+    size: int
 
 
 class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
@@ -113,13 +104,6 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         return cut(lq, 1), cut(hq, self.scale)
 
 
-def lq_sizes(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
-    """Height and width of each low-quality image."""
-    if isinstance(pairs, PairFiles):
-        return pairs.sizes
-    return [(lq.shape[0], lq.shape[1]) for _, lq, _ in pairs]
-
-
 def _mirrored(image: Image, side: int) -> Image:
     """An image of (side, side), repeated beyond its lower and right borders by reflection."""
     height, width = image.shape[:2]
@@ -127,3 +111,52 @@ def _mirrored(image: Image, side: int) -> Image:
         return image
     missing = ((0, side - height), (0, side - width), (0, 0))
     return np.pad(image, missing, mode="symmetric")
+
+
+class Batches(Sampler[list[Crop]]):
+    """The batches of one process, in the order of training.
+
+    Each step takes the recipe's next crops. Processes share them in equal blocks, and each goes
+    through its block in equal parts, so neither number changes what a step sees.
+
+    Args:
+        recipe: how many crops a step, and of what size.
+        first: the step to begin with.
+        processes: that train together.
+        rank: of this one.
+        parts: of its block, one batch each: gradient accumulation.
+
+    Raises:
+        ValueError: a step's crops cannot be shared out equally.
+    """
+
+    def __init__(
+        self, recipe: Recipe, *, first: int = 0, processes: int = 1, rank: int = 0, parts: int = 1
+    ) -> None:
+        check_shares(recipe, processes, parts)
+        self.recipe, self.first = recipe, first
+        self.processes, self.rank, self.parts = processes, rank, parts
+
+    def __len__(self) -> int:
+        return max(0, self.recipe.iterations - self.first) * self.parts
+
+    def __iter__(self) -> Iterator[list[Crop]]:
+        start = self.recipe.crops_before(self.first)
+        for step in range(self.first, self.recipe.iterations):
+            stage = self.recipe.stage_at(step)
+            size = stage.batch_size // (self.processes * self.parts)
+            block = start + self.rank * self.parts * size
+            for begin in range(block, block + self.parts * size, size):
+                yield [Crop(number, stage.crop) for number in range(begin, begin + size)]
+            start += stage.batch_size
+
+
+def check_shares(recipe: Recipe, processes: int, parts: int) -> None:
+    """Require that every batch of a recipe divides into equal shares."""
+    for stage in recipe.all_stages:
+        if stage.batch_size % (processes * parts):
+            raise ValueError(
+                f"got a batch of {stage.batch_size} crops from step {stage.step:,} on; expected "
+                f"a multiple of {processes * parts}, the processes ({processes}) times the parts "
+                f"that gradients are accumulated over ({parts})"
+            )

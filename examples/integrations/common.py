@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, Subset
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(EXAMPLES))  # for `restoration`, as for the scripts beside it
 
-from restoration import backbones  # noqa: E402
-from restoration.data import RandomCrops, pairs_from_images, photographs  # noqa: E402
+from restoration import networks  # noqa: E402
+from restoration.data.crops import RandomCrops  # noqa: E402
+from restoration.data.datasets import pairs_from_images  # noqa: E402
+from restoration.data.images import photographs  # noqa: E402
 
 SCALE = 2
 BATCH_SIZE = 4
@@ -39,12 +41,12 @@ def arguments(description: str | None, output: str) -> argparse.Namespace:
 def student() -> nn.Module:
     """A fresh student, always the same."""
     torch.manual_seed(0)
-    return backbones.build("tiny", SCALE)
+    return networks.build("tiny", SCALE)
 
 
 def teacher() -> nn.Module:
     """The embedded teacher, frozen."""
-    return backbones.load(EXAMPLES / "assets" / "sr_x2_teacher.safetensors").requires_grad_(False)
+    return networks.load(EXAMPLES / "assets" / "sr_x2_teacher.safetensors").requires_grad_(False)
 
 
 def batches(first: int, last: int) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -9,14 +9,15 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from . import backbones, figures
-from .data import Pair
-from .degrade import Image
+from .. import networks
+from ..data.datasets import Pair
+from ..data.images import Image
+from ..data.layouts import lacks_pairs, sets_in
+from ..recipe import Recipe
+from ..training.loop import Run
+from . import figures
 from .evaluation import Scores, degraded, evaluate, restore
-from .layouts import lacks_pairs, sets_in
 from .metrics import protocol
-from .recipes import Recipe
-from .run import Run
 
 MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
 PICTURES = 4  # images in side_by_side.png at most
@@ -43,7 +44,7 @@ def finish(
     """Write the student and what it reaches, and let the processes part."""
     if accelerator.is_main_process:
         path = job.folder / "student.safetensors"
-        backbones.save(job.student, path, task=args.task, method=args.method)
+        networks.save(job.student, path, task=args.task, method=args.method)
         models = {"input": None, "student": job.student}
         if teacher is not None:
             models["teacher"] = teacher.to(accelerator.device)
@@ -107,7 +108,7 @@ def recipe_lines(recipe: Recipe, processes: str) -> dict[str, str]:
 def cost(model: nn.Module) -> str:
     """Parameters, and multiply-adds for one LR pixel."""
     parameters = sum(p.numel() for p in model.parameters())
-    per_pixel = backbones.multiply_adds(model, 32, 32) / 32**2
+    per_pixel = networks.multiply_adds(model, 32, 32) / 32**2
     return f"{parameters:,} parameters, {per_pixel:,.0f} multiply-adds an LR pixel"
 
 

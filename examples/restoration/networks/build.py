@@ -1,24 +1,87 @@
-"""Networks by name: two small ones that train on a laptop, and the paper's; and their files."""
+"""Networks by name: two small ones that train on a laptop, and the paper's teachers and students.
+
+The paper's are those of Table 1, and Table 8's SwinIR-light. Table 1 gives channels and blocks;
+where it leaves the rest open, the teacher's other numbers are those of its authors, and the
+student's are the teacher's, halved where the table halves the width. NAFNet's and Restormer's
+students are the only exact halvings with the table's parameter counts.
+"""
 
 import warnings
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dckd_losses.checkpoint import read_safetensors, write_safetensors
+from .small import ResidualNetwork, ResidualSameSize, ResidualSR
 
-from .residual import ResidualNetwork, ResidualSameSize, ResidualSR
-from .specifications import SPECIFICATIONS, Specification
+SR_SCALES = (2, 3, 4)
+SAME_SIZE = (1,)  # deblurring and deraining
+
+SWINIR = {"window_size": 8, "mlp_ratio": 2}
+CLASSICAL = {**SWINIR, "img_size": 48, "upsampler": "pixelshuffle"}
+LIGHT = {**SWINIR, "img_size": 64, "upsampler": "pixelshuffledirect"}
+SWINIR_TEACHER = {"embed_dim": 180, "depths": [6] * 6, "num_heads": [6] * 6}
+SWINIR_STUDENT = {"embed_dim": 60, "depths": [6] * 4, "num_heads": [6] * 4}
+RCAN = {"n_resgroups": 10, "n_feats": 64, "reduction": 16}
+NAFNET = {"middle_blk_num": 1, "dec_blk_nums": [1, 1, 1, 1]}
+RESTORMER = {"heads": [1, 2, 4, 8], "ffn_expansion_factor": 2.66, "LayerNorm_type": "WithBias"}
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What a network is made of.
+
+    Attributes:
+        architecture: The class in `architectures`.
+        scales: Output sizes over input size that the paper has.
+        settings: Its arguments besides the scale.
+    """
+
+    architecture: str
+    scales: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+
+SPECIFICATIONS = {
+    "swinir-teacher": Specification("SwinIR", SR_SCALES, {**CLASSICAL, **SWINIR_TEACHER}),
+    "swinir-student": Specification("SwinIR", SR_SCALES, {**CLASSICAL, **SWINIR_STUDENT}),
+    "swinir-light": Specification("SwinIR", SR_SCALES, {**LIGHT, **SWINIR_STUDENT}),
+    "rcan-teacher": Specification("RCAN", SR_SCALES, {**RCAN, "n_resblocks": 20}),
+    "rcan-student": Specification("RCAN", SR_SCALES, {**RCAN, "n_resblocks": 6}),
+    "nafnet-teacher": Specification(
+        "NAFNet", SAME_SIZE, {**NAFNET, "width": 32, "enc_blk_nums": [1, 1, 1, 28]}
+    ),
+    "nafnet-student": Specification(
+        "NAFNet", SAME_SIZE, {**NAFNET, "width": 16, "enc_blk_nums": [1, 1, 1, 14]}
+    ),
+    "restormer-teacher": Specification(
+        "Restormer",
+        SAME_SIZE,
+        {**RESTORMER, "dim": 48, "num_blocks": [4, 6, 6, 8], "num_refinement_blocks": 4},
+    ),
+    "restormer-student": Specification(
+        "Restormer",
+        SAME_SIZE,
+        {**RESTORMER, "dim": 24, "num_blocks": [2, 3, 3, 4], "num_refinement_blocks": 2},
+    ),
+}
+
+
+def teacher_of(name: str) -> str:
+    """The teacher of a network of `SPECIFICATIONS`; a teacher's is itself."""
+    family, _, _ = name.partition("-")
+    return f"{family}-teacher"
+
 
 BACKBONES = {
     "tiny": {"channels": 12, "blocks": 3},  # the student: 9,492 parameters for x2
     "small": {"channels": 32, "blocks": 8},  # the teacher: 152,332 parameters for x2
 }
 NAMES = (*BACKBONES, *SPECIFICATIONS)
-SHAPE = ("channels", "blocks", "scale")  # what a small network's metadata must say to rebuild it
 
 
 def build(name: str, scale: int) -> nn.Module:
@@ -38,7 +101,7 @@ def build(name: str, scale: int) -> nn.Module:
         RuntimeError: spandrel, which has the paper's networks, cannot be imported.
     """
     if name in BACKBONES:
-        return _small(**BACKBONES[name], scale=scale)
+        return small(**BACKBONES[name], scale=scale)
     specification = specified(name, scale)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spandrel makes torch speak of what it will deprecate
@@ -59,48 +122,6 @@ def specified(name: str, scale: int) -> Specification:
     return specification
 
 
-def save(model: nn.Module, path: str | Path, **metadata: object) -> None:
-    """Write a network as safetensors, at once or not at all.
-
-    Args:
-        model: What `build` or `load` gave.
-        path: The file; missing folders are made.
-        metadata: Further facts, kept in the file as strings.
-    """
-    path = Path(path)
-    facts = {**metadata, "backbone": _name(model), "scale": model.scale}
-    if isinstance(model, ResidualNetwork):
-        facts |= {key: getattr(model, key) for key in SHAPE}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(model.state_dict(), path, **{key: str(v) for key, v in facts.items()})
-
-
-def load(path: str | Path) -> nn.Module:
-    """Read a network that `save` wrote, in eval mode.
-
-    Raises:
-        RuntimeError: For a file that is missing, cut short, altered, not safetensors, without the
-            metadata of `save`, or with tensors that do not fit them; names the file. Or spandrel
-            is needed and cannot be imported.
-    """
-    tensors, metadata = read_safetensors(Path(path))
-    try:
-        if metadata.get("backbone") in SPECIFICATIONS:
-            model = build(metadata["backbone"], int(metadata["scale"]))
-        else:
-            model = _small(**{key: int(metadata[key]) for key in SHAPE})
-    except (KeyError, ValueError) as error:
-        raise RuntimeError(
-            f"{path}: got metadata {metadata}; expected whole numbers for {', '.join(SHAPE)}, or "
-            f"a scale and one of the backbones {', '.join(SPECIFICATIONS)}"
-        ) from error
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise RuntimeError(f"{path}: tensors do not fit metadata {metadata}: {error}") from error
-    return model.eval()
-
-
 def multiply_adds(model: nn.Module, height: int, width: int) -> int:
     """Multiply-adds of convolutions and matrix products, for one image of height x width pixels."""
     weight = next(model.parameters())
@@ -109,28 +130,28 @@ def multiply_adds(model: nn.Module, height: int, width: int) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _small(channels: int, blocks: int, scale: int) -> ResidualNetwork:
+def small(channels: int, blocks: int, scale: int) -> ResidualNetwork:
     """A network of one of the small kinds."""
     shape = channels, blocks
     model = ResidualSameSize(*shape) if scale == 1 else ResidualSR(*shape, scale)
-    model.backbone = _name(model)
+    model.backbone = name_of(model)
     return model
 
 
 def _architectures(name: str) -> ModuleType:
     """The module of the paper's networks, not before one is asked for: torchvision is heavy."""
     try:
-        from . import architectures
+        from . import paper
     except (ImportError, RuntimeError, OSError) as error:  # torchvision raises all of them
         raise RuntimeError(
             f"{name} is built by spandrel, which cannot be imported ({error}): pip install "
             "spandrel spandrel-extra-arches, and the torchvision that belongs to torch "
             f"{torch.__version__}, from the same index"
         ) from error
-    return architectures
+    return paper
 
 
-def _name(model: nn.Module) -> str:
+def name_of(model: nn.Module) -> str:
     if not isinstance(model, ResidualNetwork):
         return str(model.backbone)
     shape = {"channels": model.channels, "blocks": model.blocks}

@@ -1,21 +1,41 @@
-"""The options that the training commands of all three tasks have in common."""
+"""The training commands of the three tasks: their options, and their course from start to end."""
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
 
+from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator
 from dckd_losses.balance import check_fraction
 from dckd_losses.dmm import FORMS
 
-from . import backbones
-from .pairs import MEMORY, Pair, PairFiles
-from .recipes import PAPER, SMALL, Recipe
-from .sampling import check_shares
+from . import networks
+from .data.crops import RandomCrops, check_shares
+from .data.datasets import (
+    MEMORY,
+    Degradation,
+    Pair,
+    PairFiles,
+    open_pairs,
+    open_sets,
+    pairs_from_images,
+)
+from .data.images import photographs
+from .networks import KNOWN, teacher_of
+from .recipe import PAPER, SMALL, Recipe
+from .results.evaluation import validation
+from .results.report import finish, start
+from .training.checkpoint import checksum
+from .training.console import refusing
+from .training.gradient_checkpointing import recompute_blocks
+from .training.loop import Run, train
 
 METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "scratch": None,
@@ -45,7 +65,7 @@ def parser(description: str | None, task: str) -> argparse.ArgumentParser:
     add = made.add_argument
     add("--data", type=Path, metavar="DIR", help="training images (default: scikit-image's)")
     add("--val", type=Path, metavar="DIR", action="append", help="validation images; repeatable")
-    add("--backbone", choices=backbones.NAMES, default="tiny", help="the student (default: tiny)")
+    add("--backbone", choices=networks.NAMES, default="tiny", help="the student (default: tiny)")
     add("--method", choices=list(METHODS), default="dckd", help="which losses (default: dckd)")
     add("--encoder", metavar="NAME", default="compact", help="name or path (default: compact)")
     add("--teacher", metavar="T", help="file, URL or name, see README (default: the embedded one)")
@@ -184,3 +204,151 @@ def workers_of(args: argparse.Namespace, pairs: Sequence[Pair]) -> int:
     ahead = min(FILE_WORKERS, os.cpu_count() or 1)
     default = ahead if isinstance(pairs, PairFiles) else 0
     return default if args.workers is None else int(args.workers)
+
+
+TEACHER_BACKBONE = "small"  # what the embedded teachers are
+DECISIVE = ("task", "scale", "backbone", "method", "seed")  # besides the recipe and what is read
+
+
+def open_teacher(args: argparse.Namespace, embedded: Path | None) -> nn.Module | None:
+    """The teacher of the command line or the embedded one; every method but scratch needs one."""
+    source, scale, paper = args.teacher, args.scale, args.backbone in networks.SPECIFICATIONS
+    trains_teacher = args.method == "scratch" and args.backbone == TEACHER_BACKBONE
+    if source is None and not (paper or trains_teacher):
+        source = embedded
+    if source is None and args.method == "scratch":
+        return None
+    if paper:
+        teacher = networks.load_teacher(args.backbone, source, scale)
+    elif source is None:
+        raise ValueError(
+            f"no teacher is embedded for scale {scale}: train one by --scale {scale} "
+            f"--method scratch --backbone {TEACHER_BACKBONE} and pass it by --teacher"
+        )
+    else:
+        _refuse_known(str(source), args.backbone)
+        teacher = networks.load(source)
+    if teacher.scale != scale:
+        raise ValueError(f"{source}: a network for x{teacher.scale}; expected x{scale}")
+    if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
+        raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
+    return teacher
+
+
+def _refuse_known(source: str, backbone: str) -> None:
+    """Require a file of a small network's teacher: names and URLs are of the paper's networks."""
+    known = KNOWN.get(source)
+    if known is None and "://" not in source:
+        return
+    students = [
+        name
+        for name in networks.SPECIFICATIONS
+        if name != teacher_of(name) and (known is None or teacher_of(name) == known.backbone)
+    ]
+    raise ValueError(
+        f"got --teacher {source} for {backbone}; expected a file, or --backbone "
+        f"{' or '.join(students)}: names and URLs are of the paper's networks"
+    )
+
+
+def distillation(args: argparse.Namespace, student: nn.Module, recipe: Recipe) -> DCKDLoss | None:
+    """DCKD's losses with the terms that the method has."""
+    terms = METHODS[args.method]
+    if terms is None:
+        return None
+    weights = {
+        name: getattr(recipe, name) if on else 0.0 for name, on in zip(WEIGHTS, terms, strict=True)
+    }
+    history = HistoryModel(student, interval=recipe.history_interval)
+    negatives = NegativeGenerator(history, seed=args.seed)
+    settings = {"form": recipe.form, "balance": recipe.balance}
+    return DCKDLoss(student, args.encoder, negatives=negatives, **settings, **weights)
+
+
+def settings(args: argparse.Namespace, accelerator: Accelerator, job: Run) -> dict[str, Any]:
+    """What determines the student's weights: options, the recipe, checksums of what was read."""
+    networks = {"teacher": job.teacher, "encoder": job.dckd and job.dckd.encoder.network}
+    read = {name: net.state_dict().values() for name, net in networks.items() if net is not None}
+    return {
+        **{name: getattr(args, name) for name in DECISIVE},
+        **asdict(job.recipe),
+        "data": fingerprint(job.crops.pairs),
+        **{name: checksum(arrays) for name, arrays in read.items()},
+        "processes": accelerator.num_processes,
+        "parts": accelerator.gradient_accumulation_steps,
+        "precision": accelerator.mixed_precision,
+    }
+
+
+def fingerprint(pairs: Sequence[Pair]) -> str:
+    """A checksum of pixels, or, where those are too many to be read, of names and file sizes."""
+    if not isinstance(pairs, PairFiles):
+        return checksum(image for _, *both in pairs for image in both)
+    facts = [(f.name, *(p.stat().st_size for p in (f.hq, f.lq) if p)) for f in pairs.files]
+    return checksum([bytearray(repr(facts).encode())])
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the three.
+
+    Attributes:
+        name: "sr", "deblur" or "derain".
+        teachers: files of the embedded ones, by scale.
+        degradation: what makes LQ where there is none; None for MATLAB's bicubic by the scale.
+        versions: of each of scikit-image's training photographs.
+        held_out_versions: of each of those to look at.
+        least_scale: of the outputs.
+    """
+
+    name: str
+    teachers: Mapping[int, Path]
+    degradation: Degradation | None = None
+    versions: int = 1
+    held_out_versions: int = 1
+    least_scale: int = 1
+
+
+def run(task: Task, args: argparse.Namespace) -> None:
+    """Train, evaluate, and write the results."""
+    scale = args.scale
+    with refusing():  # what a command line can have wrong shows here, the quick things first
+        if scale < task.least_scale:
+            raise ValueError(f"got --scale {scale}; expected {task.least_scale} or more")
+        folder = folder_of(args, task.name if scale == 1 else f"{task.name}_x{scale}")
+        accelerator = accelerator_of(args)
+        recipe = recipe_of(args, accelerator)
+        teacher = open_teacher(args, task.teachers.get(scale))
+        set_seed(args.seed)
+        student = networks.build(args.backbone, scale)
+        dckd = distillation(args, student, recipe)
+        pairs, val_sets = load_data(task, args)
+        crops = RandomCrops.of(recipe, pairs, scale=scale, seed=args.seed)
+        workers = workers_of(args, pairs)
+        folder.mkdir(parents=True, exist_ok=True)
+    if args.gradient_checkpointing:
+        recompute_blocks(student)
+    job = Run(folder, recipe, crops, student, dckd=dckd, workers=workers)
+    job.teacher = None if args.method == "scratch" else teacher
+    job.validate = validation(next(iter(val_sets.values())), task.name, scale, accelerator)
+    job.settings = settings(args, accelerator, job)
+    start(args, job, teacher, accelerator)
+    train(job, accelerator, resume=args.resume)
+    finish(args, job, teacher, val_sets, accelerator)
+
+
+def load_data(
+    task: Task, args: argparse.Namespace
+) -> tuple[Sequence[Pair], dict[str, Sequence[Pair]]]:
+    """Training pairs, and validation pairs by the name of their set."""
+    scale, made = args.scale, task.degradation
+    reading = {"skip_bad": args.skip_bad, "memory": args.memory, "degradation": made}
+    pairs: Sequence[Pair]
+    if args.data is None:
+        pairs = pairs_from_images(photographs("train"), scale, made, versions=task.versions)
+    else:
+        pairs = open_pairs(args.data, scale, **reading)
+    if args.val:
+        return pairs, open_sets(args.val, scale, **reading)
+    images, versions = photographs("held_out"), task.held_out_versions
+    return pairs, {"photographs": pairs_from_images(images, scale, made, versions=versions)}

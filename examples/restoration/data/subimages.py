@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .degrade import matlab_bicubic
 from .images import image_size, read_image, write_png
 from .layouts import DEGRADED, SCALED, find_images, find_pairs
+from .synthetic import matlab_bicubic
 
 HR, HR_SUB = "DIV2K_train_HR", "DIV2K_train_HR_sub"
 SR_SIZE, SR_STEP = 480, 240  # pixels of HR
@@ -97,7 +97,7 @@ def check(cuts: Sequence[Cut]) -> None:
             )
 
 
-def do(cut: Cut) -> int:
+def write_crops(cut: Cut) -> int:
     """Write the parts of an image that are not there; how many those were.
 
     Each file appears complete or not at all.

@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 from torch import Tensor
 
-from .degrade import Floats, Image
+from ..data.images import Floats, Image
 
 PEAK = 255.0
 SIGMA, RADIUS = 1.5, 5  # an 11-tap Gaussian: Wang et al. (2004), section III-C

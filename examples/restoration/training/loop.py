@@ -1,8 +1,10 @@
 """The training loop of the examples: two lines of it are DCKD."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,15 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from dckd_losses import gradient_ratio
 
+from ..data.crops import Batches, RandomCrops
+from ..recipe import Recipe
+from ..results.metrics import NotFiniteError
+from . import checkpoint
 from .console import (
     DivergedError,
     Progress,
@@ -22,15 +29,67 @@ from .console import (
     refusing,
     stop_signals,
 )
-from .metrics import NotFiniteError
-from .optimization import average_of, optimizer_of, reconstruction, set_lr
-from .run import Run, begin, save
-from .sampling import Batches
 
 LOG_EVERY = 20  # steps between records of the losses and looks at the values
 VALIDATIONS = 10  # a run
 CHECKPOINTS = 20  # a run, but no further apart than
 CHECKPOINT_EVERY = 1000  # steps
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+MSE_FLOOR = 1e-8  # NAFNet's; at 80 dB
+
+
+@dataclass
+class Run:
+    """One training run: what is trained on what, and where it is kept.
+
+    Attributes:
+        folder: where the checkpoint goes.
+        recipe: the numbers.
+        crops: training data; the recipe says which of them a step takes.
+        student: the network in training.
+        teacher: its outputs are distilled; None to train on the ground truth alone.
+        dckd: DCKD's losses, or another method's with the same methods; None to leave them out.
+        whole: `dckd` is all that is added to the reconstruction loss, the L1 to the teacher
+            included, and is called with `target=`; its distances, if any, are recorded too.
+        validate: PSNR of the student, asked for on every process; or None to skip.
+        settings: whatever determines the weights; a checkpoint of other settings is refused.
+        keeps: whether checkpoints are written.
+        workers: processes that read crops ahead, each process its own; 0 reads between steps.
+        records: losses and now and then the PSNR, each with its `step`.
+        step: optimizer steps done.
+        average: the student's moving average, where the recipe has one; the training fills it.
+        ratio: of DCKD's gradient to the other losses', at the student's output, when last looked.
+    """
+
+    folder: Path
+    recipe: Recipe
+    crops: RandomCrops
+    student: nn.Module
+    teacher: nn.Module | None = None
+    dckd: Any = None
+    whole: bool = False
+    validate: Callable[[nn.Module], float] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    keeps: bool = True
+    workers: int = 0
+    records: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0
+    average: AveragedModel | None = None
+    ratio: Tensor | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The one file that a run is continued from."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def result(self) -> nn.Module:
+        """What the run yields at its present step: the moving average where there is one."""
+        return self.student if self.average is None else self.average.module
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return self.step == self.recipe.iterations or self.step % max(1, every) == 0
 
 
 def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
@@ -70,11 +129,11 @@ def train(run: Run, accelerator: Accelerator, *, resume: bool) -> None:
             run.step += 1
             progress.step()
             stop = _agreed(bool(signals), accelerator)
-            keep = run.keeps and (stop or run.due(checkpoint_every))
-            if look or keep or run.due(LOG_EVERY):
+            due = run.keeps and (stop or run.due(checkpoint_every))
+            if look or due or run.due(LOG_EVERY):
                 _record(run, parts, progress)
-            if keep and main:
-                save(run, inner, accelerator)
+            if due and main:
+                keep(run, inner, accelerator)
             if stop:
                 accelerator.wait_for_everyone()  # launchers end the others once one has left
                 raise StoppedError(f"stopped after step {run.step} of {recipe.iterations}")
@@ -205,3 +264,74 @@ def _record(run: Run, parts: dict[str, Tensor], progress: Progress) -> None:
             raise DivergedError(f"step {run.step}: {error}") from error
     known = [record["psnr"] for record in run.records if "psnr" in record]
     progress.show(f"{text} psnr {known[-1]:.2f}" if known else text, milestone=validation)
+
+
+def begin(
+    run: Run, optimizer: torch.optim.Optimizer, accelerator: Accelerator, resume: bool
+) -> None:
+    """Continue from the checkpoint, or put an old one aside: --resume may have been forgotten."""
+    if not run.checkpoint.exists():
+        return
+    if not resume:
+        if accelerator.is_main_process:
+            run.checkpoint.replace(run.folder / "checkpoint.old.pt")
+        return
+    with refusing():
+        content = checkpoint.load(run.checkpoint, run.settings)
+    run.step, run.records = content["step"], content["records"]
+    for name, part in stateful(run, optimizer, accelerator).items():
+        part.load_state_dict(content[name])
+
+
+def keep(run: Run, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+    """Write the checkpoint."""
+    parts = stateful(run, optimizer, accelerator)
+    states = {name: part.state_dict() for name, part in parts.items()}
+    content = {"step": run.step, "records": run.records, **states}
+    checkpoint.save(run.checkpoint, run.settings, content)
+
+
+def stateful(
+    run: Run, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> dict[str, Any]:
+    """All that a step depends on; its crops and learning rate follow from its number."""
+    parts = {
+        "student": run.student,
+        "average": run.average,
+        "optimizer": optimizer,
+        "dckd": run.dckd,
+        "scaler": accelerator.scaler,  # of float16
+    }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimizer for the parameters of a model that are trained."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[recipe.optimizer](
+        trained, lr=recipe.lr_at(0), betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
+    """Let the next step, counted from 0, have the recipe's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.lr_at(step)
+
+
+def average_of(recipe: Recipe, model: nn.Module) -> AveragedModel | None:
+    """The moving average that follows a model, or None where the recipe has none."""
+    if recipe.ema is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+
+
+def reconstruction(recipe: Recipe, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The loss to the ground truth by the name it is logged under; a scalar.
+
+    NAFNet's is the negative PSNR in dB, a mean over the images of a batch.
+    """
+    if recipe.reconstruction == "l1":
+        return {"l1": F.l1_loss(output, target)}
+    mse = F.mse_loss(output, target, reduction="none").mean(dim=(1, 2, 3))
+    return {"psnr_loss": 10 * torch.log10(mse + MSE_FLOOR).mean()}

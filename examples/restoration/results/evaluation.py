@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .degrade import Image, matlab_bicubic
-from .images import write_png
+from ..data.datasets import Pair
+from ..data.images import Image, write_png
+from ..data.synthetic import matlab_bicubic
 from .metrics import protocol, psnr, ssim, to_tensor, to_uint8
-from .pairs import Pair
 
 OVERLAP = 32  # pixels that a tile sees beyond what is kept of it
 UNIT = 8  # of which tiles begin at multiples: SwinIR's windows lie as in the whole image

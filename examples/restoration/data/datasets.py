@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from .degrade import Image, matlab_bicubic
-from .images import BadImageError, image_size, read_image
+from .images import BadImageError, Image, image_size, read_image
 from .layouts import Files, find_images, find_pairs, has_pairs, sets_in
+from .synthetic import matlab_bicubic
 
 MEMORY = 4.0  # gigabytes of pixels up to which a data set is kept in memory: see benchmarks.loading
 
@@ -208,3 +208,10 @@ def _paired(
             f"expected {width}x{height} for scale {scale}"
         )
     return Pair(name, made, hq)
+
+
+def lq_sizes(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
+    """Height and width of each low-quality image."""
+    if isinstance(pairs, PairFiles):
+        return pairs.sizes
+    return [(lq.shape[0], lq.shape[1]) for _, lq, _ in pairs]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .images import BadImageError
+from ..data.images import BadImageError
 
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"
 LINE = "{n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"

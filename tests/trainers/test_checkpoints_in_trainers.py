@@ -1,7 +1,7 @@
 """What the two lines add to a trainer's checkpoints: the history, and nothing of the encoder."""
 
+import common
 import lightning_module
-import material
 import plain_loop
 import pytest
 import torch
@@ -20,14 +20,14 @@ def bytes_of(state):
 
 @pytest.mark.parametrize("watches", [False, True])
 def test_the_students_own_checkpoint_keeps_its_keys(watches, tmp_path):
-    student = material.student()
+    student = common.student()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     optimizer = torch.optim.SGD(student.parameters(), 0.1)
     keys = optimizer.state_dict().keys()
     dckd = DCKDLoss(student, "compact").attach(optimizer)
     if watches:
         dckd.watch(student)
-    lq, gt = next(iter(material.batches(0, 1)))
+    lq, gt = next(iter(common.batches(0, 1)))
     dckd(student(lq), gt, lq).backward()
     assert list(student.state_dict()) == list(before)
     assert optimizer.state_dict().keys() == keys
@@ -59,7 +59,7 @@ def test_lightnings_grows_by_the_history_only(tmp_path, monkeypatch):
         lightning_module.train(module, 1, folder, accelerator="cpu")
         states.append(torch.load(folder / "last.ckpt", weights_only=True))
         sizes.append((folder / "last.ckpt").stat().st_size)
-    student = material.student().state_dict()
+    student = common.student().state_dict()
     without, with_dckd = (state["state_dict"] for state in states)
     assert list(without) == [f"student.{name}" for name in student]
     assert with_dckd.keys() - without.keys() == {
@@ -85,7 +85,7 @@ def test_lightning_fits_a_module_twice(tmp_path, monkeypatch):
 
 def test_accelerates_has_the_student_and_the_history_apart(accelerator, tmp_path):
     made = accelerator()
-    student = material.student()
+    student = common.student()
     optimizer = torch.optim.Adam(student.parameters())
     prepared, optimizer = made.prepare(student, optimizer)
     dckd = DCKDLoss(prepared, "compact").attach(optimizer)

@@ -1,13 +1,15 @@
 """Image files, and the photographs that scikit-image ships."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import skimage
 from PIL import Image as Pillow
 
-from .degrade import Image
+Image: TypeAlias = npt.NDArray[np.uint8]
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 PHOTOGRAPHS = {

@@ -3,8 +3,8 @@
 import importlib
 
 import accelerate_loop
+import common
 import lightning_module
-import material
 import oracle
 import plain_loop
 import pytest
@@ -36,20 +36,20 @@ class Spoiled(Dataset):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(material, "HISTORY_INTERVAL", INTERVAL)
+    monkeypatch.setattr(common, "HISTORY_INTERVAL", INTERVAL)
 
 
 @pytest.fixture
 def skipping(monkeypatch):
     """The second batch of step `SKIPPED` overflows; a GradScaler skips that step."""
-    made = material.batches
+    made = common.batches
     batch = (SKIPPED - 1) * 2 + 1
 
     def batches(first, last):
         crops = made(first, last).dataset
-        return DataLoader(Spoiled(crops, batch * material.BATCH_SIZE), material.BATCH_SIZE)
+        return DataLoader(Spoiled(crops, batch * common.BATCH_SIZE), common.BATCH_SIZE)
 
-    monkeypatch.setattr(material, "batches", batches)
+    monkeypatch.setattr(common, "batches", batches)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def assert_closed_form(dckd, start, sources, steps):
 
 
 def start():
-    return flat(material.student().parameters())
+    return flat(common.student().parameters())
 
 
 def test_plain_loop(weights, skipping, tmp_path):
@@ -120,7 +120,7 @@ def test_basicsr(basicsr, weights, tmp_path):
     basicsr_model = importlib.import_module("basicsr_model")
     model = basicsr_model.DCKDModel(options(tmp_path))
     before = flat(model.net_g.parameters())
-    for number, (lq, gt) in enumerate(material.batches(0, 4), 1):
+    for number, (lq, gt) in enumerate(common.batches(0, 4), 1):
         model.feed_data({"lq": lq, "gt": gt})
         model.optimize_parameters(number)
     assert_closed_form(model.dckd, before, weights, 4)
@@ -136,7 +136,7 @@ def options(folder):
     """What BasicSR makes of the YAML file."""
     import yaml
 
-    path = material.EXAMPLES / "integrations" / "basicsr_model.yml"
+    path = common.EXAMPLES / "integrations" / "basicsr_model.yml"
     text = path.read_text(encoding="utf-8").replace("!!float ", "")
     read = yaml.safe_load(text.replace("1e-3", "0.001"))
     read["train"]["history_interval"] = INTERVAL

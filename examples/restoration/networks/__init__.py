@@ -1,0 +1,27 @@
+"""Networks by name, and their files."""
+
+from .build import (
+    BACKBONES,
+    NAMES,
+    SPECIFICATIONS,
+    build,
+    multiply_adds,
+    specified,
+    teacher_of,
+)
+from .files import KNOWN, load, load_teacher, load_weights, save
+
+__all__ = [
+    "BACKBONES",
+    "KNOWN",
+    "NAMES",
+    "SPECIFICATIONS",
+    "build",
+    "load",
+    "load_teacher",
+    "load_weights",
+    "multiply_adds",
+    "save",
+    "specified",
+    "teacher_of",
+]
