@@ -26,9 +26,11 @@ from torch.profiler import ProfilerActivity, profile
 from dckd_losses import HistoryModel
 from dckd_losses.network import VQGANNetwork
 from dckd_losses.weights.places import F16
-from examples.restoration import backbones
-from examples.restoration.data import RandomCrops, pairs_from_images, photographs
-from examples.restoration.recipes import SMALL_SR
+from examples.restoration import networks
+from examples.restoration.data.crops import RandomCrops
+from examples.restoration.data.datasets import pairs_from_images
+from examples.restoration.data.images import photographs
+from examples.restoration.recipe import SMALL_SR
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "DCKD_COMMIT"  # environment variable that names the commit where there is no clone
@@ -74,7 +76,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that runs, with `-dirty` where files differ from it; else what DCKD_COMMIT says."""
+    """The commit, with `-dirty` where files differ from it; DCKD_COMMIT where there is no clone."""
     found = _output("git", "describe", "--always", "--dirty", "--exclude=*")
     return found if found != "unknown" else os.environ.get(COMMIT, found)
 
@@ -320,7 +322,7 @@ class SmallTraining:
 
     def __init__(self, batches: int, seed: int = 0) -> None:
         torch.manual_seed(seed)
-        self.student, self.teacher = backbones.build("tiny", SCALE), backbones.load(TEACHER)
+        self.student, self.teacher = networks.build("tiny", SCALE), networks.load(TEACHER)
         self.history = HistoryModel(self.student, interval=SMALL_SR.history_interval)
         parameters = self.student.parameters()
         self._optimizer = torch.optim.Adam(parameters, SMALL_SR.lr, betas=SMALL_SR.betas)

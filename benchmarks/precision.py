@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from benchmarks import common
 from benchmarks.common import SCALE, Row, SmallTraining
 from dckd_losses import DCKDLoss, NegativeGenerator, VQGANEncoder
-from examples.restoration.data import RandomCrops, pairs_from_images, photographs
+from examples.restoration.data.crops import RandomCrops
+from examples.restoration.data.datasets import pairs_from_images
+from examples.restoration.data.images import photographs
 
 ENCODERS = ("compact", "f16-random")
 STEPS = 325  # the history, updated every 50, is half an interval behind the student then
@@ -151,9 +153,7 @@ def apart(step: Step) -> float:
     return 255 * (step.student - step.teacher).square().mean().sqrt().item()
 
 
-def distances(
-    seen: Iterable[tuple[float, Tensor]], truths: Iterable[tuple[float, Tensor]]
-) -> Row:
+def distances(seen: Iterable[tuple[float, Tensor]], truths: Iterable[tuple[float, Tensor]]) -> Row:
     """Every distance to float64: its median over the crops, its worst, and cosines one by one."""
     cosine, rel_l2, loss_rel = zip(*_pairs(seen, truths), strict=True)
     row: Row = {"cosines": list(cosine)}

@@ -37,12 +37,13 @@ from torch import Tensor, nn
 from benchmarks import baselines, common, released
 from benchmarks.common import Row, Times, Way
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder
-from examples.restoration import backbones
-from examples.restoration.data import PairFiles, RandomCrops, load_pairs, photographs
-from examples.restoration.degrade import matlab_bicubic
-from examples.restoration.images import write_png
-from examples.restoration.layouts import find_pairs
-from examples.restoration.subimages import HR, do, plan
+from examples.restoration import networks
+from examples.restoration.data.crops import RandomCrops
+from examples.restoration.data.datasets import PairFiles, load_pairs
+from examples.restoration.data.images import photographs, write_png
+from examples.restoration.data.layouts import find_pairs
+from examples.restoration.data.subimages import HR, plan, write_crops
+from examples.restoration.data.synthetic import matlab_bicubic
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 PRECISIONS = {"cpu": ["bfloat16"], "cuda": ["tf32", "float16", "bfloat16"]}  # beside float32
@@ -189,7 +190,7 @@ class Bench:
         """From the student's images to the loss."""
         teacher, negatives = self.teacher, self.negatives
         if spec.mode == "released":
-            tensors, half = dict(self.network.state_dict()), HALF.get(spec.precision)
+            tensors, half = dict(self.network.named_parameters()), HALF.get(spec.precision)
 
             def as_released(x: Tensor) -> Tensor:
                 with torch.autocast(self.device.type, half, enabled=half is not None):
@@ -304,8 +305,8 @@ def steps(
     """
     batch, side = map(int, size.split("x"))
     torch.manual_seed(0)
-    student = backbones.build(name, SCALE)
-    teacher = backbones.build(TEACHERS.get(name, name.replace("student", "teacher")), SCALE)
+    student = networks.build(name, SCALE)
+    teacher = networks.build(TEACHERS.get(name, name.replace("student", "teacher")), SCALE)
     teacher = teacher.to(device).eval().requires_grad_(False)
     lq = torch.rand(batch, 3, side // SCALE, side // SCALE, device=device)
     target = torch.rand(batch, 3, side, side, device=device)
@@ -343,7 +344,7 @@ def _distillation(
     """A method's loss; "stream" and "twopass" are DCKD's. One random encoder for all."""
     network = common.random_f16(seed=1).to(device)
     if method == "released":
-        tensors = dict(network.state_dict())
+        tensors = dict(network.named_parameters())
         negatives = NegativeGenerator(HistoryModel(student), num_negatives=NEGATIVES)
 
         def as_released(output: Tensor, taught: Tensor, lq: Tensor, target: Tensor) -> Tensor:
@@ -367,7 +368,7 @@ def _step(
     target: Tensor,
     lq: Tensor,
 ) -> Tensor:
-    """Up to the loss, after the update that the step before left to do."""
+    """Up to the loss, after the update that the step before left to write_crops."""
     optimizer.step()
     optimizer.zero_grad()
     lq = lq.detach()
@@ -398,7 +399,7 @@ def loading(count: int) -> list[Row]:
             lr = root / f"DIV2K_train_LR_bicubic/X{SCALE}/{name}x{SCALE}.png"
             write_png(matlab_bicubic(large, 1 / SCALE), lr)
         for cut in plan(root, [SCALE]):
-            do(cut)
+            write_crops(cut)
         parts, whole = find_pairs(root, SCALE), find_pairs(root, SCALE, parts=False)
         files = [path for pair in parts for path in (pair.hq, pair.lq) if path]
 
