@@ -24,10 +24,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -55,6 +57,7 @@ PATHS: dict[str, dict[str, Any]] = {  # settings of VQGANEncoder
     "twopass, chunk 1": {"mode": "twopass", "chunk": 1},
 }
 SCALE, NEGATIVES = 2, 5  # of whole steps
+NORMS = "dckd_losses.ops.norm.use_triton"  # where the library asks whether Triton is to do them
 DCKD = ("released", "stream", "twopass", "dckd", "dckd_star")
 TEACHERS = {"tiny": "small"}  # others' are named after them
 
@@ -69,6 +72,7 @@ class Spec:
         settings: of `VQGANEncoder`.
         graph: as a CUDA graph.
         compiled: a mode of torch.compile, or None.
+        triton_norms: on a GPU, whether Triton kernels carry out norms; otherwise torch does.
     """
 
     mode: str
@@ -76,6 +80,7 @@ class Spec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     graph: bool = False
     compiled: str | None = None
+    triton_norms: bool = True
 
     @property
     def name(self) -> str:
@@ -162,16 +167,17 @@ class Bench:
         size: batch x pixels a side.
         negatives: how many.
         device: where.
+        truth: whether the true gradient is wanted.
     """
 
-    def __init__(self, size: str, negatives: int, device: torch.device) -> None:
+    def __init__(self, size: str, negatives: int, device: torch.device, truth: bool = True) -> None:
         self.batch, self.side = map(int, size.split("x"))
         self.device = device
         self.network = common.random_f16()
         images = make_images(self.batch, self.side, negatives)
         self.student, self.teacher, self.negatives = (x.to(device) for x in images)
         self.network.to(device)
-        self.truth = self._truth()
+        self.truth = self._truth() if truth else None
 
     def _truth(self) -> Tensor | None:
         """The plain path's gradient in float64; None where memory does not hold it."""
@@ -220,19 +226,19 @@ class Bench:
         found, jobs, reasons = {spec: self.way(spec) for spec in specs}, {}, {}
         for spec, way in found.items():
             try:
-                jobs[spec] = self._job(spec, way, until)
+                jobs[spec] = self.job(spec, way, until)
             except (torch.OutOfMemoryError, Skip) as error:
                 reasons[spec] = str(error).partition(". ")[0]
         times = common.in_turns(jobs, rounds, until)
         rows = []
         for spec, way in found.items():
-            row = self._label(spec)
+            row = self.label(spec)
             if spec in reasons:
                 rows.append({**row, "skipped": reasons[spec]})
                 continue
             row |= common.summary(times[spec])
             if not spec.graph:
-                with common.tf32(spec.precision == "tf32"):
+                with self._state(spec):
                     job = partial(common.clock, way, self.student)
                     row["peak_mb"] = common.peak(job, self.device) / 1e6
                     if not spec.compiled:
@@ -242,7 +248,7 @@ class Bench:
             rows.append(row)
         return rows
 
-    def _job(self, spec: Spec, way: Way, until: float) -> Callable[[], Times]:
+    def job(self, spec: Spec, way: Way, until: float = math.inf) -> Callable[[], Times]:
         """What runs a way once; warmed up.
 
         Raises:
@@ -254,17 +260,25 @@ class Bench:
             raise Skip("a CUDA graph needs a CUDA device")
 
         def job() -> Times:
-            with common.tf32(spec.precision == "tf32"):
+            with self._state(spec):
                 return run()
 
-        with common.tf32(spec.precision == "tf32"):
+        with self._state(spec):
             run = partial(common.clock, way, self.student)
             if spec.graph:
                 run = common.graphed(way, self.student)
             run()
         return job
 
-    def _label(self, spec: Spec) -> Row:
+    @contextmanager
+    def _state(self, spec: Spec) -> Iterator[None]:
+        """What is set around forward and backward."""
+        norms = nullcontext() if spec.triton_norms else patch(NORMS, return_value=False)
+        with common.tf32(spec.precision == "tf32"), norms:
+            yield
+
+    def label(self, spec: Spec) -> Row:
+        """What a way's row begins with."""
         impl = "released" if spec.mode == "released" else spec.settings.get("impl", "fused")
         empty = dict.fromkeys(("saved_mb", "peak_mb", "grad_cos", "grad_rel_l2"))
         return {
