@@ -21,6 +21,9 @@ from dckd_losses.as_encoder import as_encoder
 from dckd_losses.network import VQGANNetwork, build
 from examples.restoration.networks.small import ResidualSR
 
+# missing, made for another torch (as torchvision often is), or without a library of the system's
+CANNOT_IMPORT = (ImportError, RuntimeError, OSError)
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
@@ -36,7 +39,7 @@ def paper_networks() -> None:
     """Skips where spandrel, which has them, cannot be imported: often torchvision is in the way."""
     try:
         from restoration.networks import paper  # noqa: F401
-    except (ImportError, RuntimeError, OSError) as error:
+    except CANNOT_IMPORT as error:
         pytest.skip(f"spandrel cannot be imported: {error}")
 
 
@@ -45,7 +48,7 @@ def basicsr() -> None:
     """Skips where BasicSR cannot be imported: its opencv may miss the system's libGL."""
     try:
         from basicsr.models.sr_model import SRModel  # noqa: F401
-    except (ImportError, RuntimeError, OSError) as error:
+    except CANNOT_IMPORT as error:
         pytest.skip(f"basicsr cannot be imported: {error}")
 
 

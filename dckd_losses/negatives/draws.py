@@ -19,15 +19,15 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 _MANTISSA = 24  # bits of a float32 in [0, 1)
 
 
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right, which int64 has not."""
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; int64's own is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shifted(x, 30)) * _MIX_1
-    x = (x ^ _shifted(x, 27)) * _MIX_2
-    return x ^ _shifted(x, 31)
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
 
 
 class Draws:
@@ -52,19 +52,16 @@ class Draws:
         self._key = key
         self._streams = 0
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Numbers in [0, 1), float32."""
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Numbers in [low, high), float32."""
         self._streams += 1
         key = _mix(_mix(self._key + _GAMMA) ^ self._streams)
         index = torch.arange(1, math.prod(shape) + 1, device=key.device)
         # key + index * gamma, but torch.compile would take a product of an index for an address
         state = (key * _GAMMA_INVERSE + index) * _GAMMA
-        bits = _shifted(_mix(state), 64 - _MANTISSA)
-        return (bits.to(torch.float32) * 2.0**-_MANTISSA).view(shape)
-
-    def between(self, low: float, high: float, *shape: int) -> Tensor:
-        """Numbers in [low, high), float32."""
-        return low + (high - low) * self.uniform(*shape)
+        bits = _shift_right(_mix(state), 64 - _MANTISSA)
+        unit = (bits.to(torch.float32) * 2.0**-_MANTISSA).view(shape)
+        return low + (high - low) * unit
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Whole numbers in [0, high), int64."""

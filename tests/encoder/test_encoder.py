@@ -8,7 +8,6 @@ import statistics
 import oracle
 import pytest
 import torch
-from taming.modules.diffusionmodules.model import Encoder as TamingEncoder
 from torch import nn
 
 from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, Encoding, VQGANEncoder
@@ -29,9 +28,10 @@ class Taming(nn.Module):
     """taming's encoder, quant_conv and codebook with random weights."""
 
     def __init__(self, z_channels, codes, **arguments):
+        model = pytest.importorskip("taming.modules.diffusionmodules.model")
         super().__init__()
         torch.manual_seed(0)
-        self.encoder = TamingEncoder(
+        self.encoder = model.Encoder(
             **arguments, out_ch=3, in_channels=3, resolution=256, z_channels=z_channels,
             double_z=False,
         )  # fmt: skip

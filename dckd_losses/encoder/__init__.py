@@ -1,4 +1,4 @@
-"""Whatever users call an encoder, as one."""
+"""The frozen encoder: features of five levels, code logits, and a step's images compared."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from os import PathLike
 
 from torch import nn
 
-from dckd_losses.encoder import VQGANEncoder
-from dckd_losses.features import FeatureEncoder, FrozenEncoder
+from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder, FrozenEncoder, Path
+from dckd_losses.encoder.vqgan import VQGANEncoder
 from dckd_losses.network import VQGANNetwork
+
+__all__ = [
+    "Comparison",
+    "Encoding",
+    "FeatureEncoder",
+    "FrozenEncoder",
+    "Path",
+    "VQGANEncoder",
+    "as_encoder",
+]
 
 
 def as_encoder(encoder: str | PathLike[str] | nn.Module) -> FeatureEncoder:
-    """The encoder that a loss was given: a name, a path, an encoder or any other module.
+    """Resolve a name, path or module to an encoder.
 
     Raises:
         ValueError: it is none of these.

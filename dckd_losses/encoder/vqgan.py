@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import replace
 from os import PathLike
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dckd_losses import weights
-from dckd_losses.checks import check_device, check_images
-from dckd_losses.encoder_settings import PRECISIONS, check_settings
-from dckd_losses.features import Encoding, FeatureEncoder, Path
+from dckd_losses.checks import check_device, check_images, check_number
+from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder, Path
+from dckd_losses.encoder.stream import stream, to_input_range, twopass
 from dckd_losses.network import VQGANNetwork, build
-from dckd_losses.ops.feature_path import Images, Objective, Terms, stream
+from dckd_losses.ops import use_triton
 from dckd_losses.ops.gradient_scale import GradientScale
-from dckd_losses.ops.kernels import triton_takes
-from dckd_losses.ops.two_pass import two_pass
 
-PIXELS_IN_FLIGHT = 256 * 256  # of the others' images by default, at least one image
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+IMPLS = ("auto", "plain", "fused")
+MODES = {"stream": stream, "twopass": twopass}
+
+# Of the images in flight at once by default. A GPU waits for launches where few pass: 16 images of
+# 192x192 with their negatives take 9,000 launches one by one. Elsewhere, and where "twopass" was
+# chosen to save memory, memory is the reason for less.
+PIXELS_IN_FLIGHT = 1 << 16
+CUDA_PIXELS_IN_FLIGHT = {"stream": 1 << 21, "twopass": 1 << 18}
 
 
 class VQGANEncoder(FeatureEncoder):
@@ -42,13 +48,14 @@ class VQGANEncoder(FeatureEncoder):
             are close (README). float16's gradients are scaled inside.
         impl: "fused" keeps for backward only what backward needs and lets teacher and negatives go
             as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
-            has a second derivative; "auto" takes the fused path but where torch.compile records,
-            which "fused" does not let it do: its graph breaks there. See `path`.
+            has a second derivative; "auto" takes the fused path, except where torch.compile
+            traces, which "fused" refuses. See `path`.
         mode: of the fused path: "stream" runs everything through the network once; "twopass" runs
-            it all chunk by chunk, twice where the batch has more than one, and keeps only the
-            gradient of the student's images: memory does not grow with the batch.
+            it chunk by chunk, and again in backward where the batch has more than one, and keeps
+            only the step's images: of features, memory holds one chunk's.
         chunk: of the fused path: how many images are in flight at once besides the student's
-            (and of the student's too in "twopass"); by default what 256x256 pixels hold.
+            (and of the student's too in "twopass"); by default what 2^21 pixels hold on CUDA (2^18
+            in "twopass") and 2^16 elsewhere, at least one. Results do not depend on it.
 
     Shape:
         images (B, 3, H, W) float, H and W at least 16, to five levels of channels x (H, H/2, H/4,
@@ -79,14 +86,14 @@ class VQGANEncoder(FeatureEncoder):
         mode: str = "stream",
         chunk: int | None = None,
     ) -> None:
-        check_settings(input_range, precision, impl, mode, chunk)
-        super().__init__(network.frozen_view(lean=impl != "plain"))
+        _check_options(input_range, precision, impl, mode, chunk)
+        super().__init__(_shared(network).set_fused(impl != "plain"))
         self.input_range = (float(input_range[0]), float(input_range[1]))
         self.precision = precision
         self.impl = impl
         self.mode = mode
         self.chunk = chunk
-        self._arrange()
+        self._set_precision_and_layout()
 
     @classmethod
     @torch.inference_mode(False)  # whose tensors could never be saved for backward
@@ -119,7 +126,7 @@ class VQGANEncoder(FeatureEncoder):
         """
         path = weights.find(name_or_path)
         try:
-            network = build(weights.mapped(path))
+            network = build(weights.load(path))
         except (ValueError, KeyError) as error:
             raise RuntimeError(f"{path}: {error}") from error
         return cls(
@@ -131,27 +138,25 @@ class VQGANEncoder(FeatureEncoder):
             chunk=chunk,
         )
 
-    def forward(self, images: Tensor, *, coded: int | None = None) -> Encoding:
+    def forward(self, images: Tensor, *, num_with_codes: int | None = None) -> Encoding:
         """Encode images.
 
         Args:
             images: (B, 3, H, W) in [0, 1] nominally.
-            coded: the first how many images get code logits (all by default); the others stop
-                after the last level, which saves a tenth of their cost.
+            num_with_codes: the first how many images get code logits (all by default); the others
+                stop after the last level, which saves a tenth of their cost.
         """
-        if self._breaks_the_graph:
-            from dckd_losses.ops.unrecorded import unrecorded
-
-            return unrecorded(self.forward, images, coded=coded)
+        self._refuse_to_compile()
         check_images("images", images)
         scale = GradientScale(self.network.encoder.dtype)
-        with self._precisely(images):
-            levels = list(self.network.levels(scale.enter(self._mapped(images))))
-            last = levels[-1][:coded]
+        with self._no_autocast(images):
+            entered = scale.enter(to_input_range(self.network, self.input_range, images))
+            levels = list(self.network.levels(entered))
+            last = levels[-1][:num_with_codes]
             latent = [self.network.encoder(last)] if len(last) else []
             results = scale.leave([*levels, *latent], [1.0] * (len(levels) + len(latent)))
-            code_logits = self.network.head(results[-1]) if latent else None
-        return Encoding(tuple(results[: len(levels)]), code_logits)
+            code_logits = self.network.head(results.pop()) if latent else None
+        return Encoding(tuple(results), code_logits)
 
     @property
     def path(self) -> Path:
@@ -159,62 +164,98 @@ class VQGANEncoder(FeatureEncoder):
         if self.impl == "plain":
             return Path("plain", "impl='plain'")
         if self.impl == "auto" and torch.compiler.is_compiling():
-            return Path("plain", "torch.compile records the plain path and fuses it itself")
+            return Path("plain", "torch.compile traces the plain path and fuses it itself")
         weight = self.network.quant_conv.weight
-        by = "Triton kernels" if triton_takes(weight.device, weight.dtype) else "torch's operations"
+        by = "Triton kernels" if use_triton(weight.device, weight.dtype) else "torch's operations"
         return Path("fused", f"mode={self.mode!r}, by {by}")
 
-    def compare(self, images: Images, objective: Objective) -> tuple[Tensor, Terms]:
-        """See `FeatureEncoder.compare`."""
-        if self._breaks_the_graph:
-            from dckd_losses.ops.unrecorded import unrecorded
-
-            return unrecorded(self.compare, images, objective)
+    def compare(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        negatives: Tensor | None = None,
+        *,
+        codes: bool = False,
+    ) -> Comparison:
+        """See `FeatureEncoder.compare`; takes the path that `path` names."""
+        self._refuse_to_compile()
         if self.path.impl == "plain":
-            return super().compare(images, objective)
-        pixels = images.student.shape[2] * images.student.shape[3]
-        chunk = self.chunk or max(1, PIXELS_IN_FLIGHT // pixels)
-        with self._precisely(images.student):
-            images = replace(images, prepare=self._mapped)
-            if self.mode == "twopass":
-                return two_pass(self.network, images, chunk, objective)
-            terms = stream(self.network, images, chunk)
-        return objective(terms), terms
+            return super().compare(student, teacher, negatives, codes=codes)
+        compare = MODES[self.mode]
+        chunk = self.chunk or self._default_chunk(student)
+        with self._no_autocast(student):
+            return compare(
+                self.network, self.input_range, student, teacher, negatives, codes, chunk
+            )
 
-    @property
-    def _breaks_the_graph(self) -> bool:
-        """Whether this call must not be recorded."""
-        return self.impl == "fused" and torch.compiler.is_compiling()
+    def _default_chunk(self, images: Tensor) -> int:
+        pixels = CUDA_PIXELS_IN_FLIGHT[self.mode] if images.is_cuda else PIXELS_IN_FLIGHT
+        return max(1, pixels // (images.shape[2] * images.shape[3]))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQGANEncoder:
-        super()._apply(fn, recurse)
-        self._arrange()
-        return self
+    def _refuse_to_compile(self) -> None:
+        if self.impl == "fused" and torch.compiler.is_compiling():
+            raise RuntimeError(
+                "impl='fused' does not compile: make the encoder with impl='auto', which takes "
+                "the plain path where torch.compile traces"
+            )
 
-    def _arrange(self) -> None:
-        """Weights in the precision and the layout that convolutions want, after every move."""
-        exact = self.network.quant_conv.weight.dtype  # float64 after such a cast
-        half = self.precision != "float32"
-        self.network.convolve_in(PRECISIONS[self.precision] if half else exact)
-        if self.impl != "plain" and self.network.quant_conv.weight.is_cuda:
-            self.network.to(memory_format=torch.channels_last)
-
-    def _mapped(self, images: Tensor) -> Tensor:
-        """Images in the network's range, at least in float32, in the layout of the path."""
-        low, high = self.input_range
-        mapped = images.to(self.network.quant_conv.weight.dtype) * (high - low) + low
-        fused = self.path.impl == "fused"
-        return mapped.contiguous(
-            memory_format=torch.channels_last if fused else torch.contiguous_format
-        )
-
-    def _precisely(self, images: Tensor) -> torch.autocast:
+    def _no_autocast(self, images: Tensor) -> torch.autocast:
         """The encoder's own precision, whatever the caller's autocast says."""
         check_device("images", images, "the encoder", self.network.quant_conv.weight)
         return torch.autocast(images.device.type, enabled=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQGANEncoder:
+        super()._apply(fn, recurse)
+        self._set_precision_and_layout()
+        return self
+
+    def _set_precision_and_layout(self) -> None:
+        """Weights in the precision and the layout that convolutions want, after every move."""
+        exact = self.network.quant_conv.weight.dtype  # float64 after such a cast
+        half = self.precision != "float32"
+        self.network.set_precision(PRECISIONS[self.precision] if half else exact)
+        if self.impl != "plain" and (half or self.network.quant_conv.weight.is_cuda):
+            self.network.set_memory_format(torch.channels_last)
 
     def extra_repr(self) -> str:
         return (
             f"input_range={self.input_range}, precision={self.precision!r}, impl={self.impl!r}, "
             f"mode={self.mode!r}, chunk={self.chunk}"
+        )
+
+
+def _shared(network: VQGANNetwork) -> VQGANNetwork:
+    """A network of its own that shows these very weights without copying them.
+
+    What is set, moved or cast there leaves the caller's network as it is.
+    """
+    views: dict[int, object] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()
+    }
+    return copy.deepcopy(network, views)
+
+
+def _check_options(
+    input_range: tuple[float, float], precision: str, impl: str, mode: str, chunk: int | None
+) -> None:
+    """Validate encoder options.
+
+    Raises:
+        ValueError: with what was seen and what is expected.
+    """
+    low, high = input_range
+    if not low < high:
+        raise ValueError(f"input_range must be (low, high) with low < high, got {input_range}")
+    for name, value, known in (
+        ("precision", precision, PRECISIONS),
+        ("impl", impl, IMPLS),
+        ("mode", mode, MODES),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    check_number("chunk", chunk, at_least=1, whole=True, or_none=True)
+    if impl == "plain" and (mode != "stream" or chunk is not None):
+        raise ValueError(
+            f"mode and chunk are of the fused path, got mode={mode!r} and chunk={chunk} with "
+            "impl='plain'"
         )

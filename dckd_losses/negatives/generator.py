@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import check_device, check_images, check_match, check_whole
-from dckd_losses.degradations import DEGRADATIONS, Degradation
-from dckd_losses.draws import Draws, process_rank
+from dckd_losses.checks import check_device, check_images, check_match, check_number
 from dckd_losses.history import HistoryModel
+from dckd_losses.negatives.degradations import DEGRADATIONS, Degradation
+from dckd_losses.negatives.draws import Draws, process_rank
 
 NUM_NEGATIVES = 5  # paper, implementation details; Figure 8a
 
@@ -24,7 +24,7 @@ class NegativeGenerator(nn.Module):
         num_negatives: N, all of them counted.
         include_clean: make the first negative from the undegraded input, as the released code does.
         degradation: "noise" (the paper's best, Table 6), "blur", "resize", "mix", a
-            `dckd_losses.degradations.Degradation`, or a callable from lq to an image batch of the
+            `dckd_losses.negatives.Degradation`, or a callable from lq to an image batch of the
             same shape, called once for each degraded negative.
         seed: with the process's rank and the number of calls it determines every random number.
 
@@ -59,7 +59,8 @@ class NegativeGenerator(nn.Module):
         super().__init__()
         if not isinstance(history, HistoryModel):
             raise ValueError(f"history must be a HistoryModel, got {type(history).__name__}")
-        check_whole("num_negatives", num_negatives)
+        check_number("num_negatives", num_negatives, whole=True)
+        check_number("seed", seed, whole=True)
         if num_negatives < 1 + include_clean:
             raise ValueError(
                 f"num_negatives must leave at least one degraded, got {num_negatives} with "

@@ -23,7 +23,7 @@ try:  # until 3.2
 except ImportError:
     AttrsDescriptor = None
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 HOPPER = GPUTarget("cuda", 90, 32)
 MOST_REGISTERS = 128  # four programs of 128 threads on a multiprocessor
@@ -39,8 +39,8 @@ TYPES = {
 def test_kernels_equal_their_twins_in_the_interpreter():
     """Which takes over where `triton` is imported, so it gets a process of its own."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--noconftest", "tests/test_triton_kernels.py"],
-        cwd=TESTS.parent,
+        [sys.executable, "-m", "pytest", "-q", "--noconftest", "tests/ops/test_triton_kernels.py"],
+        cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

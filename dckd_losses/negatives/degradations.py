@@ -1,8 +1,8 @@
 """The degradations D_j of Eq. 4: blur, noise, resize and their mix (paper, Table 6).
 
 The paper names them and their order of merit; ranges are those of the released code, after
-Real-ESRGAN. Every image of a batch gets parameters of its own. All is tensor arithmetic of fixed
-shape, random sizes included, so nothing synchronises and everything compiles.
+Real-ESRGAN. Every image of a batch gets parameters of its own. All shapes are fixed, random
+sizes included, so nothing reads from the device and everything compiles.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dckd_losses.checks import check_number
-from dckd_losses.draws import Draws
-from dckd_losses.resampling import resize_matrix, scatter
+from dckd_losses.negatives.draws import Draws
+
+BICUBIC_A = -0.75  # torch's and OpenCV's bicubic
 
 
 class Degradation(ABC):
@@ -34,14 +35,14 @@ class RandomNoise(Degradation):
     """
 
     def __init__(self, sigma: tuple[float, float] = (1 / 255, 30 / 255), gray: float = 0.5) -> None:
-        _check_range("sigma", sigma, zero=True)
-        check_number("gray", gray, "in [0, 1]", lambda x: 0 <= x <= 1)
+        _check_range("sigma", sigma, at_least=0)
+        check_number("gray", gray, at_least=0, at_most=1)
         self.sigma = sigma
         self.gray = gray
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         batch, _, height, width = images.shape
-        sigma = draws.between(*self.sigma, batch, 1, 1, 1)
+        sigma = draws.uniform(batch, 1, 1, 1, low=self.sigma[0], high=self.sigma[1])
         gray = draws.uniform(batch, 1, 1, 1) < self.gray
         noise = draws.normal(batch, 3, height, width)
         noise = torch.where(gray, noise[:, :1], noise)
@@ -66,7 +67,7 @@ class RandomBlur(Degradation):
         )
         if not odd or not sizes:
             raise ValueError(f"sizes must be odd numbers of pixels, such as (3, 5), got {sizes!r}")
-        _check_range("sigma", sigma, zero=False)
+        _check_range("sigma", sigma, above=0)
         self.sizes = sizes
         self.sigma = sigma
 
@@ -79,14 +80,14 @@ class RandomBlur(Degradation):
         """One blur along an axis per image, as a matrix (B, side, side)."""
         batch = len(images)
         choice = draws.integers(len(self.sizes), batch, 1)
-        sigma = draws.between(*self.sigma, batch, 1)
+        sigma = draws.uniform(batch, 1, low=self.sigma[0], high=self.sigma[1])
         most = max(self.sizes) // 2
         offset = torch.arange(-most, most + 1, device=sigma.device)
         inside = [(choice == i) & (offset.abs() <= size // 2) for i, size in enumerate(self.sizes)]
         taps = torch.exp(-0.5 * (offset / sigma).square()) * torch.stack(inside).any(0)
         taps = taps / taps.sum(1, keepdim=True)
         at = _reflect(torch.arange(side, device=sigma.device)[:, None] + offset, side)
-        return scatter(taps[:, None, :].expand(batch, side, -1), at.expand(batch, -1, -1), side)
+        return _scatter(taps[:, None, :].expand(batch, side, -1), at.expand(batch, -1, -1), side)
 
 
 class RandomResize(Degradation):
@@ -104,9 +105,9 @@ class RandomResize(Degradation):
         down: tuple[float, float] = (0.5, 1.0),
         up_probability: float = 0.25,
     ) -> None:
-        _check_range("up", up, zero=False)
-        _check_range("down", down, zero=False)
-        check_number("up_probability", up_probability, "in [0, 1]", lambda x: 0 <= x <= 1)
+        _check_range("up", up, above=0)
+        _check_range("down", down, above=0)
+        check_number("up_probability", up_probability, at_least=0, at_most=1)
         self.up = up
         self.down = down
         self.up_probability = up_probability
@@ -114,9 +115,9 @@ class RandomResize(Degradation):
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         batch = len(images)
         enlarge = draws.uniform(batch) < self.up_probability
-        factor = torch.where(
-            enlarge, draws.between(*self.up, batch), draws.between(*self.down, batch)
-        )
+        up = draws.uniform(batch, low=self.up[0], high=self.up[1])
+        down = draws.uniform(batch, low=self.down[0], high=self.down[1])
+        factor = torch.where(enlarge, up, down)
         there, back = draws.integers(3, batch), draws.integers(3, batch)
         rows, columns = (
             self._matrix(side, factor, there, back) for side in (images.shape[2], images.shape[3])
@@ -165,14 +166,13 @@ DEGRADATIONS: dict[str, type[Degradation]] = {
 }
 
 
-def _check_range(name: str, value: object, *, zero: bool) -> None:
-    """Require two numbers in order, and whether they may be 0."""
-    least = "at least 0" if zero else "above 0"
+def _check_range(name: str, value: object, **bounds: float) -> None:
+    """Require two numbers in order, the first within bounds of `check_number`."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"{name} must be a range (low, high), {least}, got {value!r}")
+        raise ValueError(f"{name} must be a range (low, high), got {value!r}")
     low, high = value
-    check_number(f"{name}'s low", low, least, lambda x: x >= 0 if zero else x > 0)
-    check_number(f"{name}'s high", high, f"at least its low, {low}", lambda x: x >= low)
+    check_number(f"{name}'s low", low, **bounds)  # type: ignore[arg-type]
+    check_number(f"{name}'s high", high, at_least=low)
 
 
 def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -189,3 +189,52 @@ def _reflect(index: Tensor, side: int) -> Tensor:
         return torch.zeros_like(index)
     index = index.remainder(2 * (side - 1))
     return torch.minimum(index, 2 * (side - 1) - index)
+
+
+def _scatter(weights: Tensor, at: Tensor, side: int) -> Tensor:
+    """Rows of a matrix from taps: weights and positions (B, rows, taps) to (B, rows, side)."""
+    matrix = weights.new_zeros(*weights.shape[:2], side)
+    return matrix.scatter_add(2, at, weights)
+
+
+def resize_matrix(source: Tensor, target: Tensor, columns: int, rows: int, mode: Tensor) -> Tensor:
+    """Interpolation along one axis as matrices, one per image.
+
+    Equal to `torch.nn.functional.interpolate` (align_corners=False, no antialiasing).
+
+    Args:
+        source: pixels before, (B,); at most `columns`.
+        target: pixels after, (B,); at most `rows`. Rows beyond are copies that nothing reads.
+        columns: width of the matrices.
+        rows: height of the matrices.
+        mode: 0 area, 1 bilinear, 2 bicubic, (B,).
+
+    Returns:
+        (B, rows, columns) float32; each row sums to one.
+    """
+    source, target = source[:, None, None], target[:, None, None]
+    row = torch.arange(rows, device=source.device)[:, None]
+    column = torch.arange(columns, device=source.device)
+    last = (source - 1).long()
+    first = torch.floor(row * source / target)
+    end = torch.ceil((row + 1) * source / target)
+    inside = (column >= torch.minimum(first, source - 1)) & (column < end) & (column <= last)
+    area = inside / inside.sum(2, keepdim=True)
+    centre = (row + 0.5) * source / target - 0.5
+    below = torch.floor(centre)
+    t = centre - below
+    a = BICUBIC_A
+    linear = torch.cat([torch.zeros_like(t), 1 - t, t, torch.zeros_like(t)], 2)
+    cubic = torch.cat(
+        [
+            ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a,
+            ((a + 2) * t - (a + 3)) * t * t + 1,
+            ((a + 2) * (1 - t) - (a + 3)) * (1 - t) * (1 - t) + 1,
+            ((a * (2 - t) - 5 * a) * (2 - t) + 8 * a) * (2 - t) - 4 * a,
+        ],
+        2,
+    )
+    taps = torch.arange(-1, 3, device=source.device)
+    at = torch.minimum((below.long() + taps).clamp(min=0), last)
+    points = _scatter(torch.where(mode[:, None, None] == 1, linear, cubic), at, columns)
+    return torch.where(mode[:, None, None] == 0, area, points)

@@ -1,9 +1,12 @@
 """A Lightning module that holds a DCKDLoss: its optimizer, its steps, its checkpoint."""
 
-import lightning
 import pytest
 import torch
-from conftest import Student
+from conftest import CANNOT_IMPORT, Student
+
+pytest.importorskip("lightning", exc_type=CANNOT_IMPORT)
+
+import lightning
 
 from dckd_losses import DCKDLoss, HistoryModel
 

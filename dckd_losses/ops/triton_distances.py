@@ -1,7 +1,7 @@
 """Eq. 5's distances at one level, and their gradient, by Triton.
 
 With p = sign(S - T) and q = sum_j sign(S - N_j) all that backward needs of an element is the
-integer 3 q + p (see `ops.level_gaps`). Order in memory does not matter here as long as it is the
+integer 3 q + p (see `ops.distances`). Order in memory does not matter here as long as it is the
 same for all, so features are seen as one row of numbers.
 """
 
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dckd_losses.ops.triton import DTYPES
+from dckd_losses.ops import TRITON_DTYPES
 
 BLOCK = 1024  # 8 elements for each of 128 threads: 16 bytes of float16
 MAX_SETS = 8  # in one launch, which is unrolled over them so that no load waits for another
@@ -23,13 +23,13 @@ def accumulate_kernel(
     student_ptr,  # (numel,)
     others_ptr,  # (SETS, numel): the teacher's features first where TEACHER, then negatives'
     code_ptr,  # (numel,) integers, updated
-    sums_ptr,  # (2, programs) float32, written: of gaps to the teacher and to negatives
+    sums_ptr,  # (2, programs) float32, written: of differences to the teacher and to negatives
     numel,
     SETS: tl.constexpr,
     TEACHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gaps' sums and signs over one block of elements; the student's are read once."""
+    """Differences' sums and signs over one block of elements; the student's are read once."""
     program = tl.program_id(0)
     start = program.to(tl.int64) * BLOCK
     offsets = tl.arange(0, BLOCK)
@@ -42,13 +42,13 @@ def accumulate_kernel(
     others_ptr += start
     for number in tl.static_range(SETS):
         other = tl.load(others_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        gap = student - other
-        sign = (gap > 0).to(tl.int32) - (gap < 0).to(tl.int32)
+        difference = student - other
+        sign = (difference > 0).to(tl.int32) - (difference < 0).to(tl.int32)
         if TEACHER and number == 0:
-            positive += tl.abs(gap)
+            positive += tl.abs(difference)
             step += sign
         else:
-            negative += tl.abs(gap)
+            negative += tl.abs(difference)
             step += 3 * sign
         others_ptr += numel  # set by set: number * numel would not fit 32 bits
     code = (code.to(tl.int32) + step).to(code_ptr.dtype.element_ty)
@@ -86,8 +86,8 @@ def accumulate(
 ) -> None:
     """Compare the student's features with a group of the others'.
 
-    `level_gaps.LevelGaps.add` does the same by plain operations. Over all groups, positive and
-    negative become what `reference.level_gaps` returns, times the number of elements.
+    `distances.LevelDistances.add` does the same by plain operations. Over all groups, positive and
+    negative become what `distances.level_distances` returns, times the number of elements.
 
     Args:
         student: the anchor's features, (b, C, H, W).
@@ -118,7 +118,7 @@ def accumulate(
 def decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient of the student's features: d_positive p + d_negative q.
 
-    What autograd gives for `reference.level_gaps`, where the derivatives by its means are divided
+    What autograd gives for `distances.level_distances`, where the derivatives by its means are divided
     by the number of elements.
 
     Args:
@@ -143,7 +143,7 @@ def _ordered(x: Tensor, code: Tensor) -> Tensor:
     """Features, or sets of them, in the code's order of memory."""
     strides = code.stride() if x.dim() == code.dim() else (code.numel(), *code.stride())
     last = sum((size - 1) * step for size, step in zip(code.shape, code.stride(), strict=True))
-    if x.shape[-code.dim() :] != code.shape or x.dtype not in DTYPES or last + 1 != code.numel():
+    if x.shape[-code.dim() :] != code.shape or x.dtype not in TRITON_DTYPES or last + 1 != code.numel():
         raise ValueError(
             f"expected features {tuple(code.shape)} in float32, float16 or bfloat16 and a dense "
             f"code, got {tuple(x.shape)} in {x.dtype} and strides {code.stride()} of the code"
