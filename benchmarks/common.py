@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dckd_losses import HistoryModel
 from dckd_losses.network import VQGANNetwork
-from dckd_losses.weights.places import F16
+from dckd_losses.weights import SOURCES
 from examples.restoration import networks
 from examples.restoration.data.crops import RandomCrops
 from examples.restoration.data.datasets import pairs_from_images
@@ -303,7 +303,7 @@ def peak(job: Callable[[], object], device: torch.device) -> int:
 def random_f16(seed: int = 0) -> VQGANNetwork:
     """A network of the paper's f16-1024 architecture with random weights."""
     torch.manual_seed(seed)
-    return VQGANNetwork(F16).requires_grad_(False).eval()
+    return VQGANNetwork(SOURCES["vqgan-f16-1024"].architecture).requires_grad_(False).eval()
 
 
 class SmallTraining:
