@@ -1,4 +1,4 @@
-"""What the benchmarks share: provenance, time and memory of a loss, and one small training run."""
+"""What the benchmarks share: provenance, and how time and memory of a loss are measured."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,19 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from dckd_losses import HistoryModel
 from dckd_losses.network import VQGANNetwork
 from dckd_losses.weights import SOURCES
-from examples.restoration import networks
-from examples.restoration.data.crops import RandomCrops
-from examples.restoration.data.datasets import pairs_from_images
-from examples.restoration.data.images import photographs
-from examples.restoration.recipe import SMALL_SR
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "DCKD_COMMIT"  # environment variable that names the commit where there is no clone
-TEACHER = ROOT / "examples" / "assets" / "sr_x2_teacher.safetensors"
-SCALE = 2  # of the small super-resolution
 Row = dict[str, Any]
 Key = TypeVar("Key")
 Way = Callable[[Tensor], Tensor]  # from the student's images to the loss
@@ -81,6 +74,7 @@ def commit() -> str:
     return found if found != "unknown" else os.environ.get(COMMIT, found)
 
 
+@cache
 def _output(*arguments: str) -> str:
     """What a program prints; "unknown" where it is missing or fails."""
     try:
@@ -304,46 +298,3 @@ def random_f16(seed: int = 0) -> VQGANNetwork:
     """A network of the paper's f16-1024 architecture with random weights."""
     torch.manual_seed(seed)
     return VQGANNetwork(SOURCES["vqgan-f16-1024"].architecture).requires_grad_(False).eval()
-
-
-class SmallTraining:
-    """The small super-resolution student on the pixel losses, beside its teacher and its history.
-
-    Args:
-        batches: how many the data must have.
-        seed: of weights and crops.
-
-    Attributes:
-        student: in training.
-        teacher: the embedded one.
-        history: follows the student.
-        batches: what is left of (lq, target).
-    """
-
-    def __init__(self, batches: int, seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        self.student, self.teacher = networks.build("tiny", SCALE), networks.load(TEACHER)
-        self.history = HistoryModel(self.student, interval=SMALL_SR.history_interval)
-        parameters = self.student.parameters()
-        self._optimizer = torch.optim.Adam(parameters, SMALL_SR.lr, betas=SMALL_SR.betas)
-        size = SMALL_SR.batch_size
-        crops = RandomCrops(
-            pairs_from_images(photographs("train"), SCALE),
-            crop=SMALL_SR.crop,
-            scale=SCALE,
-            length=size * batches,
-            seed=seed,
-        )
-        self.batches = iter(torch.utils.data.DataLoader(crops, batch_size=size))
-
-    def train(self, steps: int) -> None:
-        """Take optimizer steps."""
-        for _ in range(steps):
-            lq, target = next(self.batches)
-            with torch.no_grad():
-                taught = self.teacher(lq)
-            output = self.student(lq)
-            self._optimizer.zero_grad()
-            (F.l1_loss(output, target) + F.l1_loss(output, taught)).backward()
-            self._optimizer.step()
-            self.history.step(self.student)

@@ -46,6 +46,7 @@ from benchmarks.common import ROOT, Row
 from benchmarks.speed import Bench, Spec, table
 
 SUMMARY_SECONDS = 3  # of the whole, kept for the summary
+START = 4  # seconds that a part may take to import what it needs
 SAFE = 0.85  # of a part's limit, after which it begins nothing more
 DTYPES = {
     "float32": torch.float32, "tf32": torch.float32, "float16": torch.float16,
@@ -217,7 +218,7 @@ def compiled(setting: Setting) -> None:
     """The plain path under torch.compile; appended to what `speed` wrote."""
     torch.backends.cudnn.benchmark = True
     path = setting.out / "speed.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = json.loads(path.read_text()).get("rows", []) if path.is_file() else []
     bench = Bench("1x32" if setting.tiny else "16x192", 5, setting.device)
     modes = ("default", "max-autotune-no-cudagraphs")
     for mode, precision in product(modes, ("float16", "tf32")):
@@ -350,11 +351,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def all_parts(args: argparse.Namespace, end: float) -> list[str]:
     """Run every part within its limit; the summary's lines."""
-    told, shares = [], {name: share for name, (_, share, _) in PARTS.items()}
-    for name, share in shares.items():
-        waiting = list(shares).index(name)
-        fraction = share / sum(list(shares.values())[waiting:])
-        limit = max(1.0, (end - time.monotonic()) * fraction)
+    told, shares = [], [share for _, share, _ in PARTS.values()]
+    for number, name in enumerate(PARTS):
+        left = end - time.monotonic() - START * len(shares[number:])
+        limit = max(1.0, START + left * shares[number] / sum(shares[number:]))
         path = args.out / PARTS[name][2]
         began = time.monotonic()
         code, output = run_part(args, name, limit)
@@ -535,3 +535,7 @@ def train(arguments: Sequence[str], processes: int, end: float) -> bool:
             log.seek(0)
             print(log.read()[-3000:], flush=True)
     return 0 in codes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,9 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import common
-from benchmarks.common import Row, SmallTraining
-from dckd_losses import DCKDLoss, DMMLoss, NegativeGenerator, VQGANEncoder
+from benchmarks.common import ROOT, Row
+from dckd_losses import DCKDLoss, DMMLoss, HistoryModel, NegativeGenerator, VQGANEncoder
+from examples.restoration import networks
+from examples.restoration.data.crops import RandomCrops
+from examples.restoration.data.datasets import pairs_from_images
+from examples.restoration.data.images import photographs
+from examples.restoration.recipe import SMALL_SR
 
+TEACHER = ROOT / "examples" / "assets" / "sr_x2_teacher.safetensors"
+SCALE = 2
 BATCHES = 8  # looked at for each row
 
 
@@ -38,6 +45,49 @@ def main() -> None:
         facts = common.machine(torch.device("cpu"))
         facts |= {"command": common.command("benchmarks.gradients"), "seed": args.seed}
         common.write_json(args.json, {**facts, "rows": rows})
+
+
+class SmallTraining:
+    """The small super-resolution student on the pixel losses, beside its teacher and its history.
+
+    Args:
+        batches: how many the data must have.
+        seed: of weights and crops.
+
+    Attributes:
+        student: in training.
+        teacher: the embedded one.
+        history: follows the student.
+        batches: what is left of (lq, target).
+    """
+
+    def __init__(self, batches: int, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.student, self.teacher = networks.build("tiny", SCALE), networks.load(TEACHER)
+        self.history = HistoryModel(self.student, interval=SMALL_SR.history_interval)
+        parameters = self.student.parameters()
+        self._optimizer = torch.optim.Adam(parameters, SMALL_SR.lr, betas=SMALL_SR.betas)
+        size = SMALL_SR.batch_size
+        crops = RandomCrops(
+            pairs_from_images(photographs("train"), SCALE),
+            crop=SMALL_SR.crop,
+            scale=SCALE,
+            length=size * batches,
+            seed=seed,
+        )
+        self.batches = iter(torch.utils.data.DataLoader(crops, batch_size=size))
+
+    def train(self, steps: int) -> None:
+        """Take optimizer steps."""
+        for _ in range(steps):
+            lq, target = next(self.batches)
+            with torch.no_grad():
+                taught = self.teacher(lq)
+            output = self.student(lq)
+            self._optimizer.zero_grad()
+            (F.l1_loss(output, target) + F.l1_loss(output, taught)).backward()
+            self._optimizer.step()
+            self.history.step(self.student)
 
 
 def measure(encoder_name: str, steps: list[int], seed: int) -> list[Row]:

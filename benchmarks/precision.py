@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import common
-from benchmarks.common import SCALE, Row, SmallTraining
+from benchmarks.common import Row
+from benchmarks.gradients import SCALE, SmallTraining
 from dckd_losses import DCKDLoss, NegativeGenerator, VQGANEncoder
 from examples.restoration.data.crops import RandomCrops
 from examples.restoration.data.datasets import pairs_from_images

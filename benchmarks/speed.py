@@ -31,21 +31,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import baselines, common, released
+from benchmarks import common, released
 from benchmarks.common import Row, Times, Way
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder
-from examples.restoration import networks
-from examples.restoration.data.crops import RandomCrops
-from examples.restoration.data.datasets import PairFiles, load_pairs
-from examples.restoration.data.images import photographs, write_png
-from examples.restoration.data.layouts import find_pairs
-from examples.restoration.data.subimages import HR, plan, write_crops
-from examples.restoration.data.synthetic import matlab_bicubic
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 PRECISIONS = {"cpu": ["bfloat16"], "cuda": ["tf32", "float16", "bfloat16"]}  # beside float32
@@ -317,6 +309,9 @@ def steps(
         device: where.
         rivals: the methods that DCKD is compared with, in place of the ways to compute DCKD.
     """
+    from benchmarks import baselines  # here: slow to import, and the loss alone needs none of it
+    from examples.restoration import networks
+
     batch, side = map(int, size.split("x"))
     torch.manual_seed(0)
     student = networks.build(name, SCALE)
@@ -356,6 +351,8 @@ def _distillation(
     device: torch.device,
 ) -> Callable[..., Tensor]:
     """A method's loss; "stream" and "twopass" are DCKD's. One random encoder for all."""
+    from benchmarks import baselines
+
     network = common.random_f16(seed=1).to(device)
     if method == "released":
         tensors = dict(network.named_parameters())
@@ -403,6 +400,15 @@ def loading(count: int) -> list[Row]:
     Photographs of DIV2K's size are made of scikit-image's. "bytes" reads the files and decodes none
     of them: what a database of encoded images, such as LMDB, could save at most is a part of that.
     """
+    import numpy as np
+
+    from examples.restoration.data.crops import RandomCrops
+    from examples.restoration.data.datasets import PairFiles, load_pairs
+    from examples.restoration.data.images import photographs, write_png
+    from examples.restoration.data.layouts import find_pairs
+    from examples.restoration.data.subimages import HR, plan, write_crops
+    from examples.restoration.data.synthetic import matlab_bicubic
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name, image in photographs("train").items():  # as much detail: mosaics of mirrored ones

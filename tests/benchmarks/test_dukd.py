@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.baselines import DUKD, LabelConsistency
-from benchmarks.baselines.transforms import Transform
+from benchmarks.baselines.dukd import Transform
 from dckd_losses.negatives.draws import Draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
