@@ -1,41 +1,23 @@
-"""The training commands of the three tasks: their options, and their course from start to end."""
+"""The training commands' options, and what they mean: recipe, devices, folder, teacher, weights."""
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import nn
 
-from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator
-from dckd_losses.balance import check_fraction
-from dckd_losses.dmm import FORMS
-
 from . import networks
-from .data.crops import RandomCrops, check_shares
-from .data.datasets import (
-    MEMORY,
-    Degradation,
-    Pair,
-    PairFiles,
-    open_pairs,
-    open_sets,
-    pairs_from_images,
-)
-from .data.images import photographs
-from .networks import KNOWN, teacher_of
+from .data.crops import check_shares
+from .data.datasets import MEMORY, Pair, PairFiles
+from .networks import KNOWN, SPECIFICATIONS, teacher_of
 from .recipe import PAPER, SMALL, Recipe
-from .results.evaluation import validation
-from .results.report import finish, start
 from .training.checkpoint import checksum
-from .training.console import refusing
-from .training.gradient_checkpointing import recompute_blocks
-from .training.loop import Run, train
+from .training.loop import Run
 
 METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "scratch": None,
@@ -50,12 +32,20 @@ SIZES = {
     "crop": "LQ pixels a side, all along",
 }
 WEIGHTS = ("dcr_weight", "dmm_weight")
+LEAST_SCALE = {"sr": 2, "deblur": 1, "derain": 1}
 FILE_WORKERS = 4  # processes, and no more than there are cores
 MIN_OUTPUT = 16  # pixels a side that the encoder needs
+DECISIVE = ("task", "scale", "backbone", "method", "seed")  # besides the recipe and what is read
 
 
-def parser(description: str | None, task: str) -> argparse.ArgumentParser:
-    """A parser with the common options, for one of "sr", "deblur" and "derain"."""
+def parse(description: str | None, task: str, args: Sequence[str] | None = None) -> Any:
+    """What a command line asks for.
+
+    Args:
+        description: The command's docstring.
+        task: "sr", "deblur" or "derain".
+        args: The command line without the command; None for this process's.
+    """
     made = argparse.ArgumentParser(
         usage="%(prog)s [options]",
         description=description,
@@ -63,36 +53,49 @@ def parser(description: str | None, task: str) -> argparse.ArgumentParser:
     )
     made.set_defaults(task=task, scale=1)
     add = made.add_argument
+    if task == "sr":
+        add("--scale", type=int, metavar="N", default=2, help="HR size over LR size (default: 2)")
+    usable = networks.names_for(task)
+    known = [name for name, weights in KNOWN.items() if weights.backbone in usable]
     add("--data", type=Path, metavar="DIR", help="training images (default: scikit-image's)")
-    add("--val", type=Path, metavar="DIR", action="append", help="validation images; repeatable")
-    add("--backbone", choices=networks.NAMES, default="tiny", help="the student (default: tiny)")
-    add("--method", choices=list(METHODS), default="dckd", help="which losses (default: dckd)")
-    add("--encoder", metavar="NAME", default="compact", help="name or path (default: compact)")
-    add("--teacher", metavar="T", help="file, URL or name, see README (default: the embedded one)")
-    add("--seed", type=int, metavar="N", default=0, help="of weights, crops and negatives")
-    add("--output", type=Path, metavar="DIR", help="default: a folder in runs/ named by the run")
+    text = "validation images; repeatable (default: photographs of scikit-image that are held out)"
+    add("--val", type=Path, metavar="DIR", action="append", help=text)
+    text = f"the student (default: tiny): {', '.join(usable)}"
+    add("--backbone", choices=usable, metavar="NAME", default="tiny", help=text)
+    text = "scratch: no teacher; logits: plain distillation; dcr, dmm: one term (default: dckd)"
+    add("--method", choices=list(METHODS), default="dckd", help=text)
+    text = "name or path of DCKD's encoder (default: compact)"
+    add("--encoder", metavar="NAME", default="compact", help=text)
+    text = f"a file, for the paper's students also a URL or {', '.join(known)} (default: embedded)"
+    add("--teacher", metavar="T", help=text)
+    text = "of weights, crops and negatives (default: 0)"
+    add("--seed", type=int, metavar="N", default=0, help=text)
+    text = "folder of the results (default: one in runs/, named by the run)"
+    add("--output", type=Path, metavar="DIR", help=text)
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--skip-bad", action="store_true", help="leave unreadable images out")
-    _add_recipe(made)
+    _add_recipe(made, [name for name in PAPER if name in usable])
     _add_scale(made)
-    return made
+    return made.parse_args(args)
 
 
-def _add_recipe(made: argparse.ArgumentParser) -> None:
+def _add_recipe(made: argparse.ArgumentParser, students: Sequence[str]) -> None:
     add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument
-    text = "the backbone's from the paper, or one of minutes (default: small)"
+    text = f"of minutes, or the paper's, of {', '.join(students)} (default: small)"
     add("--recipe", choices=["small", "paper"], default="small", help=text)
     for name, meaning in SIZES.items():
         add(_option(name), type=int, metavar="N", help=meaning)
     for name in WEIGHTS:
-        add(_option(name), type=float, metavar="W", help="of its loss; fixed without --balance")
-    add("--form", choices=list(FORMS), help="of DMM: Eq. 9's, or the released code's")
+        add(_option(name), type=float, metavar="W", help="of its term; fixed without --balance")
+    text = "of DMM: Eq. 9's, or the released code's"
+    add("--form", choices=["cross_entropy", "released"], help=text)
     text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
     add("--balance", type=float, metavar="F", help=text)
 
 
 def _add_scale(made: argparse.ArgumentParser) -> None:
-    add = made.add_argument_group("scale", "see README for several GPUs").add_argument
+    about = "accelerate launch or torchrun start several processes, see examples/README.md"
+    add = made.add_argument_group("devices and memory", about).add_argument
     text = "of student and teacher (default: what accelerate launch says)"
     add("--mixed-precision", choices=["no", "fp16", "bf16"], help=text)
     text = "go through each step's crops in N parts (default: 1)"
@@ -123,13 +126,15 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
     """The recipe with what the command line changes in it.
 
     Raises:
-        ValueError: the paper has none for this backbone, a number is out of range or of a loss
+        ValueError: The paper has none for this backbone, a number is out of range or of a loss
             that the method does not have, or the processes cannot share a step's crops equally.
     """
+    if args.scale < LEAST_SCALE[args.task]:
+        raise ValueError(f"got --scale {args.scale}; expected {LEAST_SCALE[args.task]} or more")
     recipe = SMALL.get(args.backbone, SMALL[args.task])
     if args.recipe == "paper":
         if args.backbone not in PAPER:
-            known = ", ".join(PAPER)
+            known = ", ".join(name for name in PAPER if name in networks.names_for(args.task))
             raise ValueError(f"got --recipe paper for {args.backbone}; expected one of {known}")
         recipe = PAPER[args.backbone]
     if args.iterations is not None:
@@ -148,16 +153,17 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
 def _weighted(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """The recipe with the command line's weights, which are fixed unless it balances them too."""
     _refuse_idle(args)
-    for name in WEIGHTS:
-        weight = getattr(args, name)
-        if weight is not None:
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"got {_option(name)} {weight}; expected 0 or more")
-            recipe = replace(recipe, balance=None, **{name: weight})
+    for name in (*WEIGHTS, "balance"):
+        number = getattr(args, name)
+        if number is not None and not 0 <= number < float("inf"):
+            raise ValueError(f"got {_option(name)} {number}; expected 0 or more")
+    given = {name: getattr(args, name) for name in WEIGHTS if getattr(args, name) is not None}
+    if given:
+        recipe = replace(recipe, balance=None, **given)
     if args.form is not None:
         recipe = replace(recipe, form=args.form)
     if args.balance is not None:
-        recipe = replace(recipe, balance=check_fraction(args.balance or None))
+        recipe = replace(recipe, balance=args.balance or None)
     return recipe
 
 
@@ -189,9 +195,13 @@ def _check_outputs(recipe: Recipe, scale: int) -> None:
             )
 
 
-def folder_of(args: argparse.Namespace, name: str) -> Path:
-    """The output folder, in which a file is refused."""
-    folder: Path = args.output or Path("runs") / f"{name}_{args.method}_{args.seed}"
+def folder_of(args: argparse.Namespace, method: str | None = None) -> Path:
+    """The output folder, in which a file is refused; or another method's, by default."""
+    name = args.task if args.task != "sr" else f"sr_x{args.scale}"
+    folder = Path("runs") / f"{name}_{method or args.method}_{args.seed}"
+    if method is not None:
+        return folder
+    folder = args.output or folder
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: found a file; expected a folder or nothing")
     return folder
@@ -206,14 +216,12 @@ def workers_of(args: argparse.Namespace, pairs: Sequence[Pair]) -> int:
     return default if args.workers is None else int(args.workers)
 
 
-TEACHER_BACKBONE = "small"  # what the embedded teachers are
-DECISIVE = ("task", "scale", "backbone", "method", "seed")  # besides the recipe and what is read
-
-
-def open_teacher(args: argparse.Namespace, embedded: Path | None) -> nn.Module | None:
-    """The teacher of the command line or the embedded one; every method but scratch needs one."""
-    source, scale, paper = args.teacher, args.scale, args.backbone in networks.SPECIFICATIONS
-    trains_teacher = args.method == "scratch" and args.backbone == TEACHER_BACKBONE
+def open_teacher(
+    args: argparse.Namespace, embedded: Path | None, device: torch.device
+) -> nn.Module | None:
+    """The teacher of the command line or the embedded one, frozen; scratch may do without one."""
+    source, scale, paper = args.teacher, args.scale, args.backbone in SPECIFICATIONS
+    trains_teacher = args.method == "scratch" and args.backbone == "small"
     if source is None and not (paper or trains_teacher):
         source = embedded
     if source is None and args.method == "scratch":
@@ -223,16 +231,17 @@ def open_teacher(args: argparse.Namespace, embedded: Path | None) -> nn.Module |
     elif source is None:
         raise ValueError(
             f"no teacher is embedded for scale {scale}: train one by --scale {scale} "
-            f"--method scratch --backbone {TEACHER_BACKBONE} and pass it by --teacher"
+            "--method scratch --backbone small and pass it by --teacher"
         )
     else:
         _refuse_known(str(source), args.backbone)
         teacher = networks.load(source)
     if teacher.scale != scale:
         raise ValueError(f"{source}: a network for x{teacher.scale}; expected x{scale}")
+    teacher.requires_grad_(False)
     if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
         raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
-    return teacher
+    return teacher.to(device)
 
 
 def _refuse_known(source: str, backbone: str) -> None:
@@ -242,7 +251,7 @@ def _refuse_known(source: str, backbone: str) -> None:
         return
     students = [
         name
-        for name in networks.SPECIFICATIONS
+        for name in SPECIFICATIONS
         if name != teacher_of(name) and (known is None or teacher_of(name) == known.backbone)
     ]
     raise ValueError(
@@ -251,104 +260,39 @@ def _refuse_known(source: str, backbone: str) -> None:
     )
 
 
-def distillation(args: argparse.Namespace, student: nn.Module, recipe: Recipe) -> DCKDLoss | None:
-    """DCKD's losses with the terms that the method has."""
-    terms = METHODS[args.method]
-    if terms is None:
-        return None
+def dckd_settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+    """The recipe's settings of `DCKDLoss`; a term that the method has not gets weight 0."""
+    terms = METHODS[args.method] or (False, False)
     weights = {
         name: getattr(recipe, name) if on else 0.0 for name, on in zip(WEIGHTS, terms, strict=True)
     }
-    history = HistoryModel(student, interval=recipe.history_interval)
-    negatives = NegativeGenerator(history, seed=args.seed)
-    settings = {"form": recipe.form, "balance": recipe.balance}
-    return DCKDLoss(student, args.encoder, negatives=negatives, **settings, **weights)
+    return {"form": recipe.form, "balance": recipe.balance, **weights}
 
 
-def settings(args: argparse.Namespace, accelerator: Accelerator, job: Run) -> dict[str, Any]:
+def settings(
+    args: argparse.Namespace, run: Run, teacher: nn.Module | None, encoder: nn.Module | None
+) -> dict[str, Any]:
     """What determines the student's weights: options, the recipe, checksums of what was read."""
-    networks = {"teacher": job.teacher, "encoder": job.dckd and job.dckd.encoder.network}
-    read = {name: net.state_dict().values() for name, net in networks.items() if net is not None}
+    read = {"teacher": teacher if args.method != "scratch" else None, "encoder": encoder}
+    sums = {
+        name: checksum(tensor.cpu() for tensor in module.state_dict().values())
+        for name, module in read.items()
+        if module is not None
+    }
     return {
         **{name: getattr(args, name) for name in DECISIVE},
-        **asdict(job.recipe),
-        "data": fingerprint(job.crops.pairs),
-        **{name: checksum(arrays) for name, arrays in read.items()},
-        "processes": accelerator.num_processes,
-        "parts": accelerator.gradient_accumulation_steps,
-        "precision": accelerator.mixed_precision,
+        **asdict(run.recipe),
+        "data": _fingerprint(run.crops.pairs),
+        **sums,
+        "processes": run.accelerator.num_processes,
+        "parts": run.accelerator.gradient_accumulation_steps,
+        "precision": run.accelerator.mixed_precision,
     }
 
 
-def fingerprint(pairs: Sequence[Pair]) -> str:
+def _fingerprint(pairs: Sequence[Pair]) -> str:
     """A checksum of pixels, or, where those are too many to be read, of names and file sizes."""
     if not isinstance(pairs, PairFiles):
         return checksum(image for _, *both in pairs for image in both)
     facts = [(f.name, *(p.stat().st_size for p in (f.hq, f.lq) if p)) for f in pairs.files]
     return checksum([bytearray(repr(facts).encode())])
-
-
-@dataclass(frozen=True)
-class Task:
-    """One of the three.
-
-    Attributes:
-        name: "sr", "deblur" or "derain".
-        teachers: files of the embedded ones, by scale.
-        degradation: what makes LQ where there is none; None for MATLAB's bicubic by the scale.
-        versions: of each of scikit-image's training photographs.
-        held_out_versions: of each of those to look at.
-        least_scale: of the outputs.
-    """
-
-    name: str
-    teachers: Mapping[int, Path]
-    degradation: Degradation | None = None
-    versions: int = 1
-    held_out_versions: int = 1
-    least_scale: int = 1
-
-
-def run(task: Task, args: argparse.Namespace) -> None:
-    """Train, evaluate, and write the results."""
-    scale = args.scale
-    with refusing():  # what a command line can have wrong shows here, the quick things first
-        if scale < task.least_scale:
-            raise ValueError(f"got --scale {scale}; expected {task.least_scale} or more")
-        folder = folder_of(args, task.name if scale == 1 else f"{task.name}_x{scale}")
-        accelerator = accelerator_of(args)
-        recipe = recipe_of(args, accelerator)
-        teacher = open_teacher(args, task.teachers.get(scale))
-        set_seed(args.seed)
-        student = networks.build(args.backbone, scale)
-        dckd = distillation(args, student, recipe)
-        pairs, val_sets = load_data(task, args)
-        crops = RandomCrops.of(recipe, pairs, scale=scale, seed=args.seed)
-        workers = workers_of(args, pairs)
-        folder.mkdir(parents=True, exist_ok=True)
-    if args.gradient_checkpointing:
-        recompute_blocks(student)
-    job = Run(folder, recipe, crops, student, dckd=dckd, workers=workers)
-    job.teacher = None if args.method == "scratch" else teacher
-    job.validate = validation(next(iter(val_sets.values())), task.name, scale, accelerator)
-    job.settings = settings(args, accelerator, job)
-    start(args, job, teacher, accelerator)
-    train(job, accelerator, resume=args.resume)
-    finish(args, job, teacher, val_sets, accelerator)
-
-
-def load_data(
-    task: Task, args: argparse.Namespace
-) -> tuple[Sequence[Pair], dict[str, Sequence[Pair]]]:
-    """Training pairs, and validation pairs by the name of their set."""
-    scale, made = args.scale, task.degradation
-    reading = {"skip_bad": args.skip_bad, "memory": args.memory, "degradation": made}
-    pairs: Sequence[Pair]
-    if args.data is None:
-        pairs = pairs_from_images(photographs("train"), scale, made, versions=task.versions)
-    else:
-        pairs = open_pairs(args.data, scale, **reading)
-    if args.val:
-        return pairs, open_sets(args.val, scale, **reading)
-    images, versions = photographs("held_out"), task.held_out_versions
-    return pairs, {"photographs": pairs_from_images(images, scale, made, versions=versions)}

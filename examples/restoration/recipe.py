@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from dckd_losses.dckd import DCR_WEIGHT, DMM_WEIGHT
 
 
@@ -65,6 +69,7 @@ class Decay:
 HISTORY_UPDATES = 200  # of a run at least: the paper's shortest has 200,000 steps and moves it
 HISTORY_INTERVAL = 1000  # every so many steps at first (Eq. 6, Figure 8b)
 SHORT = Cosine(end=1e-5, warm_up=50)  # of runs of a thousand steps
+MSE_FLOOR = 1e-8  # NAFNet's; at 80 dB
 MIN_HISTORY_INTERVAL = 50  # steps; a short run's history would otherwise be the student itself
 
 
@@ -165,6 +170,13 @@ class Recipe:
             max(0, min(step, end) - stage.step) * stage.batch_size
             for stage, end in zip(self.all_stages, ends, strict=True)
         )
+
+    def pixel_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss to the ground truth, a scalar; NAFNet's is a mean of the images' -PSNR in dB."""
+        if self.reconstruction == "l1":
+            return F.l1_loss(output, target)
+        mse = F.mse_loss(output, target, reduction="none").mean(dim=(1, 2, 3))
+        return 10 * torch.log10(mse + MSE_FLOOR).mean()
 
     def with_constant(self, name: Literal["crop", "batch_size"]) -> "Recipe":
         """The same with its first crop or batch_size all along."""

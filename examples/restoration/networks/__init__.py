@@ -6,6 +6,7 @@ from .build import (
     SPECIFICATIONS,
     build,
     multiply_adds,
+    names_for,
     specified,
     teacher_of,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "load_teacher",
     "load_weights",
     "multiply_adds",
+    "names_for",
     "save",
     "specified",
     "teacher_of",

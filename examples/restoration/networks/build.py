@@ -84,6 +84,12 @@ BACKBONES = {
 NAMES = (*BACKBONES, *SPECIFICATIONS)
 
 
+def names_for(task: str) -> list[str]:
+    """The networks for "sr", or for images of one size: "deblur" and "derain"."""
+    scales = SR_SCALES if task == "sr" else SAME_SIZE
+    return [*BACKBONES, *(name for name, each in SPECIFICATIONS.items() if each.scales == scales)]
+
+
 def build(name: str, scale: int) -> nn.Module:
     """A fresh network.
 

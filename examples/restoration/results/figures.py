@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data.images import Image
@@ -14,39 +14,49 @@ STEP = 16  # grid on which the most telling crop is looked for
 LOG_SPAN = 10  # a loss that changes more than this much is drawn on a logarithmic axis
 
 
-def curves(records: Sequence[Mapping[str, float]], levels: Mapping[str, float], path: Path) -> None:
-    """Losses and validation PSNR over the steps.
+def curves(records: Sequence[Mapping[str, Any]], levels: Mapping[str, float], path: Path) -> None:
+    """Losses, the gradient ratio and validation PSNR over the steps; pale as they are, and smooth.
 
     Args:
-        records: the trainer's: `step`, losses by name, now and then `psnr`.
+        records: The run's: `step`, numbers by name, now and then `psnr`; lists are left out.
         levels: PSNR in dB, by name, to draw as horizontal lines: the input's, the teacher's.
         path: PNG to write.
     """
-    losses = [name for name in records[0] if name not in ("step", "psnr")]
-    figure = Figure(figsize=(3.2 * (len(losses) + 1), 2.8), layout="constrained")
-    *loss_axes, psnr_axis = figure.subplots(1, len(losses) + 1)
-    for axis, name in zip(loss_axes, losses, strict=True):
-        values = _plot(axis, records, name, title=f"{name} loss")
+    names = {name for record in records for name, value in record.items() if np.isscalar(value)}
+    order = dict.fromkeys(name for record in records for name in record if name in names)
+    shown = [name for name in order if name not in ("step", "psnr")]
+    figure = Figure(figsize=(3.2 * (len(shown) + 1), 2.8), layout="constrained")
+    *axes, psnr_axis = figure.subplots(1, len(shown) + 1)
+    for axis, name in zip(axes, shown, strict=True):
+        steps, values = _points(records, name)
+        axis.plot(steps, values, alpha=0.3, color="C0")
+        axis.plot(steps, smoothed(values), color="C0")
+        axis.set_title("gradient ratio" if name == "ratio" else f"{name} loss")
         if 0 < LOG_SPAN * min(values) < max(values):
             axis.set_yscale("log")
-    _plot(psnr_axis, records, "psnr", title="validation PSNR (dB)", label="student", marker="o")
+    psnr_axis.plot(*_points(records, "psnr"), label="student", marker="o")
+    psnr_axis.set_title("validation PSNR (dB)")
     for style, (name, level) in zip(("--", ":", "-."), levels.items(), strict=False):
         psnr_axis.axhline(level, color="gray", linestyle=style, label=name)
     psnr_axis.legend(fontsize=8)
+    for axis in (*axes, psnr_axis):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
-def _plot(
-    axis: Axes, records: Sequence[Mapping[str, float]], name: str, *, title: str, **style: str
-) -> list[float]:
-    """Draw one curve; its values."""
-    points = [(record["step"], record[name]) for record in records if name in record]
-    steps, values = [step for step, _ in points], [value for _, value in points]
-    axis.plot(steps, values, **style)  # type: ignore[arg-type]
-    axis.set_title(title)
-    axis.set_xlabel("step")
-    axis.grid(alpha=0.3)
-    return values
+def _points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The steps at which something was recorded, and its values."""
+    there = [record for record in records if name in record]
+    return [record["step"] for record in there], [record[name] for record in there]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Means over the values around each, as many as a tenth of all, fewer towards the ends."""
+    reach = len(values) // 20
+    return [
+        float(np.mean(values[max(0, at - reach) : at + reach + 1])) for at in range(len(values))
+    ]
 
 
 def side_by_side(

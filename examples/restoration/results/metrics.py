@@ -40,6 +40,11 @@ class Protocol:
     crop: int
     ssim: Literal["2d", "3d"]
 
+    def __str__(self) -> str:
+        plane = {None: "in RGB", "float": "on Y", "rounded": "on Y in whole numbers"}[self.y]
+        border = f"without a border of {self.crop} pixels" if self.crop else "border included"
+        return f"{plane}, {border}{', SSIM over the volume' if self.ssim == '3d' else ''}"
+
 
 def protocol(task: str, scale: int = 1) -> Protocol:
     """The protocol of a task's papers: "sr" (with its scale), "deblur" or "derain".

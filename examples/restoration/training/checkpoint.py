@@ -41,6 +41,25 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         RuntimeError: the file is cut short, altered or no checkpoint; names it.
         ValueError: its settings differ; names those that do.
     """
+    then, content = _read(path)
+    now = json.loads(json.dumps(settings))
+    odd = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if odd:
+        seen = ", ".join(f"{name} was {then.get(name)}, is {now.get(name)}" for name in odd)
+        raise ValueError(f"{path} is of a run with other settings: {seen}")
+    return content
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was written with; {} where there is none."""
+    try:
+        return _read(path)[0]
+    except RuntimeError:
+        return {}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and content of a checkpoint; RuntimeError as `load` says."""
     try:
         data = path.read_bytes()
         if hashlib.sha256(data[:-DIGEST]).digest() != data[-DIGEST:]:
@@ -48,7 +67,7 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         saved = torch.load(io.BytesIO(data[:-DIGEST]), map_location="cpu", weights_only=True)
         if not isinstance(saved, dict):
             raise TypeError(f"it holds a {type(saved).__name__}")
-        then, content = json.loads(saved["settings"]), dict(saved["content"])
+        return json.loads(saved["settings"]), dict(saved["content"])
     except (
         pickle.UnpicklingError,
         OSError,
@@ -61,12 +80,6 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             f"{path}: cut short, altered or not a checkpoint of this script: {error}; "
             "once it is removed the run starts anew"
         ) from error
-    now = json.loads(json.dumps(settings))
-    odd = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-    if odd:
-        seen = ", ".join(f"{name} was {then.get(name)}, is {now.get(name)}" for name in odd)
-        raise ValueError(f"{path} is of a run with other settings: {seen}")
-    return content
 
 
 def checksum(arrays: Iterable[Any]) -> str:

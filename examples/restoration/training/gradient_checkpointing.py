@@ -14,7 +14,7 @@ BLOCKS = {  # the smallest repeated parts of each network that are worth it
 }
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def checkpoint_blocks(model: nn.Module) -> None:
     """Let a network keep only what goes into its blocks, and compute the rest again in backward.
 
     Outputs and gradients stay the same to the bit, random draws included.
