@@ -14,8 +14,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import baselines
 from benchmarks.tables.data import Images, ImageSet, images, mean_psnr
@@ -31,7 +33,7 @@ from examples.restoration.data.datasets import lq_sizes
 from examples.restoration.networks import KNOWN, SPECIFICATIONS
 from examples.restoration.recipe import Recipe
 from examples.restoration.training import checkpoint as checkpoints
-from examples.restoration.training.loop import Run
+from examples.restoration.training.loop import Run, Step
 
 CONTRASTIVE = ("csd", "aecr", "mclir", "dckd", "dckd_star")  # they look through an encoder
 DCKD = ("dckd", "dckd_star")
@@ -160,8 +162,13 @@ class Job:
         digest = hashlib.sha256(json.dumps(self.determined, sort_keys=True).encode()).hexdigest()
         return f"{self.block.task}_x{self.block.scale}_{self.method}_{self.seed}_{digest[:10]}"
 
-    def run(self, folder: Path, teacher: nn.Module | None) -> Run:
-        """The run, at its beginning; `train` continues it where the folder has a checkpoint."""
+    def start(
+        self, folder: Path, accelerator: Accelerator, teacher: nn.Module | None, workers: int = 0
+    ) -> tuple[Run, Step, baselines.Arm | None]:
+        """The run at its beginning, its step, and its losses, of which checkpoints keep the state.
+
+        `train` continues it where the folder has a checkpoint.
+        """
         recipe, block = self.recipe, self.block
         pairs = self.images.train.pairs
         if not recipe.mirror:  # smaller ones are left out
@@ -173,16 +180,31 @@ class Job:
                 pairs = [pairs[i] for i in large]
         crops = RandomCrops.of(recipe, pairs, scale=block.scale, seed=self.seed)
         set_seed(self.seed)
-        run = Run(folder, recipe, crops, networks.build(self.network, block.scale))
-        if teacher is not None:
-            run.teacher, run.whole = teacher, True
-            run.dckd = build(
-                self.method, self.settings, run.student, teacher, self.encoder, self.seed
-            )
+        student = networks.build(self.network, block.scale)
+        run = Run(folder, recipe, student, crops, accelerator, workers=workers)
         development = self.images.development
         run.validate = partial(mean_psnr, images=development, task=block.task, scale=block.scale)
         run.settings = self.determined
-        return run
+        arm = None
+        if teacher is not None:
+            teacher.to(accelerator.device).eval().requires_grad_(False)
+            arm = build(self.method, self.settings, student, teacher, self.encoder, self.seed)
+            arm.to(accelerator.device).attach(run.optimizer)
+        pixel = "l1" if recipe.reconstruction == "l1" else "psnr_loss"
+
+        def step(lq: Tensor, hq: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            student_out = run.model(lq).float()
+            loss = recipe.pixel_loss(student_out, hq)
+            terms = {pixel: loss}
+            if teacher is None or arm is None:
+                return loss, terms
+            with torch.no_grad(), accelerator.autocast():
+                teacher_out = teacher(lq).float()
+            run.check(arm, student_out, teacher_out, lq)
+            loss = loss + arm(student_out, teacher_out, lq, target=hq)
+            return loss, terms | arm.last
+
+        return run, step, arm
 
 
 def _fingerprint(encoder: str | None) -> str | None:

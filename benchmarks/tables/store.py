@@ -114,11 +114,10 @@ class Store:
     def _train_here(self, job: Job, folder: Path) -> None:
         print(f"training {job.identity}", flush=True)
         teacher = None if job.teacher is None else self.network(job.teacher)
-        run = job.run(folder, teacher)
-        run.workers = self.workers
+        run, step, arm = job.start(folder, self.accelerator, teacher, self.workers)
         first, start = self.steps_left(job), time.perf_counter()
         try:
-            train(run, self.accelerator, resume=True)
+            train(run, step, dckd=arm, resume=True)
             end: dict[str, str] = {}
             networks.save(run.student, folder / "student.safetensors", task=job.block.task)
         except DivergedError as error:  # a result as others; it would end there on each try
@@ -187,12 +186,12 @@ def step_seconds(job: Job, store: Store) -> float:
         times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        run = short.run(Path(folder), teacher_of(job, store))
+        run, step, arm = short.start(Path(folder), store.accelerator, teacher_of(job, store))
         run.validate, run.keeps = None, False
         handle = register_optimizer_step_post_hook(note)
         try:
             with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(DivergedError):
-                train(run, store.accelerator, resume=False)
+                train(run, step, dckd=arm, resume=False)
         finally:
             handle.remove()
             store.accelerator.free_memory()
