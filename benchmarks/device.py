@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,11 @@ class Setting:
     tiny: bool
     until: float
 
+    def bench(self, size: str, truth: bool = False) -> Bench:
+        """Images and weights to measure on; in miniature smaller ones, through `compact`."""
+        size, encoder = ("1x32", "compact") if self.tiny else (size, None)
+        return Bench(size, 5, self.device, truth=truth, encoder=encoder)
+
     @property
     def late(self) -> bool:
         """Whether nothing more should begin."""
@@ -99,8 +105,8 @@ class Setting:
 
 
 def facts(setting: Setting) -> None:
-    """What the machine is, and a first look at whether the library runs there."""
-    bench = Bench("1x32", 5, setting.device, truth=False)
+    """What the machine is, and whether the library runs there at all."""
+    bench = setting.bench("4x64")
     row = bench.rows([Spec("stream")], 1)[0]
     installed = [f"{d.metadata['Name']} {d.version}" for d in metadata.distributions()]
     setting.write("facts.json", {"first_call": row, "packages": sorted(installed)})
@@ -176,7 +182,7 @@ def _seconds(job: Callable[[], object], device: torch.device, count: int = 10) -
 
 
 def tests(setting: Setting) -> None:
-    """The tests that need a device; in miniature the kernels' norm in Triton's interpreter."""
+    """The tests that need a device; in miniature one file of them."""
     folder, chosen = ROOT / "tests", ["-m", "cuda"]
     files = sorted(p for p in folder.rglob("test_*.py") if "mark.cuda" in p.read_text("utf-8"))
     if setting.tiny:
@@ -194,7 +200,7 @@ def tests(setting: Setting) -> None:
 def speed(setting: Setting) -> None:
     """The loss in every way, precision and as graphs: the main size first, compiled ways last."""
     torch.backends.cudnn.benchmark = True
-    sizes = ("1x32", "1x16") if setting.tiny else ("16x192", "4x64", "32x256")
+    sizes = ("16x192",) if setting.tiny else ("16x192", "4x64", "32x256")
     precisions = ("float32",) if setting.tiny else tuple(DTYPES)
     halves = () if setting.tiny else ("tf32", "float16")
     rounds, rows = (1, 10)[not setting.tiny], []
@@ -210,7 +216,7 @@ def speed(setting: Setting) -> None:
             specs += [Spec(f"stream, chunk {c}", p, {"chunk": c}) for c in (1, 16) for p in halves]
             specs += [Spec("twopass", p, {"mode": "twopass"}) for p in halves]
             specs += [Spec("stream, torch's norms", p, triton_norms=False) for p in halves]
-        rows += Bench(size, 5, setting.device).rows(specs, rounds, setting.until)
+        rows += setting.bench(size, truth=True).rows(specs, rounds, setting.until)
         setting.write("speed.json", {"rows": rows})
 
 
@@ -219,7 +225,7 @@ def compiled(setting: Setting) -> None:
     torch.backends.cudnn.benchmark = True
     path = setting.out / "speed.json"
     rows = json.loads(path.read_text()).get("rows", []) if path.is_file() else []
-    bench = Bench("1x32" if setting.tiny else "16x192", 5, setting.device)
+    bench = setting.bench("16x192", truth=True)
     modes = ("default", "max-autotune-no-cudagraphs")
     for mode, precision in product(modes, ("float16", "tf32")):
         spec = Spec("plain", precision, {"impl": "plain"}, compiled=mode)
@@ -234,7 +240,7 @@ def compiled(setting: Setting) -> None:
 def sweep(setting: Setting) -> None:
     """Chunks, and the kernels' constants, one changed at a time, in float16."""
     torch.backends.cudnn.benchmark = True
-    bench = Bench("1x32" if setting.tiny else "16x192", 5, setting.device, truth=False)
+    bench = setting.bench("16x192")
     precision, rounds = ("float32", 1) if setting.tiny else ("float16", 5)
     rows: list[Row] = []
 
@@ -260,7 +266,7 @@ def profiled(setting: Setting) -> None:
     """Kernels of one loss by time, of ours with default settings and of the released way."""
     torch.backends.cudnn.benchmark = True
     cuda = setting.device.type == "cuda"
-    bench = Bench("1x32" if setting.tiny else "16x192", 5, setting.device, truth=False)
+    bench = setting.bench("16x192")
     content: dict[str, Any] = {}
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     half = "float16" if cuda else "float32"
@@ -323,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.tables:
         lines = tables(args, start + args.seconds)
     else:
-        lines = all_parts(args, start + args.seconds - SUMMARY_SECONDS)
+        lines = all_parts(args, start + args.seconds - START - SUMMARY_SECONDS)
     text = "\n".join([*lines, "", f"{time.monotonic() - start:.0f} s in all", ""])
     (args.out / "summary.md").write_text(text, encoding="utf-8")
     print(text)
@@ -352,6 +358,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def all_parts(args: argparse.Namespace, end: float) -> list[str]:
     """Run every part within its limit; the summary's lines."""
     told, shares = [], [share for _, share, _ in PARTS.values()]
+    for _, _, file in PARTS.values():
+        (args.out / file).unlink(missing_ok=True)  # of an earlier run
     for number, name in enumerate(PARTS):
         left = end - time.monotonic() - START * len(shares[number:])
         limit = max(1.0, START + left * shares[number] / sum(shares[number:]))
@@ -428,7 +436,9 @@ def _listed(title: str, rows: Sequence[Row]) -> Iterator[str]:
     if rows:
         yield from ["", f"## {title}", ""]
     for row in rows:
-        cells = (f"{v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if v)
+        cells = (
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if v
+        )
         yield f"- {', '.join(cells)}"
 
 
@@ -455,8 +465,7 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
         plan = _output([*full, "--plan"], end - spare)
         print(plan, flush=True)
         lines += [f"  {line}" for line in plan.splitlines() if line.startswith("  ")]
-        left = end - spare - time.monotonic()
-        lines.append(f"  in the {left:.0f} s of this call: {processes} processes train at once")
+        lines.append(promise(plan, end - spare - time.monotonic(), processes))
         print(lines[-1], flush=True)
         finished = train(full, processes, end - spare)
         lines.append(f"  {'finished' if finished else 'stopped in time; call again'}")
@@ -467,6 +476,19 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
     packed = pack(args.store, args.out)
     lines.append(f"packed: {', '.join(packed)}; put them into {args.store} and call again")
     return lines
+
+
+def promise(plan: str, seconds: float, processes: int) -> str:
+    """What a call will get done of a plan, by the steps that the plan has measured."""
+    found = re.search(r"in all: (\S+) ", plan)
+    if found is None or float(found[1]) == 0:
+        return f"  {seconds:.0f} s are left of this call"
+    share = seconds / 3600 / float(found[1])
+    parts = [f"{min(1, count * share):.0%}" for count in sorted({1, processes})]
+    return (
+        f"  {seconds:.0f} s are left of this call, in which {processes} processes train at once: "
+        f"{' to '.join(parts)} of it"
+    )
 
 
 def unpack(store: Path) -> None:

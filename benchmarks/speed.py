@@ -160,12 +160,22 @@ class Bench:
         negatives: how many.
         device: where.
         truth: whether the true gradient is wanted.
+        encoder: a name or file; by default the f16-1024 architecture with random weights.
     """
 
-    def __init__(self, size: str, negatives: int, device: torch.device, truth: bool = True) -> None:
+    def __init__(
+        self,
+        size: str,
+        negatives: int,
+        device: torch.device,
+        *,
+        truth: bool = True,
+        encoder: str | None = None,
+    ) -> None:
         self.batch, self.side = map(int, size.split("x"))
         self.device = device
-        self.network = common.random_f16()
+        plain = VQGANEncoder.from_pretrained(encoder, impl="plain") if encoder else None
+        self.network = plain.network if plain else common.random_f16()
         images = make_images(self.batch, self.side, negatives)
         self.student, self.teacher, self.negatives = (x.to(device) for x in images)
         self.network.to(device)
