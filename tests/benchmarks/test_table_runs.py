@@ -13,16 +13,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmarks.tables.arms import TABLES
+from benchmarks.tables.budgets import BUDGETS
+from benchmarks.tables.images import images
+from benchmarks.tables.job import Job
 from filelock import FileLock
 from restoration import networks
 from safetensors.torch import load_file
 
 from benchmarks import baselines
 from benchmarks.tables import cost, losses, output, pictures, results, study
-from benchmarks.tables.arms import TABLES
-from benchmarks.tables.budgets import BUDGETS
-from benchmarks.tables.images import images
-from benchmarks.tables.job import Job
 from benchmarks.tables.store import Store
 from dckd_losses.weights import COMPACT
 from examples.restoration.recipe import SMALL_SR, Recipe

@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-
-from benchmarks.tables import results
 from benchmarks.tables.arms import TABLES
 from benchmarks.tables.job import LOSSES
+
+from benchmarks.tables import results
 from examples.restoration import networks
 from examples.restoration.data.images import photographs, write_png
 from examples.restoration.recipe import PAPER
