@@ -15,8 +15,9 @@ from hub import COMMIT, Hub, complete_checkpoint
 from huggingface_hub import constants
 
 from dckd_losses import VQGANEncoder, weights
-from dckd_losses.checkpoint import read, read_safetensors
-from dckd_losses.weights.download import recorded
+from dckd_losses.weights import load
+from dckd_losses.weights.files import read_safetensors
+from dckd_losses.weights.registry import recorded
 
 NAME, REPOSITORY, FILE = "vqgan-f16-1024", "someone/vqgan", "folder/last.ckpt"
 
@@ -71,7 +72,7 @@ def test_the_first_use_fetches_and_converts_and_later_ones_only_read(
     first = VQGANEncoder.from_pretrained(NAME)
     assert hub.gets == [f"{REPOSITORY}/{FILE}"]
     path = home / f"{NAME}.safetensors"
-    assert read(path).keys() == tensors.keys()
+    assert load(path).keys() == tensors.keys()
     assert path.stat().st_size < checkpoint.stat().st_size
     hub.stop()
     asked = len(hub.headers)
@@ -252,7 +253,7 @@ def test_what_cannot_be_removed_is_named(home, hub, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("dckd_losses.weights.download._remove", refuse)
+    monkeypatch.setattr("dckd_losses.weights.registry._remove", refuse)
     with pytest.raises(RuntimeError, match=r"cannot be removed \(read-only\): remove .*last\.ckpt"):
         weights.find(NAME)
 
@@ -305,11 +306,11 @@ def test_a_folder_that_cannot_be_written_is_told_before_a_gigabyte_is_fetched(
 
 
 def test_a_full_disk_costs_no_second_download(home, hub, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dckd_losses.checkpoint.save_file", full)
+        patch.setattr("dckd_losses.weights.registry.write_safetensors", full)
         with pytest.raises(RuntimeError, match=r"cannot be made .*No space left"):
             weights.find(NAME)
     assert list(home.iterdir()) == []
@@ -352,12 +353,13 @@ print(VQGANEncoder.from_pretrained({NAME!r}).network.quant_conv.weight.sum().ite
 """
 
 
+@pytest.mark.slow
 def test_four_processes_fetch_once(hub, source, tensors, tmp_path):
     """By the environment alone, as ranks are started: one fetches, the others wait."""
     hub.delay = 1.0
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "hf"),

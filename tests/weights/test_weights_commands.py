@@ -13,9 +13,9 @@ from hub import complete_checkpoint
 from safetensors.torch import save_file
 
 from dckd_losses import weights
-from dckd_losses.checkpoint import read, write_safetensors
+from dckd_losses.weights import SOURCES, load
 from dckd_losses.weights.__main__ import main
-from dckd_losses.weights.places import SOURCES
+from dckd_losses.weights.files import write_safetensors
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +81,13 @@ def test_convert(run, checkpoint, tensors, tmp_path):
     said = run("convert", checkpoint, out)
     assert "of 32, 32, 32, 64, 64 channels" in said
     assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in said
-    seen = read(out)
+    seen = load(out)
     assert seen.keys() == tensors.keys()
     assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
     assert [p.name for p in out.parent.iterdir()] == [out.name]
 
 
+@pytest.mark.slow
 def test_convert_needs_neither_lightning_nor_omegaconf(checkpoint, tmp_path):
     code = (
         "import sys\n"
@@ -95,7 +96,7 @@ def test_convert_needs_neither_lightning_nor_omegaconf(checkpoint, tmp_path):
         "from dckd_losses.weights.__main__ import main\n"
         f"sys.exit(main(['convert', {str(checkpoint)!r}, 'out.safetensors']))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
     assert (tmp_path / "out.safetensors").is_file()
 
@@ -128,7 +129,7 @@ def test_info(run, converted):
     said = run("info", converted)
     lines = {line.split(None, 1)[0]: line.split(None, 1)[1] for line in said.splitlines()}
     count = 439_904
-    assert sum(t.numel() for t in read(converted).values()) == count
+    assert sum(t.numel() for t in load(converted).values()) == count
     assert lines["sha256"] == hashlib.sha256(converted.read_bytes()).hexdigest()
     assert lines["levels"] == "5 of 32, 32, 32, 64, 64 channels, stem 32"
     assert lines["blocks"] == "1 a level"
@@ -218,11 +219,12 @@ def test_fetch(run, refused, checkpoint, architecture, monkeypatch, tmp_path, ho
     assert "unknown weights 'vqgan': expected one of compact, vqgan-f16-1024" in said
 
 
+@pytest.mark.slow
 def test_as_a_module_it_warns_of_nothing_and_tells_errors_in_one_line(tmp_path):
     """In a process of its own: as a user runs it, offline and with nothing there."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "PYTHONWARNINGS": "error::RuntimeWarning",
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path),

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from dckd_losses import VQGANEncoder, weights
-from dckd_losses.checkpoint import write_safetensors
 from dckd_losses.network import VQGANNetwork
-from dckd_losses.weights.places import F16
+from dckd_losses.weights import F16
+from dckd_losses.weights.files import write_safetensors
 
 
 @pytest.fixture(autouse=True)
@@ -128,9 +128,10 @@ def test_home_is_a_cache_folder_by_default(monkeypatch, value):
     monkeypatch.delenv("DCKD_HOME")
     if value is not None:
         monkeypatch.setenv("DCKD_HOME", value)
-    assert weights.home() == Path.home() / ".cache" / "dckd-losses"
+    assert weights.cache_dir() == Path.home() / ".cache" / "dckd-losses"
 
 
+@pytest.mark.slow
 def test_importing_touches_neither_network_nor_examples():
     code = (
         "import sys, socket; socket.socket.connect = None; import dckd_losses; "
