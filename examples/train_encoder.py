@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from restoration.autoencoder import CELL, Autoencoder
-from restoration.checkpoints import load, save
-from restoration.console import exit_status, refusing
-from restoration.data import list_images, photographs, read_image
+from restoration.data.images import list_images, photographs, read_image
+from restoration.networks.autoencoder import CELL, Autoencoder
+from restoration.training.checkpoint import load, save
+from restoration.training.console import exit_status, refusing
 from torch import Tensor, nn
 from tqdm import tqdm
 

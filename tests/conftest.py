@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from dckd_losses import VQGANEncoder
 from dckd_losses.encoder import as_encoder
 from dckd_losses.network import Architecture, VQGANNetwork, build
-from examples.restoration.backbones import ResidualSR
 
 # missing, made for another torch (as torchvision often is), or without a library of the system's
 CANNOT_IMPORT = (ImportError, RuntimeError, OSError)
@@ -58,7 +57,7 @@ def float32_is_exact() -> Iterator[None]:
 def paper_networks() -> None:
     """Skips where spandrel, which has them, cannot be imported: often torchvision is in the way."""
     try:
-        from restoration import architectures  # noqa: F401
+        from restoration.networks import paper  # noqa: F401
     except CANNOT_IMPORT as error:
         pytest.skip(f"spandrel cannot be imported: {error}")
 
@@ -184,6 +183,8 @@ def pyramid():
 @pytest.fixture
 def networks():
     """A student and a wider teacher, both trained a little away from bicubic interpolation."""
+    from examples.restoration.networks.small import ResidualSR
+
     with torch.random.fork_rng():
         torch.manual_seed(4)
         pair = [ResidualSR(4, 3, 2), ResidualSR(6, 7, 2)]

@@ -9,7 +9,7 @@ the released code; without `source` it follows the student, as in the paper.
 from pathlib import Path
 from typing import Any
 
-import material
+import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,33 +24,33 @@ DTYPE = torch.float16 if DEVICE.type == "cuda" else torch.bfloat16
 
 def train(steps: int, folder: Path, resume: bool = False) -> dict[str, Any]:
     """Train for so many optimizer steps; what the last checkpoint holds."""
-    student, teacher = material.student().to(DEVICE), material.teacher().to(DEVICE)
+    student, teacher = common.student().to(DEVICE), common.teacher().to(DEVICE)
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     scaler = torch.amp.GradScaler(DEVICE.type)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     # hooks run in order: the average moves first, and neither moves where the scaler skips a step
     optimizer.register_step_post_hook(lambda *_: average.update_parameters(student))
-    history = HistoryModel(student, interval=material.HISTORY_INTERVAL)
+    history = HistoryModel(student, interval=common.HISTORY_INTERVAL)
     dckd = DCKDLoss(student, "compact", balance=0.3, history=history)  # DCKD
     dckd.attach(optimizer, source=average).to(DEVICE)  # DCKD
 
     parts = dict(student=student, average=average, optimizer=optimizer, scaler=scaler, dckd=dckd)
     done = load(folder, parts) if resume else 0
-    batches = iter(material.batches(done * ACCUMULATE, steps * ACCUMULATE))
+    batches = iter(common.batches(done * ACCUMULATE, steps * ACCUMULATE))
     for step in range(done + 1, steps + 1):
         for last in [False] * (ACCUMULATE - 1) + [True]:
             lq, gt = (images.to(DEVICE) for images in next(batches))
             student_out, teacher_out = outputs(student, teacher, lq)
             pixel_loss = F.l1_loss(student_out, gt) + F.l1_loss(student_out, teacher_out)
             dckd_loss = dckd(student_out, teacher_out, lq)  # DCKD
-            if last and step % material.LOG_EVERY == 0:
+            if last and step % common.LOG_EVERY == 0:
                 ratio = gradient_ratio(dckd_loss, pixel_loss, student_out)
-                print(material.line(step, pixel_loss, dckd_loss, ratio), flush=True)
+                print(common.line(step, pixel_loss, dckd_loss, ratio), flush=True)
             scaler.scale((pixel_loss + dckd_loss) / ACCUMULATE).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        if step % material.LOG_EVERY == 0 or step == steps:
+        if step % common.LOG_EVERY == 0 or step == steps:
             save(folder, step, parts)
     dckd.detach()
     return parts
@@ -86,5 +86,5 @@ def load(folder: Path, parts: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    args = material.arguments(__doc__, "runs/plain_loop")
+    args = common.arguments(__doc__, "runs/plain_loop")
     train(args.steps, args.output, args.resume)

@@ -6,14 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from restoration.backbones import build, multiply_adds
-from restoration.specifications import SPECIFICATIONS, teacher_of
+from restoration.networks import SPECIFICATIONS, build, multiply_adds, teacher_of
 from torch import nn
 
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator
 
 try:
-    from restoration.architectures import RCAN, LocalPool, NAFNet, Restormer, SwinIR
+    from restoration.networks.paper import RCAN, LocalPool, NAFNet, Restormer, SwinIR
 except (ImportError, RuntimeError, OSError) as error:
     pytest.skip(f"spandrel cannot be imported: {error}", allow_module_level=True)
 

@@ -11,8 +11,9 @@ import restoration
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from restoration import teachers
-from restoration.backbones import BACKBONES, ResidualSR, build, load, multiply_adds, save
+from restoration import networks
+from restoration.networks import BACKBONES, build, load, multiply_adds, save
+from restoration.networks.small import ResidualSR
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -86,7 +87,7 @@ def test_scales_that_a_network_is_not_for(name: str, scale: int, expected: str) 
 def test_spandrel_is_imported_for_its_networks_only() -> None:
     """It imports torchvision: slow, and often missing beside a CPU build of torch."""
     code = (
-        "import sys; from restoration import backbones, teachers; backbones.build('tiny', 2); "
+        "import sys; from restoration import networks; networks.build('tiny', 2); "
         "print({'spandrel', 'spandrel_extra_arches', 'torchvision'} & set(sys.modules))"
     )
     examples = Path(restoration.__file__).parents[1]
@@ -109,13 +110,13 @@ def test_without_spandrel_the_error_says_what_to_install(
 
     for name in [name for name in sys.modules if name.startswith("spandrel")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "restoration.architectures", raising=False)
-    monkeypatch.delattr(restoration, "architectures", raising=False)
+    monkeypatch.delitem(sys.modules, "restoration.networks.paper", raising=False)
+    monkeypatch.delattr(networks, "paper", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(RuntimeError, match=r"rcan-student .*nms does not .*pip install spandrel "):
         build("rcan-student", 2)
     with pytest.raises(RuntimeError, match="pip install"):
-        teachers.load("swinir-x2", "swinir-teacher", 2)
+        networks.load_weights("swinir-x2", "swinir-teacher", 2)
 
 
 class TestFilesOfThePapersNetworks:

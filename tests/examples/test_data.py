@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from restoration.data import (
-    BadImageError,
-    Pair,
-    RandomCrops,
-    list_images,
-    load_pairs,
-    pairs_from_images,
-    photographs,
-    read_image,
-)
-from restoration.degrade import matlab_bicubic
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import Pair, load_pairs, pairs_from_images
+from restoration.data.images import BadImageError, list_images, photographs, read_image
+from restoration.data.synthetic import matlab_bicubic
 from torch.utils.data import DataLoader
 
 

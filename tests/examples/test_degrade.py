@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from restoration.degrade import matlab_bicubic
+from restoration.data.synthetic import matlab_bicubic
 
 # Keys' kernel at 1/4, 3/4, 5/4, 7/4 is 111, 29, -9, -3 over 128: amplitudes of 128 stay whole.
 

@@ -4,10 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from restoration.data import pairs_from_images, photographs
-from restoration.degrade import Image
-from restoration.motion import LENGTH, camera_motion, motion_kernel
-from restoration.rain import rain, streak_kernel
+from restoration.data.datasets import pairs_from_images
+from restoration.data.images import Image, photographs
+from restoration.data.synthetic import (
+    BLUR_LENGTH,
+    camera_motion,
+    motion_kernel,
+    rain,
+    streak_kernel,
+)
 
 DEGRADATIONS = [camera_motion, rain]
 Degradation = Callable[[Image, np.random.Generator], Image]
@@ -54,7 +59,7 @@ def test_motion_moves_nothing_and_keeps_the_light() -> None:
         for axis in (0, 1):
             assert abs(kernel.sum(axis=axis) @ places) < 1e-6  # its centre of mass
         assert (kernel > 0).sum() > 3  # a path, not a point
-        assert len(kernel) <= LENGTH[1] + 5
+        assert len(kernel) <= BLUR_LENGTH[1] + 5
 
 
 def test_motion_blurs_by_its_kernel() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from restoration.backbones import build, save
-from restoration.data import load_pairs, pairs_from_images
-from restoration.degrade import matlab_bicubic
-from restoration.evaluation import evaluate, restore
-from restoration.metrics import protocol, psnr, ssim
+from restoration.data.datasets import load_pairs, pairs_from_images
+from restoration.data.synthetic import matlab_bicubic
+from restoration.networks import build, save
+from restoration.results.evaluation import evaluate, restore
+from restoration.results.metrics import protocol, psnr, ssim
 from torch import nn
 
 ROOT = Path(__file__).parents[2]

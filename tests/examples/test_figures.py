@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image as Pillow
-from restoration import figures
+from restoration.results import figures
 
 RECORDS = [
     {"step": 20.0, "l1": 0.5, "kd": 0.2},

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from restoration.data import Pair, PairFiles, RandomCrops, load_pairs, open_pairs, open_sets
-from restoration.layouts import UNFINISHED, find_pairs, sets_in
-from restoration.motion import camera_motion
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import Pair, PairFiles, load_pairs, open_pairs, open_sets
+from restoration.data.layouts import UNFINISHED, find_pairs, sets_in
+from restoration.data.synthetic import camera_motion
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from restoration.metrics import Protocol, protocol, psnr, ssim, to_tensor, to_uint8
+from restoration.results.metrics import Protocol, protocol, psnr, ssim, to_tensor, to_uint8
 from skimage.metrics import structural_similarity
 
 RGB = Protocol(y=None, crop=0, ssim="2d")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from restoration import trainer
-from restoration.data import Pair, RandomCrops
-from restoration.optimization import average_of, optimizer_of, reconstruction, set_lr
-from restoration.recipes import PAPER, SMALL_SR, Recipe
-from restoration.run import Run
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import Pair
+from restoration.recipe import PAPER, SMALL_SR, Recipe
+from restoration.training import loop
+from restoration.training.loop import Run, average_of, optimizer_of, reconstruction, set_lr
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -60,7 +60,7 @@ def two_steps(
 
     handle = register_optimizer_step_pre_hook(note)
     try:
-        trainer.train(run, Accelerator(), resume=False)
+        loop.train(run, Accelerator(), resume=False)
     except EnoughError:
         pass
     finally:
@@ -182,7 +182,7 @@ def test_the_average_is_what_a_run_yields(
     handle = register_optimizer_step_pre_hook(
         lambda optimizer, *rest: raw.append(optimizer.param_groups[0]["params"][0].item())
     )
-    trainer.train(run, Accelerator(), resume=False)
+    loop.train(run, Accelerator(), resume=False)
     handle.remove()
     last = 2 * (values[2] - 0.5 * values[1])  # undo the last average
     after = [*raw[1:], last]
@@ -191,5 +191,5 @@ def test_the_average_is_what_a_run_yields(
     )
     assert run.student.factor.item() == values[2] != pytest.approx(last)
     again = Run(tmp_path, tiny_steps, crops, Brightness())
-    trainer.train(again, Accelerator(), resume=True)
+    loop.train(again, Accelerator(), resume=True)
     assert again.student.factor.item() == values[2]

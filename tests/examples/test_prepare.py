@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from restoration.data import load_pairs, read_image
-from restoration.degrade import matlab_bicubic
-from restoration.layouts import UNFINISHED
-from restoration.subimages import do, plan, starts
+from restoration.data.datasets import load_pairs
+from restoration.data.images import read_image
+from restoration.data.layouts import UNFINISHED
+from restoration.data.subimages import plan, starts, write_crops
+from restoration.data.synthetic import matlab_bicubic
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +72,7 @@ def test_gopro_stopped_and_gone_on_with(tmp_path: Path) -> None:
         for kind in ("blur", "sharp"):
             write(tmp_path / sequence / kind / "7.png", noise(520, 512, index + len(kind)))
     first, *_ = plan(tmp_path, [])
-    assert do(first) == 2
+    assert write_crops(first) == 2
     (first.folder / "GOPR1-7_s002.png").unlink()
     kept = (first.folder / "GOPR1-7_s001.png").stat().st_mtime_ns
     (tmp_path / UNFINISHED).touch()
@@ -103,10 +104,10 @@ def test_a_file_appears_complete_or_not_at_all(
     cut = plan(tmp_path, [])[0]
     monkeypatch.setattr(Pillow.Image, "save", half)
     with pytest.raises(SystemExit):
-        do(cut)
+        write_crops(cut)
     assert list(cut.folder.iterdir()) == []
     monkeypatch.undo()
-    do(cut)
+    write_crops(cut)
     np.testing.assert_array_equal(read_image(cut.folder / "1_s001.png"), noise(512, 512))
 
 

@@ -4,8 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from restoration.recipes import PAPER, SMALL, SMALL_SR, Recipe, Stage
-from restoration.schedules import Cosine, Decay
+from restoration.recipe import PAPER, SMALL, SMALL_SR, Cosine, Decay, Recipe, Stage
 
 
 def test_lr_is_a_ramp_and_half_a_cosine() -> None:

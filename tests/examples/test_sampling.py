@@ -3,8 +3,8 @@
 from itertools import chain
 
 import pytest
-from restoration.recipes import PAPER, Recipe, Stage
-from restoration.sampling import Batches, Crop, check_shares
+from restoration.data.crops import Batches, Crop, check_shares
+from restoration.recipe import PAPER, Recipe, Stage
 
 RECIPE = Recipe(5, batch_size=8, crop=16, stages=(Stage(2, 24, 4), Stage(4, 32, 4)))
 

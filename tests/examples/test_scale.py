@@ -14,11 +14,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image as Pillow
-from restoration import backbones, trainer
-from restoration.data import Pair, RandomCrops
-from restoration.recipes import Recipe
-from restoration.recomputation import recompute_blocks
-from restoration.run import Run
+from restoration import networks
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import Pair
+from restoration.recipe import Recipe
+from restoration.training import loop
+from restoration.training.gradient_checkpointing import recompute_blocks
+from restoration.training.loop import Run
 from torch import Tensor, nn
 
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator
@@ -96,7 +98,7 @@ def test_two_processes_are_one_of_twice_the_batch(
     losses = ["--method", method, "--balance", 0]
     first, second = states(2, *losses, "--batch-size", 1)
     (alone,) = states(1, *losses, "--batch-size", 2)
-    fresh = backbones.build("tiny", 2).state_dict()
+    fresh = networks.build("tiny", 2).state_dict()
     assert first["dckd"]["history.iteration"] == STEPS
     for part in ("student", "dckd"):  # all ranks hold the same, the history's weights included
         assert_close(first[part], second[part], 0)
@@ -154,7 +156,7 @@ def trained(
     recipe = Recipe(iterations=4, batch_size=4, crop=8, clip=clip)
     crops = RandomCrops.of(recipe, [Pair("a", hq[::2, ::2], hq)], scale=2, seed=0)
     torch.manual_seed(0)
-    student, teacher = backbones.build("tiny", 2), backbones.build("tiny", 2)
+    student, teacher = networks.build("tiny", 2), networks.build("tiny", 2)
     nn.init.normal_(teacher.tail.weight, std=0.01)
     negatives = NegativeGenerator(HistoryModel(student, interval=2))
     dckd = DCKDLoss(student, Toy(), negatives=negatives, dcr_weight=0, dmm_weight=0.1)
@@ -162,7 +164,7 @@ def trained(
         recompute_blocks(student)
     run = Run(folder, recipe, crops, student, teacher, dckd, **setup)
     devices = accelerator or Accelerator(cpu=True, gradient_accumulation_steps=parts)
-    trainer.train(run, devices, resume=False)
+    loop.train(run, devices, resume=False)
     assert run.dckd is not None
     assert run.dckd.history.iteration == 4
     return student
@@ -221,7 +223,7 @@ def saved_bytes(model: nn.Module, image: Tensor) -> tuple[int, Tensor]:
 )
 def test_recomputation_saves_memory_in_each_network(name: str, scale: int) -> None:
     torch.manual_seed(0)
-    model = backbones.build(name, scale).train()
+    model = networks.build(name, scale).train()
     image = torch.rand(1, 3, 16, 16)
     usual, gradient = saved_bytes(model, image)
     model.zero_grad()

@@ -14,9 +14,9 @@ import train_deblur
 import train_derain
 from accelerate.state import AcceleratorState
 from PIL import Image as Pillow
-from restoration import backbones
-from restoration.data import photographs
-from restoration.degrade import matlab_bicubic
+from restoration import networks
+from restoration.data.images import photographs
+from restoration.data.synthetic import matlab_bicubic
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,12 +52,12 @@ def weights(folder: Path) -> dict[str, bytes]:
 @tasks
 def test_the_embedded_teacher_restores(task: str) -> None:
     """On photographs that it never saw; what its card says is measured at length."""
-    from restoration.evaluation import evaluate
-    from restoration.pairs import pairs_from_images
+    from restoration.data.datasets import pairs_from_images
+    from restoration.results.evaluation import evaluate
 
     script = SCRIPTS[task]
     assert script.TASK.teachers[1].stat().st_size < 700_000
-    teacher = backbones.load(script.TASK.teachers[1])
+    teacher = networks.load(script.TASK.teachers[1])
     assert (teacher.channels, teacher.blocks, teacher.scale) == (32, 8, 1)
     degradation = {"deblur": "camera_motion", "derain": "rain"}[task]
     corner = {"cat": photographs("held_out")["chelsea"][:160, :160]}
@@ -73,7 +73,7 @@ def test_photographs_by_default(
     """A short run of everything: 12 steps and the same table, pictures and curves as for SR."""
     few = photographs("held_out")
     small = {name: image[:96, :96] for name, image in few.items()}
-    monkeypatch.setattr("restoration.task.photographs", lambda split: small)
+    monkeypatch.setattr("restoration.command.photographs", lambda split: small)
     line = ["--iterations", 12, "--batch-size", 1, "--crop", 32, "--seed", 3]
     assert main(monkeypatch, SCRIPTS[task], *line, "--output", tmp_path) == 0
     names = "checkpoint.pt curves.png log.json metrics.json side_by_side.png student.safetensors"
@@ -91,7 +91,7 @@ def test_photographs_by_default(
     losses = "l1 + kd + 0.1 dcr + 0.001 dmm, balanced to 0.3,"
     for fact in (losses, "tiny", "154,924", "crops of 32x32"):
         assert fact in recipe
-    student = backbones.load(tmp_path / "student.safetensors")
+    student = networks.load(tmp_path / "student.safetensors")
     assert student.tail.weight.abs().max() > 0
 
 
@@ -125,8 +125,8 @@ def test_what_is_made_of_images_without_pairs_is_said(
 ) -> None:
     data = write_pairs(tmp_path / "set", task)
     alone = write_pairs(tmp_path / "plain", task) / LAYOUTS[task][1]
-    monkeypatch.setattr("restoration.task.train", lambda *args, **kwargs: None)
-    monkeypatch.setattr("restoration.task.finish", lambda *args: None)
+    monkeypatch.setattr("restoration.command.train", lambda *args, **kwargs: None)
+    monkeypatch.setattr("restoration.command.finish", lambda *args: None)
     line = ["--method", "scratch", "--crop", 16, "--output", tmp_path / "out", "--data", data]
     done = {"deblur": "blurred", "derain": "rained on"}[task]
     for val, said in ((data, []), (alone, [f"no pairs in {alone}: its images are {done}"])):
@@ -160,12 +160,12 @@ def test_the_papers_networks_by_the_same_command(
     torch.manual_seed(0)
     data = write_pairs(tmp_path / "set", "deblur")
     teacher = tmp_path / "teacher.safetensors"
-    backbones.save(backbones.build(name.replace("student", "teacher"), 1), teacher)
+    networks.save(networks.build(name.replace("student", "teacher"), 1), teacher)
     line = ["--data", data, "--val", data, "--backbone", name, "--teacher", teacher]
     line += ["--iterations", 2, "--crop", 16, "--output", tmp_path / "out", "--method", "logits"]
     line += ["--batch-size", 1, "--gradient-checkpointing"]
     assert main(monkeypatch, train_deblur, *line) == 0
-    student = backbones.load(tmp_path / "out" / "student.safetensors")
+    student = networks.load(tmp_path / "out" / "student.safetensors")
     assert (student.backbone, student.scale) == (name, 1)
     assert "adamw" in capsys.readouterr().out  # its small recipe
 
@@ -176,7 +176,7 @@ class TestOptions:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> Any:
         def refuse(args: list[object], *parts: str) -> None:
-            monkeypatch.setattr("restoration.task.train", None)  # training would fail
+            monkeypatch.setattr("restoration.command.train", None)  # training would fail
             assert main(monkeypatch, train_deblur, "--output", tmp_path, *args) == 2
             captured = capsys.readouterr()
             assert captured.out == ""
@@ -202,9 +202,9 @@ class TestOptions:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         data = write_pairs(tmp_path / "set", "derain")
-        monkeypatch.setattr("restoration.task.train", lambda *args, **kwargs: None)
-        monkeypatch.setattr("restoration.task.finish", lambda *args: None)
-        monkeypatch.setattr("restoration.task.open_teacher", lambda *args: None)
+        monkeypatch.setattr("restoration.command.train", lambda *args, **kwargs: None)
+        monkeypatch.setattr("restoration.command.finish", lambda *args: None)
+        monkeypatch.setattr("restoration.command.open_teacher", lambda *args: None)
         line = ["--data", data, "--val", data, "--recipe", "paper", "--method", "scratch"]
         line += ["--backbone", "restormer-student", "--output", tmp_path / "out"]
         assert main(monkeypatch, train_derain, *line) == 0

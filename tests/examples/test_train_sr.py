@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import restoration.command
 import torch
 import train_sr
 from accelerate.state import AcceleratorState
 from PIL import Image as Pillow
-from restoration import backbones, checkpoints, task
-from restoration.degrade import matlab_bicubic
-from restoration.distillation import DECISIVE
-from restoration.options import METHODS, WEIGHTS
+from restoration import networks
+from restoration.command import DECISIVE, METHODS, WEIGHTS
+from restoration.data.synthetic import matlab_bicubic
+from restoration.training import checkpoint
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,7 +166,7 @@ class TestResults:
             assert scores[key] == pytest.approx(value, abs=1e-6)
 
     def test_the_student_was_trained(self, done: object, folder: Path) -> None:
-        student = backbones.load(folder / "student.safetensors")
+        student = networks.load(folder / "student.safetensors")
         assert student.tail.weight.abs().max() > 0
 
     def test_what_it_prints(self, done: "subprocess.CompletedProcess[str]", folder: Path) -> None:
@@ -196,7 +197,7 @@ class TestMethods:
         self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         starts, orders = [], []
-        crops = task.RandomCrops.__getitem__
+        crops = restoration.command.RandomCrops.__getitem__
 
         def spy(self: Any, index: int) -> Any:
             orders[-1].append((index, crops(self, index)[0].sum().item()))
@@ -206,9 +207,9 @@ class TestMethods:
             starts.append({name: p.clone() for name, p in job.student.state_dict().items()})
             train(job, *args, **kwargs)
 
-        train = task.train
-        monkeypatch.setattr(task.RandomCrops, "__getitem__", spy)
-        monkeypatch.setattr("restoration.task.train", no_training)
+        train = restoration.command.train
+        monkeypatch.setattr(restoration.command.RandomCrops, "__getitem__", spy)
+        monkeypatch.setattr("restoration.command.train", no_training)
         students = []
         for method in METHODS:
             orders.append([])
@@ -284,9 +285,9 @@ class TestMethods:
         assert main(monkeypatch, *small, "--method", "scratch", "--scale", 3) == 0
         metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
         assert list(metrics["val"]["val"]) == ["input", "student"]
-        teacher = backbones.load(tmp_path / "student.safetensors")
+        teacher = networks.load(tmp_path / "student.safetensors")
         assert teacher.scale == 3
-        backbones.save(teacher, tmp_path / "teacher.safetensors")
+        networks.save(teacher, tmp_path / "teacher.safetensors")
         taught = ["--method", "logits", "--scale", 3, "--teacher", tmp_path / "teacher.safetensors"]
         assert main(monkeypatch, *small, *taught) == 0
 
@@ -333,7 +334,7 @@ class TestInterruptions:
         def interrupted(*args: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("restoration.task.load_data", interrupted)
+        monkeypatch.setattr("restoration.command.load_data", interrupted)
         assert main(monkeypatch, *small) == 130
         stderr = capsys.readouterr().err
         assert stderr == "stopped: the same command with --resume goes on from there\n"
@@ -383,10 +384,10 @@ def test_the_papers_networks_by_the_same_command(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = tmp_path / "teacher.safetensors"
-    backbones.save(backbones.build("swinir-teacher", 2), teacher)
+    networks.save(networks.build("swinir-teacher", 2), teacher)
     line = [*small, "--backbone", "swinir-light", "--teacher", teacher, "--iterations", 1]
     assert main(monkeypatch, *line) == 0
-    student = backbones.load(tmp_path / "student.safetensors")
+    student = networks.load(tmp_path / "student.safetensors")
     assert (student.backbone, student.scale) == ("swinir-light", 2)
 
 
@@ -402,7 +403,7 @@ class TestBadInput:
 
         def refuse(args: Sequence[object], *parts: str) -> None:
             with monkeypatch.context() as patch:
-                patch.setattr("restoration.task.train", no_training)
+                patch.setattr("restoration.command.train", no_training)
                 assert main(patch, *small, *args) == 2
             captured = capsys.readouterr()
             assert captured.out == ""
@@ -499,11 +500,11 @@ class TestBadInput:
 
     def test_networks_that_do_not_fit(self, refused: Any, tmp_path: Path) -> None:
         path = tmp_path / "teacher.safetensors"
-        backbones.save(backbones.build("tiny", 3), path)
+        networks.save(networks.build("tiny", 3), path)
         refused(["--teacher", path], f"{path}: a network for x3; expected x2")
-        broken = backbones.build("tiny", 2)
+        broken = networks.build("tiny", 2)
         torch.nn.init.constant_(broken.head.weight, torch.nan)
-        backbones.save(broken, path)
+        networks.save(broken, path)
         refused(["--teacher", path], f"{path}: this teacher's output is not finite")
         refused(["--teacher", path, "--method", "logits"], "not finite")
         save_file({"weight": torch.ones(1)}, path)
@@ -548,7 +549,7 @@ class TestBadInput:
         def buggy(*args: object) -> None:
             raise error("a bug")
 
-        monkeypatch.setattr("restoration.task.load_data", buggy)
+        monkeypatch.setattr("restoration.command.load_data", buggy)
         with pytest.raises(error, match="a bug"):
             main(monkeypatch, *small)
 
@@ -563,7 +564,7 @@ class TestBadInput:
         line = [*small, "--method", "logits"]
         assert main(monkeypatch, *line) == 0
         teacher = tmp_path / "teacher.safetensors"
-        backbones.save(backbones.build("tiny", 2), teacher)
+        networks.save(networks.build("tiny", 2), teacher)
         for change, seen in (
             (["--seed", 1], "seed was 0, is 1"),
             (["--iterations", 9], "iterations was 3, is 9"),
@@ -603,7 +604,7 @@ def test_a_data_set_without_options_is_scikit_images(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", ["train_sr.py"])
     args = train_sr.arguments()
     assert (args.scale, args.method, args.encoder, args.backbone) == (2, "dckd", "compact", "tiny")
-    pairs, val_sets = task.load_data(train_sr.TASK, args)
+    pairs, val_sets = restoration.command.load_data(train_sr.TASK, args)
     held_out = {pair.name for pair in val_sets["photographs"]}
     assert len(held_out) >= 3
     assert not held_out & {pair.name for pair in pairs}
@@ -617,4 +618,4 @@ def test_settings_leave_out_only_what_cannot_matter(monkeypatch: pytest.MonkeyPa
     by_accelerator = {"mixed_precision", "gradient_accumulation"}
     rest = set(vars(train_sr.arguments())) - of_no_account - by_checksum
     assert rest - by_recipe - by_accelerator == set(DECISIVE)
-    assert checkpoints.checksum([]) == "crc32 00000000"
+    assert checkpoint.checksum([]) == "crc32 00000000"

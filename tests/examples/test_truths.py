@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from restoration.data import load_pairs
-from restoration.degrade import matlab_bicubic
-from restoration.motion import camera_motion
+from restoration.data.datasets import load_pairs
+from restoration.data.synthetic import camera_motion, matlab_bicubic
 
 
 def image(height: int, width: int, seed: int = 0) -> np.ndarray:
