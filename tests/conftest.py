@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -118,8 +116,10 @@ def encoder(make_encoder: Callable[..., VQGANEncoder]) -> VQGANEncoder:
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Callable[..., Accelerator]]:
+def accelerator() -> Iterator[Callable[..., Any]]:
     """Makes an Accelerator on the CPU; its process-wide settings do not leak between tests."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     def make(**settings: Any) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -49,7 +49,9 @@ def outcome(encoder, batch, slope=1.0):
 
 @every_way
 @dtypes
-@pytest.mark.parametrize(("number", "size", "count"), [(3, (19, 34), 5), (1, (16, 16), 42)])
+@pytest.mark.parametrize(
+    ("number", "size", "count"), [(3, (19, 34), 5), (2, (17, 40), 42), (1, (16, 16), 1)]
+)
 def test_fused_equals_plain(
     make_encoder, batch, way, number, size, count, dtype, loss_bound, gradient_bound
 ):

@@ -400,10 +400,13 @@ def test_waits_for_no_number_after_the_first_call(student, encoder, batch, degra
         dckd(batch[0].requires_grad_(), *batch[1:]).backward()
 
 
-def test_compiles_in_one_graph(dckd, batch):
+@pytest.mark.parametrize(
+    ("backend", "steps"), [("eager", 1), pytest.param("aot_eager", 3, marks=pytest.mark.slow)]
+)
+def test_compiles_in_one_graph(dckd, batch, backend, steps):
     expected = copy.deepcopy(dckd)
-    compiled = torch.compile(dckd, fullgraph=True, backend="aot_eager")
-    for _ in range(3):
+    compiled = torch.compile(dckd, fullgraph=True, backend=backend)
+    for _ in range(steps):
         student_out = batch[0].clone().requires_grad_()
         plain_out = batch[0].clone().requires_grad_()
         seen, value = compiled(student_out, *batch[1:]), expected(plain_out, *batch[1:])
@@ -411,7 +414,7 @@ def test_compiles_in_one_graph(dckd, batch):
         seen.backward()
         value.backward()
         torch.testing.assert_close(student_out.grad, plain_out.grad, rtol=1e-3, atol=1e-6)
-    assert dckd.negatives.counter == 3
+    assert dckd.negatives.counter == steps
 
 
 def test_looks_at_no_values_while_capturing(dckd, batch, monkeypatch):
