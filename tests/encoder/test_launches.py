@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
+
+import triton
 
 from dckd_losses import DCKDLoss, VQGANEncoder, layers
 from dckd_losses.encoder.vqgan import CUDA_PIXELS_IN_FLIGHT

@@ -65,6 +65,7 @@ def test_a_zero_gradient_stays_zero(make_encoder, batch):
     assert torch.equal(zero, torch.zeros_like(zero))
 
 
+@pytest.mark.slow
 def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make_encoder, batch):
     student, teacher, negatives = batch
     dckd = DCKDLoss(

@@ -1,13 +1,32 @@
-"""What each table compares, as data: its arms, on which networks, and against what."""
+"""What each table compares and how large its runs are, as data.
+
+Budgets, from the paper's scale to a test's:
+
+**paper** is the paper's networks and recipes (`examples/restoration/recipe.py`) on its images,
+with trained teachers, each method with the encoder that its authors have, and one seed, as there.
+DMM is the released code's, to which the paper's weight of 1e-3 belongs.
+
+**small** is one fixed recipe for every table, whatever networks the paper has there: the student is
+`tiny` (9,492 parameters for x2), the teacher `small` (152,332), which is trained first, once, on
+the same training images for 10,000 steps of 16 crops; 5,000 steps of Adam, 1e-3 with 50 steps of
+warm-up and a cosine to 1e-5, 8 crops of 24x24 LR pixels (48x48 where sizes stay), three seeds, the
+history's interval scaled to the run. All contrastive methods look through `compact`, with which
+published weights mean something else than with each one's own encoder: the gradient of every one is
+balanced to 0.3 of an L1's, unless weights are given, and not in Table 7, which is about them.
+`--balance 0` trains with the published weights. Images: see `data`.
+
+**smoke** is the same for a few steps of tiny crops, on scikit-image's photographs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from benchmarks.baselines import METHODS
 from dckd_losses.history import INTERVAL
+from examples.restoration.recipe import PAPER, Cosine, Recipe
 
 
 @dataclass(frozen=True)
@@ -17,17 +36,16 @@ class Arm:
     Attributes:
         name: In the table.
         method: Of `baselines.METHODS`.
-        settings: Of its losses, where they are not the defaults; see `losses`.
+        settings: Of its losses, where they are not the defaults; see `runs.settings_of`.
         paper: Its name in the paper's table, if another.
+        encoder: Name or file, where the arm has one of its own.
     """
 
     name: str
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper: str | None = None
-
-    def __post_init__(self) -> None:
-        assert self.method in METHODS
+    encoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class Block:
         label: As the paper's numbers name it.
         task: "sr", "deblur" or "derain".
         scale: Output size over input size.
-        student: Of `backbones.NAMES`.
+        student: Of `networks.NAMES`.
         teacher: Likewise.
         sets: The paper's test sets.
     """
@@ -207,3 +225,86 @@ TABLES = {
         x="initial update step, of a run of 250,000",
     ),
 }
+
+
+def encoder_study(encoders: Sequence[str]) -> Table:
+    """DCKD through several encoders beside plain distillation; a kind of `study`.
+
+    Args:
+        encoders: Names or files; an arm is named after its file.
+
+    Raises:
+        ValueError: Two have one name.
+    """
+    names = [Path(encoder).stem for encoder in encoders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got encoders {', '.join(names)}; expected different names")
+    arms = (Arm(name, "dckd", encoder=e) for name, e in zip(names, encoders, strict=True))
+    title = "Encoders: cost and gain (not in the paper)"
+    return Table(title, (LOGITS, *arms), "Logits", ABLATION)
+
+
+# How large the runs are
+
+STUDENT, TEACHER, ENCODER = "tiny", "small", "compact"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all tables of a size have in common.
+
+    Attributes:
+        students: Recipes, by network or else by task.
+        teachers: Likewise, by task; none where trained teachers are taken.
+        seeds: By default.
+        encoder: Of all contrastive methods; None for each one's own.
+        losses: Of DCKD, where neither an arm nor the command line says it; `balance` is of all
+            contrastive methods.
+    """
+
+    students: Mapping[str, Recipe]
+    teachers: Mapping[str, Recipe]
+    seeds: tuple[int, ...]
+    encoder: str | None
+    losses: Mapping[str, Any]
+
+    def recipes(self, block: Block, changes: Mapping[str, Any]) -> tuple[Recipe, Recipe | None]:
+        """The student's recipe with changes, and the teacher's, which they leave alone.
+
+        Raises:
+            ValueError: There is no recipe for such a student, or a change is out of range.
+        """
+        known, found = dict(changes), self.students.get(block.student)
+        student = found or self.students.get(block.task)
+        if student is None:
+            raise ValueError(f"got --student {block.student}; expected {', '.join(self.students)}")
+        if "iterations" in known:
+            student = student.shortened(known.pop("iterations"))
+        student = replace(student, **known)
+        for size in SIZES:
+            student = student.with_constant(size) if size in known else student
+        return student, self.teachers.get(block.task)
+
+
+def _by_task(recipe: Recipe, same_size_crop: int) -> dict[str, Recipe]:
+    """A recipe for super-resolution, and for the tasks whose inputs and outputs have one size."""
+    same_size = replace(recipe, crop=same_size_crop)
+    return {"sr": recipe, "deblur": same_size, "derain": same_size}
+
+
+SMALL = Recipe(iterations=5_000, batch_size=8, crop=24)
+SMALL_TEACHER = replace(SMALL, iterations=10_000, batch_size=16)
+BALANCED = {"balance": 0.3}
+SIZES: tuple[Literal["batch_size", "crop"], ...] = ("batch_size", "crop")  # of all a run's stages
+SMOKE = _by_task(Recipe(iterations=2, batch_size=2, crop=8, schedule=Cosine(end=1e-5)), 16)
+BUDGETS = {
+    "paper": Budget(PAPER, {}, seeds=(0,), encoder=None, losses={"form": "released"}),
+    "small": Budget(_by_task(SMALL, 48), _by_task(SMALL_TEACHER, 48), (0, 1, 2), ENCODER, BALANCED),
+    "smoke": Budget(SMOKE, SMOKE, (0, 1), ENCODER, BALANCED),
+}
+
+
+def reduced(table: Table) -> Block:
+    """The one block of a small table: the paper's last, at x2 where it has that."""
+    block = next((b for b in reversed(table.blocks) if b.scale == 2), table.blocks[-1])
+    return replace(block, student=STUDENT, teacher=TEACHER)

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.tables.results import Arms, mean
-from examples.restoration.degrade import Image
-from examples.restoration.figures import SIZE, telling_crop
+from benchmarks.tables.report import Arms, EncoderCosts, gain, mean
+from examples.restoration.data.images import Image
+from examples.restoration.results.figures import SIZE, telling_crop
 
 COLOURS, STYLES = 10, ("-", "--", ":")  # matplotlib's cycle, and what comes after its end
 Records = Sequence[Mapping[str, Any]]
@@ -137,10 +137,29 @@ def against_number(
     figure.savefig(path, dpi=120)
 
 
+def gain_over_cost(arms: Arms, costs: EncoderCosts, reference: str, path: Path) -> None:
+    """What each encoder gains against what it adds to a step, one panel a set."""
+    sets = list(next(iter(arms.values())))
+    figure = Figure(figsize=(1 + 4 * len(sets), 4), layout="constrained")
+    axes = figure.subplots(1, len(sets), squeeze=False)[0]
+    for axis, images in zip(axes, sets, strict=True):
+        axis.axhline(0, color="gray", linewidth=0.8)
+        for name, cost in costs.items():
+            found = gain(arms[name][images]["psnr"], arms[reference][images]["psnr"])
+            if found is not None:
+                error = np.nan_to_num(found.deviation)
+                axis.errorbar(cost["ms"], found.mean, error, fmt="o", capsize=3, label=name)
+        axis.set_title(images)
+        times = [cost["ms"] for cost in costs.values()]
+        _finish(axis, times, "ms added to a step", f"dB beyond {reference}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=120)
+
+
 def _finish(axis: Axes, x: list[float], label: str, unit: str) -> None:
     axis.set(xlabel=label, ylabel=unit)
     axis.grid(alpha=0.3)
-    if max(x) > 20 * min(x):
+    if max(x) > 20 * min(x) > 0:
         axis.set_xscale("log")
 
 
