@@ -17,8 +17,8 @@ from dckd_losses.ops.gradient_scale import GradientScale
 Range = tuple[float, float]
 
 
-def to_input_range(network: VQGANNetwork, input_range: Range, images: Tensor) -> Tensor:
-    """Images from [0, 1] to the network's range, in at least float32 and in its weights' layout."""
+def to_input_range(images: Tensor, input_range: Range, network: VQGANNetwork) -> Tensor:
+    """Images from [0, 1] to the network's range, in at least float32 and in its path's layout."""
     low, high = input_range
     mapped = images.to(network.quant_conv.weight.dtype) * (high - low) + low
     return mapped.contiguous(memory_format=network.memory_format)
@@ -45,7 +45,7 @@ def stream(
         chunk: how many of the others' images are in flight at once.
     """
     scale = GradientScale(network.encoder.dtype)
-    entered = scale.enter(to_input_range(network, input_range, student))
+    entered = scale.enter(to_input_range(student, input_range, network))
     levels = list(network.levels(entered))
     distances: list[LevelDistances] = []
     others = [teacher]
@@ -81,7 +81,7 @@ def _compare_others(
     for first in range(0, len(others), sets):
         for start in range(0, batch, chunk):
             group = [images[start : start + chunk] for images in others[first : first + sets]]
-            images = to_input_range(network, input_range, torch.cat(group))
+            images = to_input_range(torch.cat(group), input_range, network)
             for i, level in enumerate(network.levels(images)):
                 if distances:
                     distances[i].add(level.unflatten(0, (len(group), -1)), first, start)

@@ -150,7 +150,7 @@ class VQGANEncoder(FeatureEncoder):
         check_images("images", images)
         scale = GradientScale(self.network.encoder.dtype)
         with self._no_autocast(images):
-            entered = scale.enter(to_input_range(self.network, self.input_range, images))
+            entered = scale.enter(to_input_range(images, self.input_range, self.network))
             levels = list(self.network.levels(entered))
             last = levels[-1][:num_with_codes]
             latent = [self.network.encoder(last)] if len(last) else []
@@ -212,8 +212,7 @@ class VQGANEncoder(FeatureEncoder):
         exact = self.network.quant_conv.weight.dtype  # float64 after such a cast
         half = self.precision != "float32"
         self.network.set_precision(PRECISIONS[self.precision] if half else exact)
-        if self.impl != "plain":
-            self.network.set_memory_format(torch.channels_last)
+        self.network.to(memory_format=self.network.memory_format)  # type: ignore[call-overload]
 
     def extra_repr(self) -> str:
         return (

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from dckd_losses.architecture import LEVELS, Architecture
+from dckd_losses.network import LEVELS, Architecture
 from dckd_losses.layers import Attention, GroupNorm, ResidualBlock
 from dckd_losses.network import VQGANNetwork
 
