@@ -1,6 +1,7 @@
 """The ways through the encoder, plain, streamed and in two passes: one result, one gradient."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,3 +203,15 @@ def test_path_says_which_and_why(make_encoder):
     assert make_encoder(impl="plain").path == ("plain", "impl='plain'")
     own = DMMLoss(torch.nn.Identity()).encoder
     assert own.path == ("plain", "Identity is no VQGAN of this package")
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "at_least", "at_most"),
+    [("stream", "cpu", 1, 2), ("stream", "cuda", 16, 128), ("twopass", "cuda", 2, 16)],
+)
+def test_default_chunk_fits_the_device(make_encoder, mode, device, at_least, at_most):
+    """A GPU would wait for the launches of single images; a CPU has nothing to wait for."""
+    images = SimpleNamespace(is_cuda=device == "cuda", shape=(16, 3, 192, 192))
+    assert at_least <= make_encoder(mode=mode)._default_chunk(images) <= at_most
+    images.shape = (1, 3, 4096, 4096)
+    assert make_encoder(mode=mode)._default_chunk(images) == 1
