@@ -174,7 +174,9 @@ def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     records: dict[Any, bytearray] = {}
     with path.open("rb") as file:
-        content, read = (_open_zip if zipfile.is_zipfile(path) else _open_old)(file)
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        content, read = (_open_zip if is_zip else _open_old)(file)
         for name, value in _state(content).items():
             if not isinstance(name, str) or not name.startswith(prefixes):
                 continue
