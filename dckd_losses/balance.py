@@ -1,14 +1,13 @@
-"""A weight that follows from the gradient: the balanced weight, which the paper does not have.
+"""The gradient's norm at the student's output: how it is set, and how it is read.
 
-How strongly DCKD pulls at the student's output depends on encoder, patch and batch, so a weight
-tuned for one set-up means another thing in the next. A mean L1 distance over n values has a
-gradient of norm 1/sqrt(n) there, whatever its value. Here DCKD's gradient gets a chosen fraction
-of that norm, and keeps its direction. VQGAN's own training balances its terms in the same spirit.
+How large DCKD's gradient is there depends on encoder, patch and batch, so a fixed weight means
+another thing in each set-up. A mean L1 distance over n values has a gradient of norm 1/sqrt(n),
+whatever its value. `balance` gives DCKD's gradient a chosen fraction of that norm and keeps its
+direction. The paper does not have it; VQGAN's own training balances its terms in the same spirit.
 
-The loss's value stays what it was: only its gradient is scaled, in backward, on the device, and
-nothing is remembered from step to step. Each process, and each part of an accumulated step, scales
-its own. As of L1, the norm does not fall as the student nears its teacher; where the gradient is
-exactly zero, it stays so.
+Only the gradient is scaled, in backward and on the device: the loss's value stays, and nothing is
+remembered between steps. Each process, and each part of an accumulated step, scales its own. As
+with L1, the norm does not fall as the student nears its teacher; a zero gradient stays zero.
 """
 
 from __future__ import annotations
@@ -19,47 +18,32 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dckd_losses.checks import check_number
 
-
-def check_fraction(fraction: float | None) -> float | None:
-    """A fraction as it is.
-
-    Raises:
-        ValueError: it is not a finite number above 0.
-    """
-    if fraction is not None:
-        expected = "finite and above 0, or None"
-        check_number("balance", fraction, expected, lambda x: 0 < x < float("inf"))
-    return fraction
-
-
-def enter(images: Tensor, fraction: float | None) -> tuple[Tensor, Tensor | None]:
-    """The images that the loss is to be computed from, and a one that has to `leave` with it.
+def normalize_gradient(images: Tensor, fraction: float | None) -> tuple[Tensor, Tensor | None]:
+    """Give the images of a loss a gradient of a fixed norm.
 
     Args:
         images: the student's output, n values.
-        fraction: of 1/sqrt(n), the norm that the gradient by `images` is to have where the loss's
-            own is 1; None for the gradient as it is.
+        fraction: of 1/sqrt(n), a mean L1's norm; None leaves the gradient as it is.
 
     Returns:
-        The images, in at least float32 so that their gradient arrives unrounded; and the one, or
-        None.
+        The images to compute the loss from, in at least float32 so that their gradient is not
+        rounded, and a one that `restore_scale` needs (None where fraction is).
     """
     if fraction is None:
         return images, None
     exact = images.to(torch.promote_types(images.dtype, torch.float32))
-    entered: tuple[Tensor, Tensor] = _Balance.apply(exact, fraction / exact.numel() ** 0.5)
-    return entered
+    outputs: tuple[Tensor, Tensor] = _Balance.apply(exact, fraction / exact.numel() ** 0.5)
+    return outputs
 
 
-def leave(loss: Tensor, one: Tensor | None) -> Tensor:
-    """The same loss, whose own gradient (a GradScaler's factor, a weight) backward gets to know."""
-    return loss if one is None else loss + (one - one.detach()).to(loss.dtype)
+def restore_scale(loss: Tensor, unit: Tensor | None) -> Tensor:
+    """The same loss, such that factors on it (a weight, a GradScaler's) scale the gradient."""
+    return loss if unit is None else loss + (unit - unit.detach()).to(loss.dtype)
 
 
 class _Balance(Function):
-    """Images and a one; backward gets the images' gradient, and through the one the loss's."""
+    """Images and a one; the one's gradient tells backward the factor that is on the loss."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, norm: float) -> tuple[Tensor, Tensor]:
@@ -68,7 +52,58 @@ class _Balance(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, factor: Tensor) -> tuple[Tensor, None]:
-        largest = grad.abs().amax()
-        unit = grad / torch.where(largest > 0, largest, 1)  # small squares would be lost
-        length = torch.linalg.vector_norm(unit)
-        return unit * (ctx.norm * factor.abs() / torch.where(length > 0, length, 1)), None
+        with torch.autocast(grad.device.type, enabled=False):
+            largest = grad.abs().amax()
+            scaled = grad / torch.where(largest > 0, largest, 1)  # small squares would be lost
+            length = torch.linalg.vector_norm(scaled)
+            return scaled * (ctx.norm * factor.abs() / torch.where(length > 0, length, 1)), None
+
+
+def gradient_ratio(loss: Tensor, pixel_loss: Tensor, student_out: Tensor) -> Tensor:
+    """The norm of a loss's gradient at the student's output over that of the pixel loss.
+
+    The paper's weights (Table 7) belong to its encoder. With another, choose `balance`, or
+    `dcr_weight` and `dmm_weight`, by this number: it grows in proportion to them. It costs one
+    backward through the encoder, so look at it now and then, before the step's own backward.
+    Nothing else changes: no parameter gets a gradient, no random number is drawn.
+
+    Args:
+        loss: weighted as it is trained with, such as `dckd(student_out, teacher_out, lq)`.
+        pixel_loss: what it is compared with, such as the L1 losses to the ground truth and to the
+            teacher together.
+        student_out: the tensor that both were computed from.
+
+    Shape:
+        two scalars and a tensor of any shape, to a scalar in float32 (float64 if student_out is).
+        Under data parallelism each rank's own.
+
+    Gradient:
+        none.
+
+    Raises:
+        ValueError: one of the losses was not computed from student_out, or without gradient.
+
+    Example:
+        >>> student_out = torch.rand(1, 3, 16, 16, requires_grad=True)
+        >>> loss, pixel_loss = 3 * student_out.mean(), student_out.mean()
+        >>> round(gradient_ratio(loss, pixel_loss, student_out).item(), 3)
+        3.0
+    """
+    norm = _gradient_norm("loss", loss, student_out)
+    return norm / _gradient_norm("pixel_loss", pixel_loss, student_out)
+
+
+def _gradient_norm(name: str, loss: Tensor, student_out: Tensor) -> Tensor:
+    """Norm of n times a loss's gradient: a mean's elements would round to 0 in half precision."""
+    if not (loss.requires_grad and student_out.requires_grad):
+        raise ValueError(f"{name} and student_out must both be part of a graph of gradients")
+    size = torch.full_like(loss, student_out.numel())
+    with torch.autocast(student_out.device.type, enabled=False):
+        (gradient,) = torch.autograd.grad(
+            loss, student_out, size, retain_graph=True, allow_unused=True
+        )
+    if gradient is None:
+        raise ValueError(f"{name} was not computed from this student_out")
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=dtype)
+    return norm

@@ -8,26 +8,21 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.as_encoder import as_encoder
-from dckd_losses.attachable import Attachable
-from dckd_losses.balance import check_fraction, enter, leave
+from dckd_losses.attach import Attachable
+from dckd_losses.balance import normalize_gradient, restore_scale
 from dckd_losses.checks import (
-    check_images,
+    as_loss,
+    check_batch,
     check_negatives,
     check_number,
-    check_outputs,
-    check_step,
-    check_values,
-    is_recording,
+    check_step_values,
+    is_compiling_or_capturing,
 )
-from dckd_losses.dcr import LEVEL_WEIGHTS, DCRLoss
+from dckd_losses.dcr import LEVEL_WEIGHTS, DCRLoss, contrastive_ratio
 from dckd_losses.dmm import DMMLoss
-from dckd_losses.encoder import VQGANEncoder
-from dckd_losses.features import FeatureEncoder
+from dckd_losses.encoder import FeatureEncoder, VQGANEncoder, as_encoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
-from dckd_losses.ops import reference
-from dckd_losses.ops.feature_path import Images, Terms
 
 DCR_WEIGHT = 0.1  # paper, Table 7
 # With "compact" DMM's gradient is 6 to 11 times L1's, the doubled softmax's, which the paper tuned,
@@ -101,7 +96,7 @@ class DCKDLoss(Attachable):
     ) -> None:
         super().__init__(student)
         for name, weight in (("dcr_weight", dcr_weight), ("dmm_weight", dmm_weight)):
-            check_number(name, weight, "finite and at least 0", lambda x: 0 <= x < float("inf"))
+            check_number(name, weight, at_least=0)
         if isinstance(negatives, NegativeGenerator):
             if history is not None and history is not negatives.history:
                 raise ValueError("negatives has a history of its own: pass one of the two")
@@ -109,12 +104,13 @@ class DCKDLoss(Attachable):
         elif negatives is None:
             history = HistoryModel(student) if history is None else history
             negatives = NegativeGenerator(history)
+        check_number("balance", balance, above=0, or_none=True)
         self.encoder = as_encoder(encoder)
         self.dcr = DCRLoss(self.encoder, level_weights=level_weights)
         self.dmm = DMMLoss(self.encoder, form=form)
         self.dcr_weight = dcr_weight
         self.dmm_weight = dmm_weight
-        self.balance = check_fraction(balance)
+        self.balance = balance
         self.history = history
         self.negatives = negatives
         self.last: dict[str, Tensor] = {}
@@ -151,47 +147,80 @@ class DCKDLoss(Attachable):
             teacher_out: what the teacher made of lq.
             lq: the degraded input; may be left out after `watch`.
         """
-        check_images("student_out", student_out)
-        if lq is None and self._watch is not None:
-            lq = self._watch.take(len(student_out))
-        self._check_tensors(student_out, teacher_out, lq)
-        if not self._trusted and not is_recording():
-            self.check(student_out, teacher_out, lq)
-            self._trusted = True
+        lq = self._input(lq)
+        self._check_batch(student_out, teacher_out, lq)
+        if not self._values_checked and not is_compiling_or_capturing():
+            check_step_values(student_out, teacher_out, lq)
+            self._values_checked = True
         if not (self.dcr_weight or self.dmm_weight):
             self.last = {}
-            return reference.as_loss(0 * student_out.sum(), student_out)
-        entered, one = enter(student_out, self.balance)
-        images = Images(entered, teacher_out.detach())
+            return as_loss(0 * student_out.sum(), student_out)
+        negatives = None
         if self.dcr_weight and lq is not None:
-            self._notice(student_out)
+            self._warn_if_history_idle(student_out)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
-            images.negatives = negatives.detach()
+        student, unit = normalize_gradient(student_out, self.balance)
+        found = self.encoder.compare(
+            student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
+        )
+        terms, self.last = [], {}
+        if self.dcr_weight:
+            dcr = contrastive_ratio(
+                found.positive, found.negative, self.dcr.level_weights, self.dcr.eps
+            )
+            terms.append(self.dcr_weight * dcr)
+            self.last["dcr"] = dcr.detach()
+            self.last["positive"] = torch.stack(found.positive).detach()
+            self.last["negative"] = torch.stack(found.negative).detach()
         if self.dmm_weight:
-            images.divergence = self.dmm.divergence
-        loss, terms = self.encoder.compare(images, self._weighted)
-        self._remember(terms)
-        return reference.as_loss(leave(loss, one), student_out)
+            dmm = self.dmm.from_logits(found.student_logits, found.teacher_logits)
+            terms.append(self.dmm_weight * dmm)
+            self.last["dmm"] = dmm.detach()
+        loss = torch.stack(terms).sum()  # Eq. 10
+        return as_loss(restore_scale(loss, unit), student_out)
 
-    def _weighted(self, terms: Terms) -> Tensor:
-        """Eq. 10's two terms."""
-        parts = []
-        if self.dcr_weight:
-            parts.append(self.dcr_weight * self.dcr.ratio(terms))
-        if terms.divergence is not None:
-            parts.append(self.dmm_weight * terms.divergence)
-        return torch.stack(parts).sum()
+    def graphed(
+        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Capture the loss and its gradient as one CUDA graph for images of these shapes.
 
-    def _remember(self, terms: Terms) -> None:
-        last = {}
-        if self.dcr_weight:
-            positive, negative = torch.stack(terms.positive), torch.stack(terms.negative)
-            last = {"dcr": self.dcr.ratio(terms), "positive": positive, "negative": negative}
-        if terms.divergence is not None:
-            last["dmm"] = terms.divergence
-        self.last = {name: value.detach() for name, value in last.items()}
+        A replay costs two launches in place of a thousand. Nothing random is used up here, `last`
+        is right after each replay, and the history moves as ever, outside the graph. Call it under
+        the autocast that the steps run in, and again after the loss was moved.
+
+        Args:
+            student_out: as in a call; its values serve to warm up.
+            teacher_out: as in a call.
+            lq: as in a call.
+
+        Returns:
+            A function of the same three tensors, of these shapes and dtypes, to the loss. The next
+            call overwrites what the last one returned.
+
+        Raises:
+            ValueError: as in a first call.
+            RuntimeError: no CUDA device, or a degradation or encoder that cannot be captured.
+        """
+        self.check(student_out, teacher_out, lq)
+        self._values_checked = True
+        samples = student_out.detach().requires_grad_(), teacher_out.detach(), lq.detach()
+        buffers = dict(self.named_buffers())
+        saved = {name: buffer.clone() for name, buffer in buffers.items()}
+        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", autocast[1], enabled=autocast[0], cache_enabled=False):
+            replay = torch.cuda.make_graphed_callables(self.forward, samples)
+        for name, buffer in buffers.items():
+            buffer.copy_(saved[name])  # warming up has drawn random numbers
+        last = self.last
+
+        def step(student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> Tensor:
+            loss: Tensor = replay(student_out, teacher_out, lq)
+            self.last = last
+            return loss
+
+        return step
 
     def check(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None = None) -> None:
         """Check types, shapes, devices and values now; reads from the device.
@@ -206,13 +235,11 @@ class DCKDLoss(Attachable):
         """
         if lq is None and self._watch is not None:
             lq = self._watch.input
-        self._check_tensors(student_out, teacher_out, lq)
-        check_outputs("student_out", student_out, "teacher_out", teacher_out)
-        if lq is not None:
-            check_values("lq", lq, bounded=True)
+        self._check_batch(student_out, teacher_out, lq)
+        check_step_values(student_out, teacher_out, lq)
 
-    def _check_tensors(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None) -> None:
-        check_step(student_out, teacher_out, lq)
+    def _check_batch(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None) -> None:
+        check_batch(student_out=student_out, teacher_out=teacher_out, lq=lq)
         if lq is None and self.dcr_weight > 0 and self._watch is None:
             raise ValueError("lq is missing: pass it, or let watch(student) fetch it")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dckd_losses.checks import check_device, check_images, check_number
-from dckd_losses.frozen import at_least_float32
-from dckd_losses.unwrap import restore_forward, unwrap_module
+from dckd_losses.frozen import at_least_float32, frozen_copy, unwrap_module
 
 DECAY = 0.1  # paper: "attenuation rate" alpha
 INTERVAL = 1000  # paper, Figure 8b: updates every 1000 steps at first
@@ -70,20 +68,20 @@ class HistoryModel(nn.Module):
         max_interval: int | None = None,
     ) -> None:
         super().__init__()
-        check_number("decay", decay, "in [0, 1)", lambda x: 0 <= x < 1)
-        check_number("interval", interval, "at least 1", lambda x: x >= 1)
-        check_number("interval_growth", interval_growth, "at least 0", lambda x: x >= 0)
-        check_number("growth_every", growth_every, "at least 1", lambda x: x >= 1)
+        check_number("decay", decay, at_least=0, below=1)
+        check_number("interval", interval, at_least=1, whole=True)
+        check_number("interval_growth", interval_growth, at_least=0, whole=True)
+        check_number("growth_every", growth_every, at_least=1, whole=True)
         if max_interval is None:
             max_interval = max(MAX_INTERVAL, interval)
-        least = f"at least the interval of {interval}"
-        check_number("max_interval", max_interval, least, lambda x: x >= interval)
+        name = f"max_interval with interval={interval}"
+        check_number(name, max_interval, at_least=interval, whole=True)
         self.decay = decay
         self.interval = interval
         self.interval_growth = interval_growth
         self.growth_every = growth_every
         self.max_interval = max_interval
-        self.model = _frozen_copy(student)
+        self.model = frozen_copy(student)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self.followed = False  # whether anyone has stepped or moved this object since it was made
         self._seen: tuple[Tensor, int, int] | None = None  # spares a device read a step
@@ -142,7 +140,7 @@ class HistoryModel(nn.Module):
             buffer.copy_(_whole(new_buffers[name]))
 
     def check(self, source: nn.Module, *, devices: bool = True) -> None:
-        """Require that a source has the history's parameters and buffers.
+        """Require the history's parameters and buffers, so that no update can miss a weight.
 
         Args:
             source: a module that history might follow.
@@ -151,8 +149,25 @@ class HistoryModel(nn.Module):
         Raises:
             ValueError: names the first tensor that differs, and what to do.
         """
-        source = unwrap_module(source)
-        _check_same(_tensors(self.model), _tensors(source), devices)
+        mine, theirs = _tensors(self.model), _tensors(unwrap_module(source))
+        odd = sorted(mine.keys() ^ theirs.keys())
+        if odd:
+            raise ValueError(
+                f"history and source differ in {len(odd)} names, such as {odd[0]!r}: pass the "
+                "student itself or its moving average, not a module around it"
+            )
+        for name, tensor in mine.items():
+            other = theirs[name]
+            if tensor.shape != other.shape:
+                raise ValueError(
+                    f"{name} is {tuple(tensor.shape)} in the history and {tuple(other.shape)} in "
+                    "the source: make the loss from the student that is trained"
+                )
+            if devices and tensor.device != other.device:
+                raise ValueError(
+                    f"{name} is on {tensor.device} in the history and on {other.device} in the "
+                    "source: move the loss with .to(device)"
+                )
 
     def train(self, mode: bool = True) -> HistoryModel:
         """Stay in eval mode whatever a parent's `train()` says."""
@@ -174,20 +189,6 @@ class HistoryModel(nn.Module):
         return int(self.iteration)
 
 
-def _frozen_copy(student: nn.Module) -> nn.Module:
-    if not isinstance(student, nn.Module):
-        raise ValueError(f"student must be a module, got {type(student).__name__}")
-    student = unwrap_module(student)
-    if any(hasattr(parameter, "full_tensor") for parameter in student.parameters()):
-        raise ValueError(
-            "this student is sharded already, and what is sharded cannot be copied: make the loss "
-            "first, then call fully_shard, then make the optimizer and attach it"
-        )
-    model = copy.deepcopy(student)
-    restore_forward(model)
-    return model.requires_grad_(False).eval()
-
-
 def _whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered (on every rank), any other as it is."""
     gather = getattr(tensor, "full_tensor", None)
@@ -197,24 +198,3 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _check_same(mine: dict[str, Tensor], theirs: dict[str, Tensor], devices: bool) -> None:
-    """Require equal names and shapes, so that no update can silently miss a weight."""
-    odd = sorted(mine.keys() ^ theirs.keys())
-    if odd:
-        raise ValueError(
-            f"history and source differ in {len(odd)} names, such as {odd[0]!r}: pass the student "
-            "itself or its moving average, not a module around it"
-        )
-    for name, tensor in mine.items():
-        if tensor.shape != theirs[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} in the history and {tuple(theirs[name].shape)} "
-                "in the source: make the loss from the student that is trained"
-            )
-        if devices and tensor.device != theirs[name].device:
-            raise ValueError(
-                f"{name} is on {tensor.device} in the history and on {theirs[name].device} in the "
-                "source: move the loss with .to(device)"
-            )

@@ -1,17 +1,36 @@
-"""A finished table as Markdown: ours beside the paper's."""
+"""A finished table: ours beside the paper's as Markdown and JSON, and Table 1, which counts."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from benchmarks.tables.arms import Table
-from benchmarks.tables.results import Arms, Cited, Mean, Scores, cited, gain, mean
-from benchmarks.tables.study import Part
+from benchmarks import common
+from benchmarks.tables.data import restored, score
+from benchmarks.tables.runs import CONTRASTIVE, Given, Job, Options, Part
+from benchmarks.tables.specs import Table
+from benchmarks.tables.store import Store, step_seconds
+from dckd_losses import VQGANEncoder
+from dckd_losses.negatives import NUM_NEGATIVES
+from examples.restoration import networks
+from examples.restoration.data.images import Image
+from examples.restoration.networks import SPECIFICATIONS
+from examples.restoration.results.evaluation import Score
+from examples.restoration.results.metrics import protocol, psnr
 
+Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
+Arms = dict[str, dict[str, Scores]]  # by arm and set
+EncoderCosts = Mapping[str, Mapping[str, float]]  # "parameters" and "ms", by arm
+Cited = Mapping[str, Mapping[str, Sequence[float]]]  # PSNR and SSIM by arm and set
+LATE = 0.2  # share of a run's steps that should hardly gain any more
+ROUNDS = 3  # of the measurement of what an encoder adds to a step
+PAPER = Path(__file__).with_name("paper_numbers.json")
 HEAD = (
     "arm", "PSNR", "SSIM", "gain", "paper: PSNR", "SSIM", "ours - paper", "paper: gain",
 )  # fmt: skip
@@ -21,6 +40,320 @@ of the difference to *{reference}* of the same seed, which has the same initial 
 crops in the same order, ± its standard error."""
 CITATION = """The paper's numbers are cited; they are of {label}, which only --budget paper trains.
 Arms marked *cited* were not run."""
+PATCH = {"SwinIR": 48, "RCAN": 48, "NAFNet": 256, "Restormer": 256}  # LQ pixels a side
+NETWORK_HEAD = (
+    "network", "scale", "paper: channels", "paper: blocks", "parameters", "paper", "ours - paper",
+    "multiply-adds", "of",
+)  # fmt: skip
+NETWORK_NOTE = """Parameters of every network at every scale that it has, all counted, beside the
+paper's millions, which it gives once a network. Multiply-adds of convolutions and matrix products
+for one input of the named size; the paper has none. SwinIR-light belongs to Table 8, which gives no
+size.
+"""
+
+
+# Numbers
+
+
+class Mean(NamedTuple):
+    """Of a few seeds' numbers, with their standard deviation; nan for one seed, both for none."""
+
+    mean: float
+    deviation: float
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Mean and standard deviation of a sample, of which nan, a run that diverged, is no part."""
+    known = [value for value in values if not math.isnan(value)]
+    deviation = statistics.stdev(known) if len(known) > 1 else math.nan
+    return Mean(statistics.fmean(known) if known else math.nan, deviation)
+
+
+def gain(values: Sequence[float], reference: Sequence[float]) -> Mean | None:
+    """Mean of the seeds' differences to another arm's, and its standard error; None unpaired.
+
+    A seed of which either run diverged is left out.
+    """
+    if len(values) != len(reference):
+        return None
+    differences = [a - b for a, b in zip(values, reference, strict=True)]
+    count = sum(not math.isnan(difference) for difference in differences)
+    found = mean(differences)
+    return Mean(found.mean, found.deviation / max(1, count) ** 0.5)
+
+
+def late_gain(records: Sequence[Mapping[str, Any]]) -> float:
+    """What the last of a run's steps gained on the development images, in dB."""
+    looks = [(record["step"], record["psnr"]) for record in records if "psnr" in record]
+    end = looks[-1][0]
+    before = [psnr for step, psnr in looks if step <= (1 - LATE) * end]
+    return looks[-1][1] - (before or [looks[0][1]])[-1]
+
+
+def scored(part: Part, store: Store) -> Arms:
+    """Every arm's scores on every set."""
+    block = part.block
+    return {
+        name: {
+            images.name: columns(
+                [store.scores(run, images, block.task, block.scale) for run in runs]
+            )
+            for images in part.sets
+        }
+        for name, runs in part.arms.items()
+    }
+
+
+def columns(scores: Sequence[Score]) -> Scores:
+    """Scores by seed as lists."""
+    return {"psnr": [s["psnr"] for s in scores], "ssim": [s["ssim"] for s in scores]}
+
+
+def published() -> dict[str, Any]:
+    """The paper's numbers, by table and network."""
+    content: dict[str, Any] = json.loads(PAPER.read_text(encoding="utf-8"))
+    return content
+
+
+def cited(table: str, label: str) -> Cited:
+    """The paper's numbers of one block; none where it has a plot instead."""
+    found: Cited = published().get(table, {}).get(label, {})
+    return found
+
+
+# Files
+
+
+def write_table(
+    table: Table, options: Options, parts: list[Part], store: Store, stem: Path
+) -> list[Path]:
+    """Everything that a table leaves behind.
+
+    Args:
+        table: What was asked for.
+        options: How.
+        parts: Its blocks, all trained.
+        store: Where.
+        stem: Path of the files without their ends.
+
+    Returns:
+        the files.
+    """
+    found = [(part, scored(part, store), references(part, store)) for part in parts]
+    costs = encoder_costs(table, parts[0], store)
+    machine = common.machine(store.accelerator.device)
+    head = {"table": options.table, "command": common.command()}
+    arms: Arms = {}
+    for part, by_arm, _ in found:
+        for name, by_set in by_arm.items():
+            known = {named(part, parts, images): value for images, value in by_set.items()}
+            arms.setdefault(name, {}).update(known)
+    made = {"commit": machine["commit"], "device": machine["device"]}
+    encoders = {"encoders": costs} if costs else {}
+    common.write_json(_file(stem, ".json"), {**head, **made, "arms": arms, **encoders})
+    told = {**head, **machine, "seeds": seeds(parts)}
+    details = {
+        "references": {part.block.label: scores for part, _, scores in found},
+        "runs": {part.block.label: _runs(part, store) for part in parts},
+    }
+    common.write_json(_file(stem, "_details.json"), {**told, **details})
+    facts = {**told, **commits(parts, store), **recipe_facts(parts), **convergence(parts, store)}
+    text = markdown(table, facts, found, options.table, costs)
+    _file(stem, ".md").write_text(text, encoding="utf-8")
+    files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
+    for part, by_arm, _ in found:
+        place = stem if len(parts) == 1 else _file(stem, f"_{part.block.label.replace(' ', '_')}")
+        files += _draw(table, part, by_arm, costs, store, place)
+    return files
+
+
+def encoder_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str, float]]:
+    """Of arms with an encoder of their own: its parameters, and what DCKD adds to a step in ms.
+
+    The steps are measured in turns with the reference arm's.
+    """
+    firsts = {a.name: part.arms[a.name][0] for a in table.arms if a.encoder and a.name in part.arms}
+    reference = part.arms.get(table.reference, [None])[0]
+    jobs = {name: run for name, run in firsts.items() if isinstance(run, Job)}
+    if not jobs or not isinstance(reference, Job):
+        return {}
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(ROUNDS):
+        without = step_seconds(reference, store)
+        for name, job in jobs.items():
+            times[name].append(1e3 * (step_seconds(job, store) - without))
+    return {
+        name: {"parameters": parameters(str(job.encoder)), "ms": statistics.median(times[name])}
+        for name, job in jobs.items()
+    }
+
+
+def parameters(encoder: str) -> int:
+    """Of encoder and codebook."""
+    network = VQGANEncoder.from_pretrained(encoder).network
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def named(part: Part, parts: list[Part], images: str) -> str:
+    """A set's name, beside its network's where a table has several."""
+    return images if len(parts) == 1 else f"{part.block.label} {images}"
+
+
+def references(part: Part, store: Store) -> Arms:
+    """Scores of the input itself and of the teacher."""
+    block, networks = part.block, {"Input": None, "Teacher": part.teacher}
+    return {
+        name: {
+            images.name: columns(
+                [
+                    score(None, images, block.task, block.scale)
+                    if trained is None
+                    else store.scores(trained, images, block.task, block.scale)
+                ]
+            )
+            for images in part.sets
+        }
+        for name, trained in networks.items()
+    }
+
+
+def seeds(parts: list[Part]) -> list[int]:
+    """Of the students that were trained."""
+    runs = (run for part in parts for runs in part.arms.values() for run in runs)
+    return sorted({run.seed for run in runs if isinstance(run, Job)})
+
+
+def commits(parts: list[Part], store: Store) -> dict[str, str]:
+    """Where the runs were trained, if not all at the report's own commit."""
+    runs = (run for part in parts for found in part.jobs.values() for run in found)
+    known = sorted({str((store.result(run) or {}).get("commit")) for run in runs})
+    return {} if known in ([], [common.commit()]) else {"trained at": ", ".join(known)}
+
+
+def recipe_facts(parts: list[Part]) -> dict[str, str]:
+    """What all arms of a block have in common, in words."""
+    return {
+        name if len(parts) == 1 else f"{part.block.label}, {name}": fact
+        for part in parts
+        for name, fact in _recipe_facts(part).items()
+    }
+
+
+def _recipe_facts(part: Part) -> dict[str, str]:
+    runs = [run for runs in part.arms.values() for run in runs if isinstance(run, Job)]
+    if not runs:
+        return {}
+    recipe, images = runs[0].recipe, part.images
+    pulls = {run.settings.get("balance"): None for run in runs if run.method in CONTRASTIVE}
+    balances = [f"{pull:g} of an L1's" if pull else "fixed weights" for pull in pulls]
+    return {
+        "student, teacher": f"{part.block.student}, {part.block.teacher}",
+        "training": f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} "
+        f"pixels, learning rate {recipe.lr:g}, on {images.train.name} "
+        f"({len(images.train.files)} images)",
+        "encoder of all contrastive methods": runs[0].encoder or "each one's own",
+        **({"their gradient at the output": ", ".join(balances)} if balances else {}),
+    }
+
+
+def convergence(parts: list[Part], store: Store) -> dict[str, str]:
+    """How much the arms' last steps still changed, each arm's mean over seeds."""
+    gains = []
+    for part in parts:
+        for runs in part.arms.values():
+            records = [result["records"] for result in _results(runs, store)]
+            gains += [statistics.fmean(map(late_gain, records))] if records else []
+    if not gains:
+        return {}
+    text = f"{min(gains):+.3f} to {max(gains):+.3f} dB on the development images"
+    return {f"gained in the last {LATE:.0%} of the steps": text}
+
+
+def _results(runs: Sequence[Job | Given], store: Store) -> list[dict[str, Any]]:
+    """What the runs that were trained to their end say of themselves."""
+    found = [store.result(run) for run in runs if isinstance(run, Job)]
+    return [result for result in found if result is not None and "diverged" not in result]
+
+
+def _runs(part: Part, store: Store) -> dict[str, list[dict[str, Any]]]:
+    """What every arm's runs say of themselves."""
+    return {name: [_told(run, store) for run in runs] for name, runs in part.arms.items()}
+
+
+def _told(run: Job | Given, store: Store) -> dict[str, Any]:
+    """What a run says of itself: settings, speed, its validation curve."""
+    if isinstance(run, Given):
+        return {"file": run.source, "weights": run.identity}
+    result = store.result(run)
+    assert result is not None
+    looks = [r for r in result.pop("records") if "psnr" in r]
+    return {**result, "curve": [[r["step"], r["psnr"]] for r in looks]}
+
+
+def _draw(
+    table: Table, part: Part, arms: Arms, costs: EncoderCosts, store: Store, stem: Path
+) -> list[Path]:
+    """The pictures of one block; none where matplotlib is not installed."""
+    try:
+        from benchmarks.tables import plots
+    except ImportError as error:
+        print(f"no pictures: {error}")
+        return []
+    files = [_file(stem, ".png"), _file(stem, "_crops.png")]
+    every = {name: _results(runs, store) for name, runs in part.arms.items()}
+    results = {name: found for name, found in every.items() if found}
+    if table.x is None:
+        plots.gains(arms, table.reference, files[0])
+    else:
+        plots.against_number(arms, _costs(results) if results else {}, table.x, files[0])
+    plots.crops(_versions(part, store), files[1])
+    if results:
+        files.append(_file(stem, "_curves.png"))
+        records = {name: [r["records"] for r in found] for name, found in results.items()}
+        plots.curves(records, table.reference, files[-1])
+    for result, *_ in reversed(results.values()):  # the table's last arm that has any
+        if "positive" in result["records"][-1]:
+            files.append(_file(stem, "_distances.png"))
+            count = result["settings"]["losses"].get("num_negatives", NUM_NEGATIVES)
+            plots.distances(result["records"], count, files[-1])
+            break
+    if costs:
+        files.append(_file(stem, "_cost.png"))
+        plots.gain_over_cost(arms, costs, table.reference, files[-1])
+    return files
+
+
+def _costs(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Time and, on a GPU, memory of each arm's first run, by unit."""
+    first = {name: runs[0] for name, runs in results.items()}
+    costs = {"ms a step": {name: 1e3 * r["seconds_per_step"] for name, r in first.items()}}
+    if all(result["peak_mb"] for result in first.values()):
+        costs["peak MB"] = {name: result["peak_mb"] for name, result in first.items()}
+    return costs
+
+
+def _versions(part: Part, store: Store) -> dict[str, dict[str, tuple[Image, float | None]]]:
+    """The first image of each set as input, teacher and every arm's first seed make it."""
+    block, found = part.block, {}
+    firsts = {name: runs[0] for name, runs in part.arms.items() if not store.diverged(runs[0])}
+    models = {"input": None, **{name: store.network(run) for name, run in firsts.items()}}
+    models["Teacher"] = store.network(part.teacher)
+    rules = protocol(block.task, block.scale)
+    for images in part.sets:
+        pair = images.pairs[0]
+        versions: dict[str, tuple[Image, float | None]] = {}
+        for name, model in models.items():
+            image = restored(model, pair, block.scale)
+            versions[name] = image, psnr(image, pair.hq, rules)
+        found[f"{images.name}: {pair.name}"] = {**versions, "ground truth": (pair.hq, None)}
+    return found
+
+
+def _file(stem: Path, end: str) -> Path:
+    return stem.with_name(f"{stem.name}{end}")
+
+
+# Markdown
 
 
 def markdown(
@@ -28,6 +361,7 @@ def markdown(
     facts: Mapping[str, Any],
     found: list[tuple[Part, Arms, Arms]],
     name: str,
+    costs: EncoderCosts,
 ) -> str:
     """The whole report.
 
@@ -36,6 +370,7 @@ def markdown(
         facts: How it was measured: text by name.
         found: Each block with the scores of its arms, and of input and teacher.
         name: Of the table.
+        costs: Of encoders, where the arms have their own.
     """
     title = re.sub(r"(?<=[a-z])(?=\d)", " ", name.capitalize())  # "Table 5"
     lines = [f"# {title}: {table.title}", ""]
@@ -58,6 +393,15 @@ def markdown(
         for images in theirs:
             title = f"### {images}, the paper's only"
             lines += ["", title, "", *_rows(table, {}, {}, numbers, images)]
+    if costs:
+        lines += [
+            "",
+            "### Cost",
+            "",
+            "| encoder | parameters | ms added to a step |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {n} | {c['parameters']:,} | {c['ms']:.0f} |" for n, c in costs.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -109,3 +453,55 @@ def _spread(value: Mean, digits: int, sign: str = "") -> str:
         return ""
     text = f"{value.mean:{sign}.{digits}f}"
     return text if value.deviation != value.deviation else f"{text} ± {value.deviation:.{digits}f}"
+
+
+# Table 1: what the networks are made of, beside the paper
+
+
+def network_rows() -> list[dict[str, Any]]:
+    """A row for each network and scale."""
+    numbers = published()["table1"]
+    found = []
+    for name, specification in SPECIFICATIONS.items():
+        family = specification.architecture
+        role = name.partition("-")[2]
+        paper = numbers[family].get(role.capitalize(), {})
+        for scale in specification.scales:
+            model = networks.build(name, scale)
+            count, side = sum(p.numel() for p in model.parameters()), PATCH[family]
+            found.append(
+                {
+                    "network": name,
+                    "scale": scale,
+                    "channels": paper.get("channels"),
+                    "blocks": paper.get("blocks"),
+                    "parameters": count,
+                    "paper_millions": paper.get("millions"),
+                    # without values, so that counting takes no time
+                    "multiply_adds": networks.multiply_adds(model.to("meta"), side, side),
+                    "input": f"{side}x{side}",
+                }
+            )
+    return found
+
+
+def network_table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """The table; channels and blocks are the paper's."""
+    lines = ["# Table1: the networks", "", *(f"- {key}: {value}" for key, value in facts.items())]
+    lines += [
+        "",
+        NETWORK_NOTE,
+        "",
+        f"| {' | '.join(NETWORK_HEAD)} |",
+        "|---" * len(NETWORK_HEAD) + "|",
+    ]
+    for row in found:
+        paper = row["paper_millions"]
+        cells = [
+            row["network"], f"x{row['scale']}", row["channels"] or "", row["blocks"] or "",
+            f"{row['parameters']:,}", f"{paper:.1f}M" if paper else "",
+            f"{row['parameters'] / 1e6 - paper:+.2f}M" if paper else "",
+            f"{row['multiply_adds'] / 1e9:.2f}G", row["input"],
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dckd_losses.ops.second_derivative import refuse_second_derivative
+from dckd_losses.ops import first_order
 
 LARGEST = -3  # a scaled gradient's largest element is below 2 to this, and at least half of it
 LIMIT = 100  # of the power, so that it and its inverse are float32 numbers
@@ -71,8 +71,8 @@ class _Enter(Function):
         return images.view_as(images)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
         return grad / ctx.scale.value, None
 
 
@@ -87,8 +87,8 @@ class _Leave(Function):
         return tuple(x.to(torch.float32, copy=True) for x in results)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
         largest = [
             gain * grad.abs().amax()
             for gain, grad in zip(ctx.gains, grads, strict=True)

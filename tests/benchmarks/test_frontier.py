@@ -8,7 +8,7 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dckd_losses.weights.places import COMPACT
+from dckd_losses.weights.registry import COMPACT
 
 
 def frontier(folder, *options):

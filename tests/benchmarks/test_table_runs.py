@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from filelock import FileLock
-from restoration import backbones
+from restoration import networks
 from safetensors.torch import load_file
 
 from benchmarks import baselines
@@ -25,8 +25,8 @@ from benchmarks.tables.images import images
 from benchmarks.tables.job import Job
 from benchmarks.tables.store import Store
 from dckd_losses.weights import COMPACT
-from examples.restoration.console import StoppedError
-from examples.restoration.recipes import SMALL_SR, Recipe
+from examples.restoration.recipe import SMALL_SR, Recipe
+from examples.restoration.training.console import StoppedError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = Recipe(iterations=4, batch_size=2, crop=8)
@@ -244,26 +244,26 @@ def test_the_paper_budgets_methods_are_the_released_ones():
     ):
         settings = losses.settings_of("dukd", {}, recipe, network, scale)
         assert settings == expected
-        student, teacher = (backbones.build("tiny", 2) for _ in range(2))
+        student, teacher = (networks.build("tiny", 2) for _ in range(2))
         losses.build("dukd", settings, student, teacher, None, seed=0)
     assert BUDGETS["paper"].losses == {"form": "released"}
     assert losses.meant_for("csd", BUDGETS["paper"].losses) == {}
 
 
 def test_each_seed_has_its_own_transforms():
-    student, teacher = backbones.build("tiny", 2), backbones.build("small", 2)
+    student, teacher = networks.build("tiny", 2), networks.build("small", 2)
     for method, settings in (("dukd", {}), ("dckd_star", make("dckd_star")[1].settings)):
         arms = [losses.build(method, settings, student, teacher, "compact", s) for s in (0, 1)]
         assert [arm.terms[-1].seed for arm in arms] == [1, 3]
 
 
 def test_a_measured_step_writes_no_checkpoint(store, monkeypatch):
-    monkeypatch.setattr("examples.restoration.trainer.save", None)  # a call would fail
+    monkeypatch.setattr("examples.restoration.training.loop.keep", None)  # a call would fail
     assert cost.step_seconds(make("logits")[1], store) > 0
 
 
 def test_settings_reach_the_losses():
-    student, teacher = backbones.build("tiny", 2), backbones.build("small", 2)
+    student, teacher = networks.build("tiny", 2), networks.build("small", 2)
     said = {"balance": 0.3, "degradation": "blur", "interval": 7, "num_negatives": 2}
     said |= {"level_weights": [1, 0, 0, 0, 0], "form": "released", "logits_weight": 0.5}
     settings = losses.settings_of("dckd", said, SMALL_SR, "tiny", 2)
@@ -283,7 +283,7 @@ def test_the_papers_schedule_is_the_default():
     """1000, 2000, 3000 steps, one more every 100,000 of 250,000."""
     recipe = Recipe(iterations=250_000, batch_size=16, crop=48)
     settings = losses.settings_of("dckd", {}, recipe, "rcan-student", 2)
-    student = backbones.build("tiny", 2)
+    student = networks.build("tiny", 2)
     arm = losses.build("dckd", settings, student, student, "compact", seed=0)
     history = arm.terms[1].history
     due = [step for step in range(1, 10_000) if history.due(step)]
@@ -294,7 +294,7 @@ def test_the_papers_schedule_is_the_default():
 
 def test_fakds_layers_exist(paper_networks):
     for name, layers in losses.FAKD_LAYERS.items():
-        known = dict(backbones.build(name, 2).named_modules())
+        known = dict(networks.build(name, 2).named_modules())
         assert all(layer in known for layer in layers), name
         assert len(layers) == 3
 

@@ -13,9 +13,9 @@ import pytest
 from benchmarks.tables import results
 from benchmarks.tables.arms import TABLES
 from benchmarks.tables.job import LOSSES
-from examples.restoration import backbones
-from examples.restoration.images import photographs, write_png
-from examples.restoration.recipes import PAPER
+from examples.restoration import networks
+from examples.restoration.data.images import photographs, write_png
+from examples.restoration.recipe import PAPER
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,7 +185,7 @@ def test_the_papers_budget_trains_its_networks(table, label, teacher, scale, pla
     image = photographs("held_out")["chelsea"][100:148, 100:148]
     for place in places:
         write_png(image, tmp_path / place / "cat.png")
-    backbones.save(backbones.build(teacher, scale), tmp_path / "teacher.safetensors")
+    networks.save(networks.build(teacher, scale), tmp_path / "teacher.safetensors")
     last = TABLES[table].arms[-1].name
     done = command(
         table, "--budget", "paper", "--block", label, "--arms", last, "--iterations", 2,

@@ -1,0 +1,470 @@
+"""The encoder against taming-transformers' own, and the behaviour users rely on."""
+
+import copy
+import math
+import pickle
+import statistics
+
+import oracle
+import pytest
+import torch
+from torch import nn
+
+from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, Encoding, VQGANEncoder
+from dckd_losses.encoder import FrozenEncoder, as_encoder
+from dckd_losses.network import Architecture, build
+
+F16 = {"ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "attn_resolutions": [16]}
+COMPACT = {"ch": 32, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 1, "attn_resolutions": [16]}
+MORE_ATTENTION = {
+    "ch": 32, "ch_mult": (1, 2, 2, 3, 3), "num_res_blocks": 2, "attn_resolutions": [32, 16]
+}  # fmt: skip
+
+
+class Taming(nn.Module):
+    """taming's encoder, quant_conv and codebook with random weights."""
+
+    def __init__(self, z_channels, codes, **arguments):
+        model = pytest.importorskip("taming.modules.diffusionmodules.model")
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = model.Encoder(
+            **arguments, out_ch=3, in_channels=3, resolution=256, z_channels=z_channels,
+            double_z=False,
+        )  # fmt: skip
+        self.quant_conv = nn.Conv2d(z_channels, z_channels, 1)
+        self.quantize = nn.Module()
+        self.quantize.embedding = nn.Embedding(codes, z_channels)
+        for parameter in self.parameters():  # norms and biases at their start would hide mistakes
+            parameter.data += 0.02 * torch.randn_like(parameter)
+
+    def levels_and_logits(self, x):
+        """By hooks on taming's own forward; logits by distances, not by the shortcut."""
+        taps = {}
+        for i, stage in enumerate(self.encoder.down):
+            stage.block[0].register_forward_hook(lambda m, a, out, i=i: taps.update({i: out}))
+        z = self.quant_conv(self.encoder(x))
+        codes = self.quantize.embedding.weight
+        distances = (z[:, None] - codes[None, :, :, None, None]).square().sum(2)
+        return [taps[i] for i in range(5)], -distances + z.square().sum(1, keepdim=True)
+
+
+def relative(seen, expected):
+    return ((seen - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "z_channels", "codes", "size"),
+    [
+        (F16, 256, 1024, (50, 67)),
+        (COMPACT, 64, 256, (50, 67)),
+        (COMPACT, 64, 256, (32, 32)),
+        (MORE_ATTENTION, 24, 40, (64, 33)),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_equals_taming(arguments, z_channels, codes, size, dtype, bound):
+    taming = Taming(z_channels, codes, **arguments).to(dtype)
+    encoder = VQGANEncoder(build(copy.deepcopy(taming.state_dict())))
+    x = torch.rand(2, 3, *size, dtype=dtype)
+    with torch.no_grad():
+        levels, logits = taming.levels_and_logits(2 * x - 1)
+        seen = encoder(x)
+    assert len(seen.levels) == 5
+    for mine, theirs in zip(seen.levels, levels, strict=True):
+        assert mine.dtype == dtype
+        assert relative(mine, theirs) < bound
+    assert relative(seen.code_logits, logits) < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_equals_taming_at_the_smallest_size(dtype, bound):
+    """Norms over two numbers at the last level's one pixel are ill-conditioned for some images."""
+    taming = Taming(64, 256, **COMPACT).to(dtype)
+    encoder = VQGANEncoder(build(copy.deepcopy(taming.state_dict())))
+    x = torch.rand(15, 3, 16, 16, dtype=dtype)
+    with torch.no_grad():
+        levels, logits = taming.levels_and_logits(2 * x - 1)
+        seen = encoder(x)
+    for mine, theirs in zip((*seen.levels, seen.code_logits), (*levels, logits), strict=True):
+        errors = [relative(*pair) for pair in zip(mine, theirs, strict=True)]
+        assert statistics.median(errors) < bound
+
+
+def test_reads_the_16384_codes_of_the_larger_vqgan():
+    taming = Taming(256, 16384, **COMPACT)
+    assert VQGANEncoder(build(taming.state_dict())).network.architecture.codes == 16384
+
+
+def test_softmax_of_the_logits_is_the_code_distribution(encoder, images):
+    encoder = encoder.double()
+    x = images(1, 3, 32, 48, dtype=torch.float64)
+    network = encoder.network
+    with torch.no_grad():
+        *_, last = network.levels(2 * x - 1)
+        z = network.latents(last)
+        seen = encoder(x).code_logits.softmax(1)
+    codes = network.quantize.embedding.weight.tolist()
+    for row in range(2):
+        for column in range(3):
+            expected = oracle.code_distribution(z[0, :, row, column].tolist(), codes)
+            assert seen[0, :, row, column].tolist() == pytest.approx(expected, rel=1e-10)
+
+
+def test_input_range(encoder, tensors, images):
+    x = images(1, 3, 32, 32)
+    raw = VQGANEncoder(build(tensors), input_range=(0, 1))
+    torch.testing.assert_close(raw(2 * x - 1).levels[0], encoder(x).levels[0])
+    assert not torch.allclose(raw(x).levels[0], encoder(x).levels[0])
+
+
+def test_num_with_codes_limits_the_logits_to_the_first_images(encoder, images):
+    x = images(3, 3, 32, 32)
+    everything, some, none = encoder(x), encoder(x, num_with_codes=2), encoder(x, num_with_codes=0)
+    assert [len(e.levels[0]) for e in (everything, some, none)] == [3, 3, 3]
+    assert none.code_logits is None
+    torch.testing.assert_close(some.code_logits, everything.code_logits[:2])
+
+
+def test_without_logits_the_network_stops_after_the_last_level(encoder, images):
+    calls = []
+    encoder.network.encoder.mid.register_forward_hook(lambda *_: calls.append(1))
+    encoder(images(1, 3, 32, 32), num_with_codes=0)
+    assert not calls
+    encoder(images(1, 3, 32, 32))
+    assert calls
+
+
+def test_gradient_reaches_the_images_only(encoder, images):
+    x = images(1, 3, 32, 32).requires_grad_()
+    levels, logits = encoder(x)
+    (sum(level.sum() for level in levels) + logits.sum()).backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in encoder.network.parameters())
+
+
+class Parent(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+
+def test_invisible_to_a_parent(encoder):
+    parent = Parent(encoder)
+    assert not parent.state_dict()
+    assert not list(parent.parameters())
+    assert not list(parent.buffers())
+    assert len(list(parent.modules())) == 2
+
+
+def test_stays_in_eval_mode(encoder):
+    Parent(encoder).train()
+    encoder.train()
+    assert not encoder.training
+    assert not any(module.training for module in encoder.network.modules())
+
+
+def test_follows_a_parent_to_a_device_and_to_float64_but_not_below_float32(encoder):
+    parent, weight = Parent(encoder), "quant_conv.weight"
+    parent.half().bfloat16().to(torch.float16)
+    assert encoder.network.get_parameter(weight).dtype == torch.float32
+    parent.double()
+    assert encoder.network.get_parameter(weight).dtype == torch.float64
+    parent.float().to("meta")
+    assert encoder.network.get_parameter(weight).device.type == "meta"
+
+
+def test_half_casts_lose_no_digit(encoder, images):
+    x = images(1, 3, 32, 32)
+    before = encoder(x).code_logits
+    Parent(encoder).half()
+    assert torch.equal(encoder(x).code_logits, before)
+
+
+def test_computes_in_its_own_precision_under_autocast(encoder, images):
+    x = images(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = encoder(x)
+    outside = encoder(x)
+    assert torch.equal(inside.code_logits, outside.code_logits)
+    assert torch.equal(inside.levels[2], outside.levels[2])
+
+
+def test_takes_half_precision_images(encoder, images):
+    x = images(1, 3, 32, 32).bfloat16()
+    assert torch.equal(encoder(x).code_logits, encoder(x.float()).code_logits)
+
+
+def test_bfloat16_precision_is_close_but_not_equal(tensors, encoder, images):
+    x = images(2, 3, 64, 64).requires_grad_()
+    quick = VQGANEncoder(build(tensors), precision="bfloat16")(x)
+    exact = encoder(x)
+    assert quick.levels[0].dtype == torch.float32
+    assert 0 < relative(quick.levels[3], exact.levels[3]) < 3e-2
+    slopes = [torch.autograd.grad(e.levels[3].square().mean(), x)[0] for e in (quick, exact)]
+    assert 0 < relative(*slopes) < 0.1
+
+
+def test_copies_and_pickles(encoder, images):
+    x = images(1, 3, 32, 32)
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert torch.equal(other(x).code_logits, encoder(x).code_logits)
+        assert other.network is not encoder.network
+        assert not other.training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_range": (1, 0)}, r"low < high, got \(1, 0\)"),
+        ({"precision": "float8"}, "one of .*got 'float8'"),
+        (
+            {"impl": "plain", "mode": "twopass"},
+            "got mode='twopass' and chunk=None with impl='plain'",
+        ),
+        ({"impl": "plain", "chunk": 1}, "got mode='stream' and chunk=1 with impl='plain'"),
+    ],
+)
+def test_refuses_arguments(tensors, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VQGANEncoder(build(tensors), **arguments)
+
+
+@pytest.mark.parametrize("order", [("auto", "plain"), ("plain", "auto")])
+def test_encoders_of_one_network_are_each_their_own(tensors, images, order):
+    """Whichever is made first: its way, precision and dtype, and the network as it was."""
+    network = build(tensors)
+    by_impl = {impl: VQGANEncoder(network, impl=impl) for impl in order}
+    half = VQGANEncoder(network, precision="bfloat16")
+    exact = VQGANEncoder(half.network)  # rounded weights, but float32's convolutions
+    assert (half.network.encoder.dtype, exact.network.encoder.dtype) == (
+        torch.bfloat16,
+        torch.float32,
+    )
+    wide = VQGANEncoder(network, impl="plain").double()
+    assert wide.network.encoder.dtype == torch.float64
+    x = images(1, 3, 16, 16).requires_grad_()
+    for encoder in by_impl.values():
+        assert encoder.network.encoder.dtype == torch.float32
+        assert encoder.network.quant_conv.weight.data_ptr() == network.quant_conv.weight.data_ptr()
+    torch.autograd.grad(by_impl["plain"](x).levels[1].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(by_impl["auto"](x).levels[1].sum(), x, create_graph=True)
+    assert network.quant_conv.weight.requires_grad and network.training
+    assert network.quant_conv.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_fused_refuses_torch_compile(make_encoder, images, fullgraph):
+    """Where "auto" turns plain: a graph break would leave the fused path without a word."""
+    torch._dynamo.reset()
+    dmm = DMMLoss(make_encoder(impl="fused"))
+    compiled = torch.compile(dmm, backend="eager", fullgraph=fullgraph)
+    expected = torch._dynamo.exc.Unsupported if fullgraph else RuntimeError
+    with pytest.raises(expected, match="" if fullgraph else "impl='fused' does not compile.*auto"):
+        compiled(*images(2, 1, 3, 16, 16))
+
+
+def test_modules_may_have_hooks(encoder, images):
+    """As profilers and torch's communication counter have: their outputs are views."""
+    calls = []
+    for module in encoder.network.modules():
+        module.register_full_backward_hook(lambda *_: calls.append(1))
+    student, teacher = images(2, 1, 3, 16, 16)
+    DMMLoss(encoder)(student.requires_grad_(), teacher).backward()
+    assert calls and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.rand(3, 32, 32), r"\(B, 3, H, W\), got \(3, 32, 32\)"),
+        (torch.rand(1, 1, 32, 32), r"got \(1, 1, 32, 32\)"),
+        (torch.rand(0, 3, 32, 32), r"got \(0, 3, 32, 32\)"),
+        (torch.rand(1, 3, 15, 40), "at least 16x16 pixels, got 15x40"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "floating point.*uint8"),
+        ([[1.0]], "must be a tensor, got list"),
+        (torch.rand(1, 3, 32, 32, device="meta"), r"meta.*cpu.*\.to\(device\)"),
+    ],
+)
+def test_refuses_images(encoder, bad, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(bad)
+
+
+class Pyramid(nn.Module):
+    """Somebody's own features: two levels and three codes."""
+
+    def __init__(self, codes=True):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.codes = codes
+
+    def forward(self, x):
+        small = nn.functional.avg_pool2d(self.conv(x), 16)
+        return [self.conv(x), small], small if self.codes else None
+
+
+def test_any_module_is_an_encoder(images):
+    mine = Pyramid()
+    encoder = as_encoder(mine)
+    assert isinstance(encoder, FrozenEncoder)
+    x = images(4, 3, 32, 32)
+    seen = encoder(x, num_with_codes=3)
+    assert isinstance(seen, Encoding)
+    assert [len(level) for level in seen.levels] == [4, 4]
+    assert len(seen.code_logits) == 3
+    assert math.isfinite(DMMLoss(mine)(x, x.flip(0)))
+    assert mine.conv.weight.requires_grad, "the caller's module is left alone"
+    with pytest.raises(ValueError, match="2 levels, level_weights has 5"):
+        DCRLoss(mine)(x, x, x[None])
+    assert math.isfinite(DCRLoss(mine, level_weights=(1, 1))(x, x.flip(0), x.flip(2)[None]))
+    with pytest.raises(ValueError, match="no code logits"):
+        DMMLoss(Pyramid(codes=False))(x, x)
+
+
+@pytest.mark.parametrize(
+    ("found", "seen"),
+    [
+        (lambda x: [x] * 5, "a list of Tensor, Tensor, Tensor, Tensor, Tensor"),
+        (lambda x: [x, x], "a list of Tensor, Tensor"),
+        (lambda x: ([x], [x]), "a tuple of list, list"),
+        (lambda x: x, "a Tensor"),
+        (lambda x: {"levels": [x]}, "a dict"),
+    ],
+)
+def test_an_encoder_that_returns_something_else_is_told(images, found, seen):
+    class Features(nn.Module):
+        def forward(self, x):
+            return found(x)
+
+    x = images(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=rf"Features must return Encoding\(.*, got {seen}$"):
+        DMMLoss(Features())(x, x)
+
+
+class Writing(Pyramid):
+    """As many networks do, it brings its input to its own range in place."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2).sub_(1))
+
+
+class Reading(Pyramid):
+    def forward(self, x):
+        return super().forward(2 * x - 1)
+
+
+@pytest.mark.parametrize("balance", [None, 0.3])
+def test_an_encoder_may_write_into_what_it_is_given(images, balance):
+    student = nn.Conv2d(3, 3, 1)
+    x, teacher, lq = images(2, 3, 16, 16), images(2, 3, 16, 16), images(2, 3, 16, 16)
+    gradients = []
+    weights = Pyramid().state_dict()
+    for network in (Writing(), Reading()):
+        network.load_state_dict(weights)
+        loss = DCKDLoss(student, network, level_weights=(1, 1), balance=balance)
+        output = x.clone().requires_grad_()
+        before = teacher.clone()
+        value = loss(output, teacher, lq)
+        assert torch.equal(output, x)
+        assert torch.equal(teacher, before)
+        (gradient,) = torch.autograd.grad(value, output)
+        gradients.append(gradient)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("levels", (0.1, 0.0)), ("code logits", (0.0, 0.1))])
+def test_an_encoder_without_a_gradient_is_refused(images, kind, weights):
+    class Cut(Pyramid):
+        def forward(self, x):
+            levels, codes = super().forward(x)
+            return [level.detach() for level in levels], codes.detach()
+
+    student, dcr_weight, dmm_weight = nn.Conv2d(3, 3, 1), *weights
+    settings = {"level_weights": (1, 1), "dcr_weight": dcr_weight, "dmm_weight": dmm_weight}
+    loss = DCKDLoss(student, Cut(), **settings)
+    x, teacher = images(2, 3, 16, 16), images(2, 3, 16, 16)
+    assert math.isfinite(loss(x, teacher, x))  # where nobody asks for a gradient
+    with pytest.raises(ValueError, match=f"Cut lets no gradient .* its {kind} must be made"):
+        loss(student(x), teacher, x)
+
+
+def test_from_pretrained_takes_no_module():
+    with pytest.raises(ValueError, match="expected an encoder's name or path here, got Pyramid"):
+        VQGANEncoder.from_pretrained(Pyramid())
+
+
+def test_refuses_what_is_no_encoder():
+    with pytest.raises(ValueError, match="a name, a path or a module, got int"):
+        as_encoder(3)
+
+
+def test_losses_share_an_encoder_that_they_are_given(encoder):
+    assert DCRLoss(encoder).encoder is DMMLoss(encoder).encoder is encoder
+
+
+def test_a_cast_with_a_move_still_moves(encoder):
+    Parent(encoder).to("meta", torch.half)
+    weight = encoder.network.get_parameter("quant_conv.weight")
+    assert (weight.device.type, weight.dtype) == ("meta", torch.float32)
+
+
+def test_from_pretrained_passes_its_settings_on(weights_file):
+    plain = VQGANEncoder.from_pretrained(weights_file)
+    assert (plain.input_range, plain.precision) == ((-1.0, 1.0), "float32")
+    assert (plain.impl, plain.mode, plain.chunk) == ("auto", "stream", None)
+    chosen = {"precision": "bfloat16", "impl": "fused", "mode": "twopass", "chunk": 3}
+    other = VQGANEncoder.from_pretrained(weights_file, input_range=(0, 1), **chosen)
+    assert other.input_range == (0.0, 1.0)
+    assert {name: getattr(other, name) for name in chosen} == chosen
+
+
+def test_a_path_or_a_network_is_an_encoder(tensors, weights_file):
+    network = build(tensors)
+    for given in (weights_file, str(weights_file), network):
+        assert isinstance(DMMLoss(given).encoder, VQGANEncoder)
+    assert network.quant_conv.weight.requires_grad, "the caller's network is left alone"
+
+
+def test_code_distances_are_float32_at_bfloat16_precision(tensors, images):
+    encoder = VQGANEncoder(build(tensors), precision="bfloat16", impl="plain")
+    x, seen = images(1, 3, 32, 32), []
+    encoder.network.quantize.register_forward_hook(lambda m, args, out: seen.extend((*args, out)))
+    assert torch.equal(encoder(x).code_logits, seen[1])
+    z, codes = seen[0].double(), tensors["quantize.embedding.weight"].double()
+    exact = 2 * torch.einsum("bdhw,kd->bkhw", z, codes) - codes.square().sum(1)[:, None, None]
+    assert seen[1].dtype == torch.float32
+    torch.testing.assert_close(seen[1].double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_only_coded_images_pass_the_rest_of_the_network(encoder, images):
+    passed = []
+    encoder.network.encoder.mid.register_forward_hook(lambda m, args, out: passed.append(len(out)))
+    encoder(images(3, 3, 32, 32), num_with_codes=2)
+    assert passed == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_foreign_encoder_is_not_autocast_and_takes_any_dtype(images, dtype):
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return [self.conv(x)], self.conv(x)
+
+    dmm = DMMLoss(Features())
+    x = images(2, 1, 3, 16, 16).to(dtype)
+    expected = dmm(*x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dmm.encoder(x[0]).code_logits.dtype == torch.float32
+        assert torch.equal(dmm(*x), expected)
+
+
+@pytest.mark.parametrize("name", ["quantize.embed.weight", "quantize.proj.weight"])
+def test_either_mark_of_a_gumbel_quantiser_is_refused(tensors, name):
+    with pytest.raises(ValueError, match="Gumbel quantiser"):
+        Architecture.of({**tensors, name: torch.zeros(8, 8)})

@@ -1,0 +1,448 @@
+"""Both losses over one pass: values, gradients, state, checks."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import Student
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, HistoryModel, NegativeGenerator
+
+
+@pytest.fixture
+def batch(images):
+    """student_out, teacher_out, lq."""
+    return images(2, 3, 16, 20), images(2, 3, 16, 20), images(2, 3, 8, 10)
+
+
+@pytest.fixture
+def dckd(student, encoder):
+    return DCKDLoss(student, encoder, dcr_weight=0.3, dmm_weight=0.05)
+
+
+def test_is_the_weighted_sum_of_both(dckd, encoder, student, batch):
+    student_out, teacher_out, lq = batch
+    negatives = NegativeGenerator(HistoryModel(student))(lq)
+    dcr = DCRLoss(encoder)(student_out, teacher_out, negatives)
+    dmm = DMMLoss(encoder)(student_out, teacher_out)
+    seen = dckd(*batch)
+    assert seen.shape == () and seen.dtype == torch.float32
+    torch.testing.assert_close(seen, 0.3 * dcr + 0.05 * dmm)
+    torch.testing.assert_close(dckd.last["dcr"], dcr)
+    torch.testing.assert_close(dckd.last["dmm"], dmm)
+
+
+def test_last_is_detached_and_has_the_distances(dckd, encoder, student, batch):
+    student_out, teacher_out, lq = batch
+    dckd(student_out.requires_grad_(), teacher_out, lq)
+    assert set(dckd.last) == {"dcr", "dmm", "positive", "negative"}
+    assert not any(x.requires_grad for x in dckd.last.values())
+    negatives = NegativeGenerator(HistoryModel(student))(lq)
+    mine, theirs = encoder(student_out).levels, encoder(teacher_out).levels
+    gaps = torch.stack([(a - b).abs().mean() for a, b in zip(mine, theirs, strict=True)])
+    torch.testing.assert_close(dckd.last["positive"], gaps)
+    others = [encoder(n).levels for n in negatives]
+    gaps = [sum((mine[i] - n[i]).abs().mean() for n in others) for i in range(5)]
+    torch.testing.assert_close(dckd.last["negative"], torch.stack(gaps))
+
+
+def test_student_passes_the_encoder_once_and_the_rest_together(dckd, encoder, batch):
+    calls = []
+    encoder.network.encoder.conv_in.register_forward_hook(
+        lambda m, args, out: calls.append((len(args[0]), torch.is_grad_enabled()))
+    )
+    dckd(*batch)
+    assert sorted(calls) == [(2, True), (12, False)]
+
+
+def test_gradient_reaches_the_student_only(dckd, student, encoder, batch):
+    student_out, teacher_out, lq = (x.requires_grad_() for x in batch)
+    dckd(student_out, teacher_out, lq).backward()
+    assert student_out.grad.abs().sum() > 0
+    assert teacher_out.grad is None and lq.grad is None
+    assert all(p.grad is None for p in dckd.parameters())
+
+
+def test_trains_the_student_towards_the_teacher(student, encoder, images):
+    lq, teacher_out = images(2, 3, 16, 16), images(2, 3, 32, 32)
+    optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+    dckd = DCKDLoss(student, encoder, negatives=lambda lq: torch.zeros(2, *teacher_out.shape))
+    losses = []
+    for _ in range(30):
+        loss = dckd(student(lq), teacher_out, lq)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(("weights", "left"), [((0, 0.05), {"dmm"}), ((0.3, 0), {"dcr"})])
+def test_a_term_without_weight_is_not_computed(student, encoder, batch, weights, left):
+    dckd = DCKDLoss(student, encoder, dcr_weight=weights[0], dmm_weight=weights[1])
+    calls = []
+    encoder.network.encoder.mid.register_forward_hook(lambda *_: calls.append("codes"))
+    dckd.history.model.register_forward_hook(lambda *_: calls.append("negatives"))
+    dckd(*batch)
+    assert set(dckd.last) - {"positive", "negative"} == left
+    assert set(calls) == ({"codes"} if left == {"dmm"} else {"negatives"})
+
+
+def test_without_weights_it_is_zero_with_a_gradient(student, encoder, batch):
+    batch[0].requires_grad_()
+    loss = DCKDLoss(student, encoder, dcr_weight=0, dmm_weight=0)(*batch)
+    loss.backward()
+    assert loss == 0 and not batch[0].grad.any()
+
+
+def test_dmm_alone_needs_no_lq(student, encoder, batch):
+    DCKDLoss(student, encoder, dcr_weight=0)(batch[0], batch[1])
+
+
+def test_state_dict_holds_history_and_counters_only(dckd, student):
+    expected = {f"history.model.{name}" for name in student.state_dict()}
+    state = dckd.state_dict()
+    assert set(state) == expected | {"history.iteration", "negatives.counter"}
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def test_student_is_no_part_of_it(dckd, student):
+    assert student not in list(dckd.modules())
+    mine = {id(p) for p in dckd.parameters()}
+    assert mine.isdisjoint(id(p) for p in student.parameters())
+    assert not any(p.requires_grad for p in dckd.parameters())
+
+
+def test_saving_and_resuming_continues_bit_for_bit(student, encoder, images, tmp_path):
+    lq, teacher_out = images(2, 3, 8, 8), images(2, 3, 16, 16)
+
+    def steps(student, dckd, optimizer, number):
+        losses = []
+        for _ in range(number):
+            loss = dckd(student(lq), teacher_out, lq)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    def make(student):
+        optimizer = torch.optim.Adam(student.parameters(), 1e-3)
+        history = HistoryModel(student, interval=2, interval_growth=1, growth_every=3)
+        dckd = DCKDLoss(student, encoder, history=history)
+        return student, dckd.attach(optimizer), optimizer
+
+    one = make(student)
+    steps(*one, 5)
+    torch.save([x.state_dict() for x in one], tmp_path / "state.pt")
+    rest = steps(*one, 6)
+    two = make(Student())
+    for x, state in zip(two, torch.load(tmp_path / "state.pt", weights_only=True), strict=True):
+        x.load_state_dict(state)
+    assert steps(*two, 6) == rest
+    for a, b in zip(one[1].state_dict().values(), two[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_compute_the_same(dckd, batch, clone):
+    other = clone(dckd)
+    assert torch.equal(dckd(*batch), other(*batch))
+    assert other.negatives.history is other.history
+    assert other.dcr.encoder is other.dmm.encoder is other.encoder
+    assert other.encoder is not dckd.encoder
+
+
+def test_saves_whole_and_loads(dckd, batch, tmp_path):
+    torch.save(dckd, tmp_path / "dckd.pt")
+    other = torch.load(tmp_path / "dckd.pt", weights_only=False)
+    assert torch.equal(dckd(*batch), other(*batch))
+
+
+def test_moves_as_a_whole(dckd, batch):
+    dckd.double()
+    assert dckd(*(x.double() for x in batch)).dtype == torch.float64
+    assert dckd(*batch).dtype == torch.float32
+    dckd.half().bfloat16()
+    dckd.to("meta")
+    tensors = [*dckd.state_dict().values(), dckd.encoder.network.quant_conv.weight]
+    assert all(t.device.type == "meta" for t in tensors)
+    assert dckd.encoder.network.quant_conv.weight.dtype == torch.float64
+
+
+def test_unchanged_under_autocast(student, encoder, batch):
+    negatives = torch.rand(3, 2, 3, 16, 20)
+    dckd = DCKDLoss(student, encoder, negatives=lambda lq: negatives)
+    expected = dckd(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dckd(*batch), expected)
+
+
+def test_takes_half_precision_outputs(dckd, batch):
+    student_out = batch[0].bfloat16().requires_grad_()
+    loss = dckd(student_out, batch[1], batch[2])
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert student_out.grad.dtype == torch.bfloat16
+
+
+def test_own_negatives_need_no_history(student, encoder, batch):
+    seen = []
+
+    def negatives(lq):
+        seen.append(lq)
+        return torch.zeros(4, 2, 3, 16, 20)
+
+    dckd = DCKDLoss(student, encoder, negatives=negatives)
+    dckd(*batch)
+    assert torch.equal(seen[0], batch[2]) and seen[0] is not batch[2]
+    assert dckd.history is None
+    assert not dckd.state_dict()
+
+
+def test_history_is_taken_from_negatives_or_given(student, encoder):
+    history = HistoryModel(student, interval=7)
+    assert DCKDLoss(student, encoder, history=history).negatives.history is history
+    negatives = NegativeGenerator(history, num_negatives=2)
+    assert DCKDLoss(student, encoder, negatives=negatives).history is history
+    assert DCKDLoss(student, encoder, negatives=negatives, history=history).history is history
+    with pytest.raises(ValueError, match="pass one of the two"):
+        DCKDLoss(student, encoder, negatives=negatives, history=HistoryModel(student))
+
+
+def test_default_negatives_are_the_papers(student, encoder):
+    negatives = DCKDLoss(student, encoder).negatives
+    assert negatives.num_negatives == 5 and not negatives.include_clean
+    assert type(negatives.degradation).__name__ == "RandomNoise"
+
+
+def test_released_settings(student, weights_file, batch):
+    dckd = DCKDLoss.released(student, weights_file)
+    assert dckd.encoder.input_range == (0.0, 1.0)
+    assert dckd.dmm.form == "released" and dckd.dmm.temperature == 1.0
+    assert (dckd.dcr_weight, dckd.dmm_weight) == (0.1, 1e-3)
+    assert dckd.negatives.include_clean and dckd.negatives.num_negatives == 5
+    assert dckd(*batch).isfinite()
+
+
+# what it refuses
+
+
+def test_first_step_with_a_clean_negative_is_finite(student, encoder, images):
+    """History equals the student at first, so the clean negative's distance is about zero."""
+    lq = images(1, 3, 8, 8)
+    negatives = NegativeGenerator(HistoryModel(student), include_clean=True)
+    loss = DCKDLoss(student, encoder, negatives=negatives)(student(lq), images(1, 3, 16, 16), lq)
+    assert loss.isfinite() and loss < 100
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 3, 16, 16), (2, 3, 16, 18), (2, 3, 8, 8)), r"teacher_out \(2, 3, 16, 18\) and stu"),
+        (((2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 8, 8)), "lq has 1 images, student_out has 2"),
+        (((2, 3, 16, 16), (2, 3, 16, 16), (3, 8, 8)), r"lq must be \(B, 3, H, W\)"),
+        (((2, 3, 12, 16), (2, 3, 12, 16), (2, 3, 6, 8)), "at least 16x16 pixels, got 12x16"),
+        (((3, 16, 16), (3, 16, 16), (2, 3, 8, 8)), r"student_out must be \(B, 3, H, W\)"),
+        (((2, 3, 16, 16), (2, 3, 16, 16), (2, 3, 9, 9)), "each negative"),
+    ],
+)
+def test_refuses_shapes_on_every_call(dckd, batch, shapes, message):
+    dckd(*batch)
+    with pytest.raises(ValueError, match=message):
+        dckd(*(torch.rand(shape) for shape in shapes))
+
+
+def test_refuses_kinds_on_every_call(dckd, batch):
+    dckd(*batch)
+    student_out, teacher_out, lq = batch
+    with pytest.raises(ValueError, match=r"teacher_out must be floating point.*uint8"):
+        dckd(student_out, teacher_out.byte(), lq)
+    with pytest.raises(ValueError, match="teacher_out is on meta, student_out on cpu"):
+        dckd(student_out, teacher_out.to("meta"), lq)
+    with pytest.raises(ValueError, match="lq is on meta, student_out on cpu"):
+        dckd(student_out, teacher_out, lq.to("meta"))
+    with pytest.raises(ValueError, match="lq must be a tensor, got str"):
+        dckd(student_out, teacher_out, "lq")
+    with pytest.raises(ValueError, match=r"lq is missing: pass it, or let watch\(student\)"):
+        dckd(student_out, teacher_out)
+
+
+BAD = [
+    (0, float("nan"), "student_out must be finite"),
+    (0, float("inf"), "student_out must be finite"),
+    (1, float("nan"), "teacher_out must be finite, got values from nan"),
+    (1, 200.0, r"teacher_out must lie in \[0, 1\], got values from .* to 200"),
+    (1, -0.6, r"teacher_out must lie in \[0, 1\], got values from -0.6"),
+    (2, 255.0, r"lq must lie in \[0, 1\], got values from .* to 255"),
+    (2, float("-inf"), "lq must be finite"),
+]
+
+
+@pytest.mark.parametrize(("which", "value", "message"), BAD)
+def test_looks_at_values_in_the_first_call(dckd, batch, which, value, message):
+    batch[which][0, 0, 0, 0] = value
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            dckd(*batch)
+
+
+def test_overshoot_is_fine(dckd, batch):
+    batch[0][0, 0, 0, 0] = 3.0
+    batch[1][0, 0, 0, 0] = 1.4
+    batch[2][0, 0, 0, 0] = -0.4
+    dckd(*batch)
+
+
+def test_looks_at_values_only_once_and_again_after_new_state(dckd, batch, student):
+    bad = (batch[0], 255 * batch[1], batch[2])
+    dckd(*batch)
+    dckd(*bad)
+    dckd.load_state_dict(dckd.state_dict())
+    with pytest.raises(ValueError, match="teacher_out must lie"):
+        dckd(*bad)
+    dckd(*batch)
+    dckd.attach(torch.optim.SGD(student.parameters(), 0.1))
+    with pytest.raises(ValueError, match="teacher_out must lie"):
+        dckd(*bad)
+    dckd(*batch)
+    parent = nn.ModuleDict({"loss": dckd})
+    parent.load_state_dict(parent.state_dict())
+    with pytest.raises(ValueError, match="teacher_out must lie"):
+        dckd(*bad)
+
+
+@pytest.mark.parametrize(("which", "value", "message"), BAD)
+def test_check_looks_at_values_at_will(dckd, batch, which, value, message):
+    dckd(*batch)
+    dckd.check(*batch)
+    batch[which][0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=message):
+        dckd.check(*batch)
+    with pytest.raises(ValueError, match="differ in shape"):
+        dckd.check(batch[0], batch[1][..., :-1], batch[2])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"dcr_weight": -1}, "dcr_weight must be finite and at least 0, got -1"),
+        ({"dmm_weight": float("nan")}, "dmm_weight must be finite and at least 0, got nan"),
+        ({"dmm_weight": "1e-3"}, r"dmm_weight must be a number, .* got '1e-3' as text \(in YAML"),
+        ({"dcr_weight": None}, "dcr_weight must be a number, .* got None"),
+        ({"balance": "3e-1"}, "balance must be a number, .* or None, got '3e-1' as text"),
+    ],
+)
+def test_refuses_weights(student, encoder, weights, message):
+    with pytest.raises(ValueError, match=message):
+        DCKDLoss(student, encoder, **weights)
+
+
+def test_refuses_student_and_encoder_in_the_wrong_order(student):
+    with pytest.raises(ValueError, match="student must be a module, got 'compact': the student co"):
+        DCKDLoss("compact", student)
+
+
+def test_released_takes_no_module(student):
+    with pytest.raises(ValueError, match="expected an encoder's name or path here, got Conv2d"):
+        DCKDLoss.released(student, nn.Conv2d(3, 3, 1))
+
+
+def test_outputs_in_the_wrong_order_are_told_in_the_first_call(dckd, student, batch):
+    student_out, teacher_out = student(batch[2]).clamp(0, 1), batch[1]
+    with pytest.raises(ValueError, match="teacher_out requires grad and student_out does not"):
+        dckd(teacher_out, student_out, batch[2])
+    with torch.no_grad():
+        dckd(teacher_out, student_out, batch[2])
+    again = copy.deepcopy(dckd)
+    again(student_out, 0.5 * student_out, batch[2])  # a teacher that nobody switched off
+    again(teacher_out, student_out, batch[2])
+
+
+def test_refuses_negatives_of_another_shape(student, encoder, batch):
+    for wrong in (torch.zeros(2, 3, 16, 20), torch.zeros(4, 1, 3, 16, 20), "negatives"):
+        with pytest.raises(ValueError, match="negative"):
+            DCKDLoss(student, encoder, negatives=lambda lq, wrong=wrong: wrong)(*batch)
+
+
+def test_never_writes_into_the_callers_tensors(dckd, batch):
+    before = [x.clone() for x in batch]
+    dckd(*batch).item()
+    assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
+
+
+def test_global_generator_is_untouched(dckd, batch):
+    state = torch.get_rng_state()
+    dckd(*batch)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class NoNumberLeaves(TorchDispatchMode):
+    """Fails where a value or a value-dependent shape would have to come from the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in {"_local_scalar_dense", "nonzero", "masked_select", "_unique2"}, name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("degradation", ["blur", "noise", "resize", "mix"])
+def test_waits_for_no_number_after_the_first_call(student, encoder, batch, degradation):
+    negatives = NegativeGenerator(HistoryModel(student), degradation=degradation)
+    dckd = DCKDLoss(student, encoder, negatives=negatives)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoNumberLeaves():
+        dckd(*batch)
+    dckd(*batch)
+    with NoNumberLeaves():
+        dckd(batch[0].requires_grad_(), *batch[1:]).backward()
+
+
+def test_compiles_in_one_graph(dckd, batch):
+    expected = copy.deepcopy(dckd)
+    compiled = torch.compile(dckd, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        student_out = batch[0].clone().requires_grad_()
+        plain_out = batch[0].clone().requires_grad_()
+        seen, value = compiled(student_out, *batch[1:]), expected(plain_out, *batch[1:])
+        torch.testing.assert_close(seen, value)
+        seen.backward()
+        value.backward()
+        torch.testing.assert_close(student_out.grad, plain_out.grad, rtol=1e-3, atol=1e-6)
+    assert dckd.negatives.counter == 3
+
+
+def test_looks_at_no_values_while_capturing(dckd, batch, monkeypatch):
+    bad = batch[0], 255 * batch[1], batch[2]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    dckd(*bad)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="teacher_out must lie"):
+        dckd(*bad)
+
+
+def test_released_passes_history_and_seed_on(student, weights_file):
+    history = HistoryModel(student, interval=7)
+    dckd = DCKDLoss.released(student, weights_file, history=history, seed=3)
+    assert dckd.history is dckd.negatives.history is history
+    assert dckd.negatives.seed == 3
+
+
+def test_prints_nothing(dckd, batch, capfd):
+    dckd(*batch).item()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_own_negatives_may_do_what_they_like_to_their_lq(student, encoder, batch):
+    before = batch[2].clone()
+    dckd = DCKDLoss(student, encoder, negatives=lambda x: student(x.mul_(0.5))[None])
+    dckd(*batch)
+    assert torch.equal(batch[2], before)
+
+
+def test_forgetting_to_move_it_is_said(dckd, batch):
+    with pytest.raises(ValueError, match=r"lq is on cpu.* on meta.*\.to\(device\)"):
+        dckd.to("meta")(*batch)
