@@ -320,7 +320,7 @@ def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path: Path, here: Any
     done = here("--model", "input", "--data", tmp_path / "test", *more, task="derain")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        *("Test100", "a", "b", "mean", "Rain100L", "a", "b", "mean"),
+        *("Test100", "a", "b", "mean", "Rain100L", "a", "b", "mean")
     ]
     scores = json.loads(report.read_text(encoding="utf-8"))
     assert list(scores["sets"]) == ["Test100", "Rain100L"]

@@ -44,9 +44,7 @@ def test_gopros_sequences(tmp_path: Path) -> None:
         for kind in ("blur", "blur_gamma", "sharp"):
             write(tmp_path / sequence / kind / "000047.png", noise(8, 8, len(kind)))
     pairs = load_pairs(tmp_path, 1)
-    assert [pair.name for pair in pairs] == [
-        *("GOPR0372_07_00/000047", "GOPR0372_07_01/000047"),
-    ]
+    assert [pair.name for pair in pairs] == [*("GOPR0372_07_00/000047", "GOPR0372_07_01/000047")]
     np.testing.assert_array_equal(pairs[1].lq, noise(8, 8, len("blur")))
 
 

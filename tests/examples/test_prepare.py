@@ -84,7 +84,7 @@ def test_gopro_stopped_and_gone_on_with(tmp_path: Path) -> None:
     assert (first.folder / "GOPR1-7_s001.png").stat().st_mtime_ns == kept
     pairs = load_pairs(tmp_path, 1)
     assert [pair.name for pair in pairs] == [
-        *("GOPR1-7_s001", "GOPR1-7_s002", "GOPR2-7_s001", "GOPR2-7_s002"),
+        *("GOPR1-7_s001", "GOPR1-7_s002", "GOPR2-7_s001", "GOPR2-7_s002")
     ]
     np.testing.assert_array_equal(pairs[3].lq, noise(520, 512, 1 + len("blur"))[8:])
     np.testing.assert_array_equal(pairs[3].hq, noise(520, 512, 1 + len("sharp"))[8:])

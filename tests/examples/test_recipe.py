@@ -229,11 +229,7 @@ def two_steps(
     ],
 )
 def test_restormers_progressive_learning(
-    switch: int,
-    before: tuple[int, int],
-    after: tuple[int, int],
-    image: np.ndarray,
-    tmp_path: Path,
+    switch: int, before: tuple[int, int], after: tuple[int, int], image: np.ndarray, tmp_path: Path
 ) -> None:
     seen, groups = two_steps(PAPER["restormer-student"], switch - 1, image, tmp_path)
     assert seen == [(batch, 3, size, size) for batch, size in (before, after)]

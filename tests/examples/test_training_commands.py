@@ -227,10 +227,7 @@ class TestMethods:
         assert default == both != alone, "a weight given alone is fixed"
 
     def test_the_form_of_dmm_is_the_command_lines(
-        self,
-        small: list[str],
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
+        self, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         students = []
         for form in ("cross_entropy", "released"):

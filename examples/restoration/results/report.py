@@ -144,15 +144,8 @@ def report(
 ) -> str:
     """Evaluate the models and write metrics.json, log.json, curves.png and side_by_side.png.
 
-    Args:
-        folder: Where to.
-        facts: Begin metrics.json; among them `task` and `scale`.
-        models: By name, each on its own device.
-        val_sets: Pairs by the name of their set.
-        records: The run's.
-
-    Returns:
-        The table of all scores.
+    `facts`, with `task` and `scale` among them, begin metrics.json. Returns the table of all
+    scores.
     """
     task, scale = facts["task"], facts["scale"]
     scores = {
