@@ -1,7 +1,5 @@
 """Folders as people have them, for images of one size and for sub-images."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image as Pillow
@@ -11,11 +9,11 @@ from restoration.data.layouts import UNFINISHED, find_pairs, sets_in
 from restoration.data.synthetic import camera_motion
 
 
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def write(path: Path, image: np.ndarray | None = None) -> Path:
+def write(path, image=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     Pillow.fromarray(noise(8, 8) if image is None else image).save(path)
     return path
@@ -28,7 +26,7 @@ def write(path: Path, image: np.ndarray | None = None) -> Path:
         *(("rain", "norain"), ("rain", "gt"), ("rainy", "gt"), ("rainy", "clean")),
     ],
 )
-def test_pairs_of_one_size(lq: str, hq: str, tmp_path: Path) -> None:
+def test_pairs_of_one_size(lq, hq, tmp_path):
     write(tmp_path / lq / "a.png", noise(9, 7, 1))
     write(tmp_path / hq / "a.bmp", noise(9, 7, 2))
     write(tmp_path / lq / "b.png")
@@ -39,7 +37,7 @@ def test_pairs_of_one_size(lq: str, hq: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.hq, noise(9, 7, 2))
 
 
-def test_gopros_sequences(tmp_path: Path) -> None:
+def test_gopros_sequences(tmp_path):
     for sequence in ("GOPR0372_07_00", "GOPR0372_07_01"):
         for kind in ("blur", "blur_gamma", "sharp"):
             write(tmp_path / sequence / kind / "000047.png", noise(8, 8, len(kind)))
@@ -48,7 +46,7 @@ def test_gopros_sequences(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pairs[1].lq, noise(8, 8, len("blur")))
 
 
-def test_names_that_begin_with_their_folders(tmp_path: Path) -> None:
+def test_names_that_begin_with_their_folders(tmp_path):
     """RealBlur's."""
     for scene in ("scene001", "scene002"):
         for kind in ("blur", "gt"):
@@ -62,7 +60,7 @@ def test_names_that_begin_with_their_folders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pairs[1].hq, noise(8, 8, 10 + len("gt")))
 
 
-def test_train_and_test_are_not_mixed(tmp_path: Path) -> None:
+def test_train_and_test_are_not_mixed(tmp_path):
     for split in ("train", "test"):
         for kind in ("blur", "sharp"):
             write(tmp_path / split / "GOPR1" / kind / "1.png")
@@ -71,7 +69,7 @@ def test_train_and_test_are_not_mixed(tmp_path: Path) -> None:
     assert len(load_pairs(tmp_path / "test", 1)) == 1
 
 
-def test_rain13ks_test_sets_are_five(tmp_path: Path) -> None:
+def test_rain13ks_test_sets_are_five(tmp_path):
     names = ["Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"]
     for name in names:
         for kind in ("input", "target"):
@@ -83,7 +81,7 @@ def test_rain13ks_test_sets_are_five(tmp_path: Path) -> None:
         open_sets([tmp_path / "Rain100L"] * 2, 1)
 
 
-def test_sub_images_stand_for_their_images(tmp_path: Path) -> None:
+def test_sub_images_stand_for_their_images(tmp_path):
     for kind in ("blur", "sharp"):
         write(tmp_path / "GOPR1" / kind / "1.png")
         write(tmp_path / f"{kind}_crops" / "GOPR1-1_s001.png")
@@ -100,7 +98,7 @@ def test_sub_images_stand_for_their_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "x2"])
-def test_basicsrs_test_sets(suffix: str, tmp_path: Path) -> None:
+def test_basicsrs_test_sets(suffix, tmp_path):
     root = tmp_path / "Set5"
     for name in ("baby", "bird"):
         write(root / "GTmod12" / f"{name}.png", noise(12, 24, len(name)))
@@ -116,7 +114,7 @@ def test_basicsrs_test_sets(suffix: str, tmp_path: Path) -> None:
 
 
 class TestDIV2K:
-    def test_sub_images_only_where_lr_was_cut_too(self, tmp_path: Path) -> None:
+    def test_sub_images_only_where_lr_was_cut_too(self, tmp_path):
         hr, lr = tmp_path / "DIV2K_train_HR", tmp_path / "DIV2K_train_LR_bicubic"
         write(hr / "0001.png")
         sub = write(tmp_path / "DIV2K_train_HR_sub" / "0001_s001.png")
@@ -126,7 +124,7 @@ class TestDIV2K:
         assert find_pairs(tmp_path, 4) == [("0001", hr / "0001.png", official)]
         assert find_pairs(tmp_path, 3) == [("0001_s001", sub, None)]  # no LR at all
 
-    def test_what_is_scored_is_held_out(self, tmp_path: Path) -> None:
+    def test_what_is_scored_is_held_out(self, tmp_path):
         for kind, number in (("train", 1), ("valid", 801)):
             write(tmp_path / f"DIV2K_{kind}_HR" / f"{number:04}.png", noise(8, 8))
             write(tmp_path / f"DIV2K_{kind}_LR_bicubic/X2/{number:04}x2.png", noise(4, 4))
@@ -140,7 +138,7 @@ class TestDIV2K:
 
 
 class TestWhatIsWrong:
-    def test_no_pairs(self, tmp_path: Path) -> None:
+    def test_no_pairs(self, tmp_path):
         with pytest.raises(ValueError, match="absent: found nothing; expected a folder"):
             load_pairs(tmp_path / "absent", 1)
         write(tmp_path / "a.png")
@@ -152,7 +150,7 @@ class TestWhatIsWrong:
             load_pairs(tmp_path, 1)
 
     @pytest.mark.parametrize(("more", "lacking"), [("input", "target"), ("target", "input")])
-    def test_an_image_without_its_partner(self, more: str, lacking: str, tmp_path: Path) -> None:
+    def test_an_image_without_its_partner(self, more, lacking, tmp_path):
         for kind in ("input", "target"):
             write(tmp_path / kind / "a.png")
         extra = write(tmp_path / more / "b.png")
@@ -161,14 +159,14 @@ class TestWhatIsWrong:
         extra.unlink()
         assert len(load_pairs(tmp_path, 1)) == 1
 
-    def test_sizes_that_differ(self, tmp_path: Path) -> None:
+    def test_sizes_that_differ(self, tmp_path):
         write(tmp_path / "input" / "a.png", noise(8, 6))
         write(tmp_path / "target" / "a.png", noise(8, 8))
         with pytest.raises(ValueError, match=r"it is 8x8, .*a\.png is 6x8; expected 8x8"):
             load_pairs(tmp_path, 1)
 
 
-def test_images_alone_are_degraded_where_that_is_wanted(tmp_path: Path) -> None:
+def test_images_alone_are_degraded_where_that_is_wanted(tmp_path):
     write(tmp_path / "a.png", noise(40, 40))
     ((name, lq, hq),) = load_pairs(tmp_path, 1, degradation=camera_motion)
     assert name == "a"
@@ -184,13 +182,13 @@ def test_images_alone_are_degraded_where_that_is_wanted(tmp_path: Path) -> None:
 
 class TestSetsTooLargeForMemory:
     @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
+    def folder(self, tmp_path):
         for seed, name in enumerate("abc"):
             write(tmp_path / "HR" / f"{name}.png", noise(33, 40 + 2 * seed, seed))
             write(tmp_path / "LR_bicubic" / "X2" / f"{name}.png", noise(16, 20 + seed, 9 + seed))
         return tmp_path
 
-    def test_they_give_the_same_crops(self, folder: Path) -> None:
+    def test_they_give_the_same_crops(self, folder):
         loaded, files = (open_pairs(folder, 2, memory=gigabytes) for gigabytes in (1, 0))
         assert isinstance(files, PairFiles)
         assert isinstance(loaded, list)
@@ -201,15 +199,13 @@ class TestSetsTooLargeForMemory:
         for a, b in zip(one, other, strict=True):
             assert all(map(np.array_equal, a, b))
 
-    def test_memory_is_counted_in_bytes_of_pixels(self, folder: Path) -> None:
+    def test_memory_is_counted_in_bytes_of_pixels(self, folder):
         pixels = 16 * (20 + 21 + 22)
         need = 3 * (pixels + 4 * pixels) / 1e9
         assert isinstance(open_pairs(folder, 2, memory=need * 1.001), list)
         assert isinstance(open_pairs(folder, 2, memory=need * 0.999), PairFiles)
 
-    def test_what_has_no_header_is_named_or_left_out(
-        self, folder: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_what_has_no_header_is_named_or_left_out(self, folder, capsys):
         (folder / "HR" / "b.png").write_text("no image")
         with pytest.raises(ValueError, match=r"b\.png: .*--skip-bad"):
             open_pairs(folder, 2, memory=0)
@@ -218,7 +214,7 @@ class TestSetsTooLargeForMemory:
 
 
 class TestCrops:
-    def test_small_images_are_mirrored_at_two_borders(self) -> None:
+    def test_small_images_are_mirrored_at_two_borders(self):
         image = noise(5, 12)
         pair = Pair("a", image, image)
         with pytest.raises(ValueError, match="12x5; expected 8x8"):
@@ -233,7 +229,7 @@ class TestCrops:
             seen = {t.tobytes() for t in (*turned, *(t[:, ::-1] for t in turned))}
             assert seen & windows
 
-    def test_without_quarter_turns_rows_stay_rows(self) -> None:
+    def test_without_quarter_turns_rows_stay_rows(self):
         image = np.arange(16, dtype=np.uint8).reshape(16, 1, 1) * np.ones((1, 16, 3), np.uint8)
         pair = Pair("a", image, image)
         crops = RandomCrops([pair], crop=8, scale=1, length=40, seed=0, quarter_turns=False)

@@ -19,13 +19,13 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_encoder.py"
 OPTIONS = ["--iterations", "8", "--warm-up", "3", "--codes", "20", "--nats", "1.5"]
 
 
-def start(data: Path, output: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+def start(data, output, *options):
     command = [sys.executable, SCRIPT, "--data", data, "--output", output, *OPTIONS, *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+def trained(tmp_path_factory):
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("encoder")
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
     return path, json.loads(done.stdout[done.stdout.rindex("{") : done.stdout.rindex("}") + 1])
 
 
-def test_writes_an_encoder(trained: tuple[Path, dict[str, float]]) -> None:
+def test_writes_an_encoder(trained):
     encoder = VQGANEncoder.from_pretrained(trained[0])
     levels, logits = encoder(torch.rand(1, 3, 48, 64))
     assert [level.shape[1] for level in levels] == [32, 32, 64, 64, 128]
@@ -47,7 +47,7 @@ def test_writes_an_encoder(trained: tuple[Path, dict[str, float]]) -> None:
     assert levels[4].isfinite().all()
 
 
-def test_says_what_it_measured(trained: tuple[Path, dict[str, float]]) -> None:
+def test_says_what_it_measured(trained):
     path, facts = trained
     assert (facts["train_images"], facts["held_out_images"]) == (12, 2)
     assert 1 <= facts["perplexity"] <= 20
@@ -58,9 +58,7 @@ def test_says_what_it_measured(trained: tuple[Path, dict[str, float]]) -> None:
     assert float(metadata["perplexity"]) == pytest.approx(facts["perplexity"])
 
 
-def test_no_steps_give_a_control_of_random_weights(
-    trained: tuple[Path, dict[str, float]], tmp_path: Path
-) -> None:
+def test_no_steps_give_a_control_of_random_weights(trained, tmp_path):
     path = tmp_path / "random.safetensors"
     options = ["--iterations", "0", "--channels", "64", "32", "32", "32", "96", "--blocks", "2"]
     done = start(trained[0].parents[1], path, *options)
@@ -73,14 +71,12 @@ def test_no_steps_give_a_control_of_random_weights(
     assert entropy.item() == pytest.approx(1.5, abs=0.5)
 
 
-def test_resumes_to_the_same_encoder(
-    trained: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumes_to_the_same_encoder(trained, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     script, data = importlib.import_module("train_encoder"), trained[0].parents[1]
     output = tmp_path / "encoder.safetensors"
 
-    def save_and_stop(*args: object) -> None:
+    def save_and_stop(*args):
         save(*args)
         raise KeyboardInterrupt
 
@@ -106,9 +102,7 @@ def test_resumes_to_the_same_encoder(
         (["--data", "nowhere"], "nowhere: found nothing; expected a folder"),
     ],
 )
-def test_refuses_in_one_line(
-    trained: tuple[Path, dict[str, float]], tmp_path: Path, options: list[str], said: str
-) -> None:
+def test_refuses_in_one_line(trained, tmp_path, options, said):
     done = start(trained[0].parents[1], tmp_path / "x.safetensors", *options)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
