@@ -199,7 +199,7 @@ def check_truths(root: Path, images: Sequence[Path], names: Collection[str]) -> 
         if LR_FOLDER.fullmatch(folder.name):
             raise ValueError(
                 f"{folder}: named as LR images are; expected the folder that holds HR and LR by "
-                "names in README, or one of ground truths alone"
+                "names in examples/README.md, or one of ground truths alone"
             )
     for truths in folders:
         if truths.name.lower() in names:
@@ -207,7 +207,7 @@ def check_truths(root: Path, images: Sequence[Path], names: Collection[str]) -> 
             if beside:
                 raise ValueError(
                     f"{truths}: found beside {beside[0].name}; expected pairs in folders by names "
-                    "in README, or a folder of ground truths alone"
+                    "in examples/README.md, or a folder of ground truths alone"
                 )
     _refuse_copies(images)
 
@@ -231,7 +231,7 @@ def _refuse_copies(images: Sequence[Path]) -> None:
             if fits and _made_of(other, path, times):
                 raise ValueError(
                     f"{other}: found to be {path} made smaller; expected the folder that holds "
-                    "HR and LR by names in README, or one of ground truths alone"
+                    "HR and LR by names in examples/README.md, or one of ground truths alone"
                 )
 
 
