@@ -35,14 +35,9 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-def command(*args, task="sr"):
-    line = [sys.executable, "examples/evaluate.py", "--task", task, *map(str, args)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture
-def here(monkeypatch, capsys):
-    """The command within this process, which starts sooner."""
+def command(monkeypatch, capsys):
+    """The command within this process."""
 
     def run(*args, task="sr"):
         line = ["evaluate.py", "--task", task, *map(str, args)]
@@ -105,7 +100,7 @@ def test_evaluate_refuses_what_it_cannot_score():
         evaluate(Nearest(), pairs, 4)
 
 
-def test_command_prints_and_writes_the_scores(folder, tmp_path):
+def test_command_prints_and_writes_the_scores(folder, tmp_path, command):
     report, images = tmp_path / "out" / "scores.json", tmp_path / "images"
     done = command(
         *("--scale", 2, "--model", "bicubic", "--data", folder),
@@ -122,7 +117,7 @@ def test_command_prints_and_writes_the_scores(folder, tmp_path):
         np.testing.assert_array_equal(saved, matlab_bicubic(pair.lq, 2))
 
 
-def test_command_runs_a_saved_network_of_the_right_scale_only(folder, tmp_path):
+def test_command_runs_a_saved_network_of_the_right_scale_only(folder, tmp_path, command):
     path = tmp_path / "net.safetensors"
     save(build("tiny", 2), path)
     assert command("--scale", 2, "--model", path, "--data", folder).returncode == 0
@@ -132,7 +127,7 @@ def test_command_runs_a_saved_network_of_the_right_scale_only(folder, tmp_path):
     )
 
 
-def test_command_reports_bad_input_without_a_traceback(folder, tmp_path):
+def test_command_reports_bad_input_without_a_traceback(folder, tmp_path, command):
     bicubic = ("--scale", 2, "--model", "bicubic", "--data")
     refused(command(*bicubic, tmp_path / "absent"), "absent: found nothing; expected a folder")
     refused(
@@ -162,7 +157,7 @@ def refused(done, *parts):
     ("scale", "decibels", "similarity"),
     [(2, 33.66, 0.9299), (3, 30.39, 0.8682), (4, 28.42, 0.8104)],
 )
-def test_bicubic_on_set5_is_the_published_number(tmp_path, scale, decibels, similarity):
+def test_bicubic_on_set5_is_the_published_number(tmp_path, scale, decibels, similarity, command):
     set5 = Path(os.environ["DCKD_DATA"], "sr", "Set5")
     report = tmp_path / "scores.json"
     done = command("--scale", scale, "--model", "bicubic", "--data", set5, "--json", report)
@@ -248,7 +243,7 @@ def volume_similarity(x, y):
     return float((above / ((mx**2 + my**2 + 2.55**2) * (vx + vy + 7.65**2))).mean())
 
 
-def check_input_scores(task, data, lq, hq, tmp_path):
+def check_input_scores(command, task, data, lq, hq, tmp_path):
     """`--model input` prints and writes what an independent computation has."""
     report, images = tmp_path / "scores.json", tmp_path / "images"
     more = ("--json", report, "--save-images", images)
@@ -275,8 +270,8 @@ def check_input_scores(task, data, lq, hq, tmp_path):
     ("task", "lq", "hq"),
     [("derain", "input", "target"), ("deblur", "blur", "sharp"), ("deblur", "input", "target")],
 )
-def test_the_inputs_scores_are_those_of_an_independent_computation(task, lq, hq, tmp_path):
-    check_input_scores(task, write_pairs(tmp_path / "set", lq, hq), lq, hq, tmp_path)
+def test_the_inputs_scores_are_those_of_an_independent_computation(task, lq, hq, tmp_path, command):
+    check_input_scores(command, task, write_pairs(tmp_path / "set", lq, hq), lq, hq, tmp_path)
 
 
 @pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
@@ -287,32 +282,32 @@ def test_the_inputs_scores_are_those_of_an_independent_computation(task, lq, hq,
         ("deblur", "deblur/REDS_mini/val", "blur", "sharp"),
     ],
 )
-def test_real_rain_and_real_blur(task, folder, lq, hq, tmp_path):
+def test_real_rain_and_real_blur(task, folder, lq, hq, tmp_path, command):
     data = Path(os.environ["DCKD_DATA"], folder)
-    scores = check_input_scores(task, data, lq, hq, tmp_path)
+    scores = check_input_scores(command, task, data, lq, hq, tmp_path)
     assert 20 < scores["psnr"] < 35
 
 
-def test_command_scores_a_network_for_images_of_one_size(tmp_path, here):
+def test_command_scores_a_network_for_images_of_one_size(tmp_path, command):
     data = write_pairs(tmp_path / "set", "blur", "sharp")
     path, report = tmp_path / "net.safetensors", tmp_path / "scores.json"
     save(build("tiny", 1), path)  # untrained: its input
     options = ("--data", data, "--json", report)
-    assert here("--model", path, *options, "--tile", 16, task="deblur").returncode == 0
+    assert command("--model", path, *options, "--tile", 16, task="deblur").returncode == 0
     one = json.loads(report.read_text(encoding="utf-8"))
-    assert here("--model", "input", *options, task="deblur").returncode == 0
+    assert command("--model", "input", *options, task="deblur").returncode == 0
     other = json.loads(report.read_text(encoding="utf-8"))
     assert {**one, "model": "input"} == other
-    refused(here("--model", path, "--scale", 2, "--data", data), "a network for x1; expected")
-    refused(here("--model", path, *options, "--tile", 9, task="deblur"), "got tile 9")
+    refused(command("--model", path, "--scale", 2, "--data", data), "a network for x1; expected")
+    refused(command("--model", path, *options, "--tile", 9, task="deblur"), "got tile 9")
 
 
-def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path, here):
+def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path, command):
     for name in ("Test100", "Rain100L"):
         write_pairs(tmp_path / "test" / name, "input", "target")
     report = tmp_path / "scores.json"
     more = ("--json", report, "--save-images", tmp_path / "images")
-    done = here("--model", "input", "--data", tmp_path / "test", *more, task="derain")
+    done = command("--model", "input", "--data", tmp_path / "test", *more, task="derain")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         *("Test100", "a", "b", "mean", "Rain100L", "a", "b", "mean")
@@ -323,15 +318,15 @@ def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path, here):
     assert (tmp_path / "images" / "Rain100L" / "b.png").exists()
 
 
-def test_command_says_what_a_task_has_no_use_for(tmp_path, here):
+def test_command_says_what_a_task_has_no_use_for(tmp_path, command):
     data = write_pairs(tmp_path / "set", "blur", "sharp")
     line = ("--data", data, "--model")
-    refused(here(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
-    refused(here(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
-    refused(here(*line, "input"), "got --scale None for --task sr; expected 2 or more")
+    refused(command(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
+    refused(command(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
+    refused(command(*line, "input"), "got --scale None for --task sr; expected 2 or more")
     (tmp_path / "plain").mkdir()
     Pillow.fromarray(smooth(0)).save(tmp_path / "plain" / "a.png")
     refused(
-        here("--data", tmp_path / "plain", "--model", "input", task="derain"),
+        command("--data", tmp_path / "plain", "--model", "input", task="derain"),
         "found no pairs; expected folders input with target or gt, blur with sharp",
     )
