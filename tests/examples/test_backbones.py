@@ -15,7 +15,7 @@ from restoration import networks
 from restoration.networks import BACKBONES, build, load, multiply_adds, save
 from restoration.networks.small import ResidualSR
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 
 def filled(channels=4, blocks=1, scale=2):
@@ -84,6 +84,7 @@ def test_scales_that_a_network_is_not_for(name, scale, expected):
         build(name, scale)
 
 
+@pytest.mark.slow
 def test_spandrel_is_imported_for_its_networks_only():
     """It imports torchvision: slow, and often missing beside a CPU build of torch."""
     code = (
@@ -184,73 +185,45 @@ def test_metadata_is_kept(tmp_path):
     assert metadata == {"backbone": "tiny", **shape, "scale": "2", "seed": "3", "arm": "logits"}
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: None, "no such file"),
+        *((lambda data, kept=kept: data[:kept], ".*cut short") for kept in (0, 6, 100, -1)),
+        (lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:], ".*sha256 of its tensors is"),
+        (lambda data: b"\x80\x02" + data, ".*not such weights"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(tmp_path, change, message):
     path = tmp_path / "net.safetensors"
     save(filled(), path)
-    old = path.read_bytes()
-
-    def disk_full(tensors, path, metadata):
-        path.write_bytes(old[: len(old) // 2])
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("dckd_losses.checkpoint.save_file", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        save(build("tiny", 4), path)
-    assert path.read_bytes() == old
-    assert list(tmp_path.iterdir()) == [path]
-
-
-class TestRefusedFiles:
-    def test_missing(self, tmp_path):
-        with pytest.raises(RuntimeError, match=r"absent\.safetensors: no such file"):
-            load(tmp_path / "absent.safetensors")
-
-    def test_folder(self, tmp_path):
-        with pytest.raises(RuntimeError, match="no such file"):
-            load(tmp_path)
-
-    @pytest.mark.parametrize("kept", [0, 6, 100, -1])
-    def test_cut_short(self, tmp_path, kept):
-        path = tmp_path / "net.safetensors"
-        save(filled(), path)
-        path.write_bytes(path.read_bytes()[:kept])
-        with pytest.raises(RuntimeError, match=r"net\.safetensors .*cut short"):
-            load(path)
-
-    def test_altered(self, tmp_path):
-        path = tmp_path / "net.safetensors"
-        save(filled(), path)
-        data = bytearray(path.read_bytes())
-        data[-5] ^= 1
+    data = change(path.read_bytes())
+    path.unlink()
+    if data is not None:
         path.write_bytes(data)
-        with pytest.raises(RuntimeError, match=r"net\.safetensors .*sha256 of its tensors is"):
-            load(path)
+    with pytest.raises(RuntimeError, match=rf"net\.safetensors[: ].*{message}"):
+        load(path)
+    with pytest.raises(RuntimeError, match="no such file"):
+        load(tmp_path)
+    torch.save(filled().state_dict(), tmp_path / "net.pth")
+    with pytest.raises(RuntimeError, match=r"net\.pth .*not such weights"):
+        load(tmp_path / "net.pth")
 
-    def test_pickle(self, tmp_path):
-        torch.save(filled().state_dict(), tmp_path / "net.pth")
-        with pytest.raises(RuntimeError, match=r"net\.pth .*not such weights"):
-            load(tmp_path / "net.pth")
 
-    @pytest.mark.parametrize(
-        "metadata",
-        [
-            None,
-            {"channels": "4", "blocks": "1"},
-            {"channels": "four", "blocks": "1", "scale": "2"},
-            {"channels": "4", "blocks": "-1", "scale": "2"},
-        ],
-    )
-    def test_without_our_metadata(self, tmp_path, metadata):
-        path = tmp_path / "net.safetensors"
-        save_file(filled().state_dict(), path, metadata)
-        with pytest.raises(RuntimeError, match=r"net\.safetensors: got metadata .*channels, bloc"):
-            load(path)
-
-    @pytest.mark.parametrize(("key", "value"), [("channels", 8), ("blocks", 2), ("scale", 3)])
-    def test_tensors_that_do_not_fit(self, tmp_path, key, value):
-        path = tmp_path / "net.safetensors"
-        save(filled(), path)
-        metadata = {"channels": "4", "blocks": "1", "scale": "2", key: str(value)}
-        save_file({k: v.clone() for k, v in load_file(path).items()}, tmp_path / "b", metadata)
-        with pytest.raises(RuntimeError, match="b: tensors do not fit metadata"):
-            load(tmp_path / "b")
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "got metadata .*channels, bloc"),
+        ({"channels": "4", "blocks": "1"}, "got metadata .*channels, bloc"),
+        ({"channels": "four", "blocks": "1", "scale": "2"}, "got metadata .*channels, bloc"),
+        ({"channels": "4", "blocks": "-1", "scale": "2"}, "got metadata .*channels, bloc"),
+        ({"channels": "8", "blocks": "1", "scale": "2"}, "tensors do not fit metadata"),
+        ({"channels": "4", "blocks": "2", "scale": "2"}, "tensors do not fit metadata"),
+        ({"channels": "4", "blocks": "1", "scale": "3"}, "tensors do not fit metadata"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_refused(tmp_path, metadata, message):
+    path = tmp_path / "net.safetensors"
+    save_file(filled().state_dict(), path, metadata)
+    with pytest.raises(RuntimeError, match=rf"net\.safetensors: {message}"):
+        load(path)
