@@ -83,8 +83,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h))
-        h += self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
-        return h
+        skip = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        # With gradient not in place: hooks on modules would forbid it.
+        return h + skip if torch.is_grad_enabled() else h.add_(skip)
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from conftest import Student
 
 from dckd_losses import DCKDLoss, VQGANEncoder
-from dckd_losses.draws import Draws
+from dckd_losses.negatives.draws import Draws
 from dckd_losses.network import build
 
 pytestmark = [

@@ -146,7 +146,7 @@ class VQGANEncoder(FeatureEncoder):
             num_with_codes: the first how many images get code logits (all by default); the others
                 stop after the last level, which saves a tenth of their cost.
         """
-        self._refuse_to_compile()
+        self._check_compiling()
         check_images("images", images)
         scale = GradientScale(self.network.encoder.dtype)
         with self._no_autocast(images):
@@ -178,7 +178,7 @@ class VQGANEncoder(FeatureEncoder):
         codes: bool = False,
     ) -> Comparison:
         """See `FeatureEncoder.compare`; takes the path that `path` names."""
-        self._refuse_to_compile()
+        self._check_compiling()
         if self.path.impl == "plain":
             return super().compare(student, teacher, negatives, codes=codes)
         compare = MODES[self.mode]
@@ -192,12 +192,10 @@ class VQGANEncoder(FeatureEncoder):
         pixels = CUDA_PIXELS_IN_FLIGHT[self.mode] if images.is_cuda else PIXELS_IN_FLIGHT
         return max(1, pixels // (images.shape[2] * images.shape[3]))
 
-    def _refuse_to_compile(self) -> None:
+    def _check_compiling(self) -> None:
         if self.impl == "fused" and torch.compiler.is_compiling():
-            raise RuntimeError(
-                "impl='fused' does not compile: make the encoder with impl='auto', which takes "
-                "the plain path where torch.compile traces"
-            )
+            # Raised outside the trace: what is raised inside only breaks the graph.
+            torch.compiler.disable(_refuse_to_compile)()  # type: ignore[no-untyped-call]
 
     def _no_autocast(self, images: Tensor) -> torch.autocast:
         """The encoder's own precision, whatever the caller's autocast says."""
@@ -214,7 +212,7 @@ class VQGANEncoder(FeatureEncoder):
         exact = self.network.quant_conv.weight.dtype  # float64 after such a cast
         half = self.precision != "float32"
         self.network.set_precision(PRECISIONS[self.precision] if half else exact)
-        if self.impl != "plain" and (half or self.network.quant_conv.weight.is_cuda):
+        if self.impl != "plain":
             self.network.set_memory_format(torch.channels_last)
 
     def extra_repr(self) -> str:
@@ -222,6 +220,13 @@ class VQGANEncoder(FeatureEncoder):
             f"input_range={self.input_range}, precision={self.precision!r}, impl={self.impl!r}, "
             f"mode={self.mode!r}, chunk={self.chunk}"
         )
+
+
+def _refuse_to_compile() -> None:
+    raise RuntimeError(
+        "impl='fused' does not compile: make the encoder with impl='auto', which takes the plain "
+        "path where torch.compile traces"
+    )
 
 
 def _shared(network: VQGANNetwork) -> VQGANNetwork:

@@ -49,13 +49,14 @@ class _GroupNormSiLU(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
-        out, mean, rstd = torch.native_group_norm(
-            x.to(weight.dtype), weight, bias, *_sizes(x), groups, eps
-        )
+        exact = x.to(weight.dtype)
+        mean, rstd = _statistics(exact, groups, eps)
+        scale, shift = _affine(mean, rstd, weight, bias)
+        out = torch.addcmul(shift, exact, scale)
         if silu:
             F.silu(out, inplace=True)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
-        ctx.groups, ctx.silu = groups, silu
+        ctx.silu = silu
         return out.to(x.dtype)
 
     @staticmethod
@@ -65,19 +66,29 @@ class _GroupNormSiLU(Function):
         exact, grad = x.to(weight.dtype), grad.to(weight.dtype)
         if ctx.silu:
             scale, shift = _affine(mean, rstd, weight, bias)
-            normed = torch.addcmul(shift, exact, scale)
-            grad = torch.ops.aten.silu_backward(grad, normed)
-            del normed
+            grad = torch.ops.aten.silu_backward(grad, torch.addcmul(shift, exact, scale))
+        batch, channels, height, width = x.shape
         dx, _, _ = torch.ops.aten.native_group_norm_backward(
-            grad, exact, mean, rstd, weight, *_sizes(x), ctx.groups, [True, False, False]
-        )
+            grad.contiguous(memory_format=torch.channels_last),
+            exact.contiguous(memory_format=torch.channels_last),
+            mean, rstd, weight, batch, channels, height * width, mean.shape[1],
+            [True, False, False],
+        )  # fmt: skip
         return dx.to(x.dtype), None, None, None, None, None
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """B, C and H W, as torch's native functions want them."""
-    batch, channels, height, width = x.shape
-    return batch, channels, height * width
+def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps) of each group, (B, groups) both.
+
+    Features are centred before they are squared. torch's own GroupNorm on a CPU takes the mean of
+    squares of channels_last features and loses digits where the mean is large.
+    """
+    batch, channels = x.shape[:2]
+    rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # a view of channels_last features
+    mean = rows.mean(1).view(batch, groups, -1).mean(2)
+    centre = mean.repeat_interleave(channels // groups, 1)[:, None]
+    variance = (rows - centre).square_().mean(1).view(batch, groups, -1).mean(2)
+    return mean, (variance + eps).rsqrt_()
 
 
 def _affine(mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dckd_losses.architecture import LEVELS
-from dckd_losses.weights.files import DIGEST, file_sha256
+from dckd_losses.network import LEVELS
+from dckd_losses.weights.files import COMPACT, DIGEST, file_sha256, load_with_metadata
 from dckd_losses.weights.registry import (
-    COMPACT,
     NAMES,
     ORIGINAL,
     SOURCES,
-    _load,
     architecture_of,
     check_architecture,
     convert,
@@ -30,7 +28,7 @@ def describe(path: Path) -> list[str]:
     Raises:
         RuntimeError: the file is missing, cut short, altered or no such encoder; names it.
     """
-    tensors, metadata = _load(path)
+    tensors, metadata = load_with_metadata(path)
     a = architecture_of(tensors, path)
     parts = {"encoder": "encoder", "quant_conv": "quant_conv", "codebook": "quantize"}
     counts = {
@@ -61,7 +59,7 @@ def verify(path: Path) -> list[str]:
     Raises:
         RuntimeError: something is not; names the file.
     """
-    tensors, metadata = _load(path)
+    tensors, metadata = load_with_metadata(path)
     a = architecture_of(tensors, path)
     found = [f"a complete encoder with {a.codes} codes, each tensor of its exact shape"]
     name = path.stem

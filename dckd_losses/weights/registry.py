@@ -6,36 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
-from os import PathLike
 from pathlib import Path, PurePosixPath
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from dckd_losses.architecture import Architecture
-from dckd_losses.network import build
-from dckd_losses.weights.files import (
-    DIGEST,
-    file_sha256,
-    read_checkpoint,
-    read_safetensors,
-    refusing,
-    write_safetensors,
-)
+from dckd_losses.network import Architecture, build
+from dckd_losses.weights.files import COMPACT, file_sha256, load, write_safetensors
 
-COMPACT = Path(__file__).parents[1] / "assets" / "compact.safetensors"
 ORIGINAL = "original_sha256"  # metadata key: of the checkpoint that a file was converted from
-
-# An encoder's tensors. What else a quantiser keeps (averages of an EMA codebook, `remap`'s table)
-# is not needed; `embed` and `proj` tell a Gumbel quantiser, which is refused.
-PREFIXES = (
-    "encoder.",
-    "quant_conv.",
-    "quantize.embedding.weight",
-    "quantize.embed.",
-    "quantize.proj.",
-)
 
 # taming-transformers, configs/imagenet_vqgan.yaml, which both published f16 networks share
 F16 = Architecture(
@@ -122,88 +100,6 @@ def local_path(name: str) -> Path:
     if name not in NAMES:
         raise ValueError(f"unknown weights {name!r}: expected one of {', '.join(NAMES)}")
     return COMPACT if name == "compact" else cache_dir() / f"{name}.safetensors"
-
-
-def find(name_or_path: str | PathLike[str]) -> Path:
-    """The file of named weights, fetched and converted on first use; a path stays as it is.
-
-    Args:
-        name_or_path: one of `NAMES`, or a path (anything with a separator or a suffix).
-
-    Raises:
-        ValueError: no name or path, or an unknown name.
-        RuntimeError: the weights cannot be fetched (says which file to put where), or their file
-            has another network than the name promises.
-    """
-    if not isinstance(name_or_path, (str, PathLike)):
-        kind = type(name_or_path).__name__
-        raise ValueError(f"expected an encoder's name or path here, got {kind}")
-    name = os.fspath(name_or_path)
-    if name == "compact":
-        return COMPACT
-    if name in SOURCES:
-        path = fetch(name)
-        with refusing(path), safe_open(path, framework="pt") as file:  # the header alone
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-            seen = Architecture.of({k: torch.empty(v, device="meta") for k, v in shapes.items()})
-        check_architecture(name, seen, path)
-        return path
-    if Path(name).suffix or os.sep in name or "/" in name or Path(name).exists():
-        return Path(name)
-    raise ValueError(
-        f"unknown encoder {name!r}: expected one of {', '.join(NAMES)}, "
-        "or the path of a .ckpt or .safetensors file"
-    )
-
-
-def load(path: Path) -> dict[str, Tensor]:
-    """Read an encoder's tensors as float32, for networks that never write to them.
-
-    Of float32 files that `write_safetensors` made, the tensors show the file, which is mapped into
-    memory; such files are only ever replaced as a whole, so that the map keeps the old one. Others
-    are copied.
-
-    Args:
-        path: a taming-transformers `.ckpt`, any other file of `torch.save`, or `.safetensors`.
-
-    Returns:
-        `encoder.*`, `quant_conv.*` and `quantize.embedding.weight`; what else the file holds is
-        left out.
-
-    Raises:
-        RuntimeError: the file is missing, cut short, altered or of another kind, or a tensor is
-            empty, has no values or some that are not finite; names the file and the tensor.
-    """
-    return _load(path)[0]
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        stored, metadata = read_safetensors(path)
-        copy = DIGEST not in metadata  # nobody says that such a file is only replaced as a whole
-        if copy and path == COMPACT:
-            raise RuntimeError(f"{path} is altered: the embedded encoder has a digest")
-    else:
-        stored, copy = read_checkpoint(path, PREFIXES), False
-    tensors: dict[str, Tensor] = {}
-    size, total = path.stat().st_size, 0
-    for name, tensor in stored.items():
-        if not name.startswith(PREFIXES):
-            continue
-        total += tensor.numel() * tensor.itemsize
-        if tensor.numel() == 0:
-            raise RuntimeError(f"{path}: {name} is empty, of shape {tuple(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise RuntimeError(f"{path}: {name} is {tensor.dtype}; floating point is expected")
-        if total > size:  # repeated by strides of zero, or by tensors that share one storage
-            raise RuntimeError(f"{path}: {name} and those before it are larger than the file")
-        tensors[name] = tensor.to(torch.float32, copy=copy)
-        if not tensors[name].isfinite().all():
-            raise RuntimeError(f"{path}: {name} has values that are not finite")
-    if not tensors:
-        raise RuntimeError(f"{path}: holds no tensor named {', '.join(PREFIXES[:3])}...")
-    return tensors, metadata
 
 
 def architecture_of(tensors: Mapping[str, Tensor], path: Path) -> Architecture:

@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, HistoryModel, NegativeGenerator
-from dckd_losses.checkpoint import write_safetensors
 
 
 @pytest.fixture
@@ -220,10 +219,8 @@ def test_default_negatives_are_the_papers(student, encoder):
     assert type(negatives.degradation).__name__ == "RandomNoise"
 
 
-def test_released_settings(student, tensors, tmp_path, batch):
-    path = tmp_path / "encoder.safetensors"
-    write_safetensors(tensors, path)
-    dckd = DCKDLoss.released(student, path)
+def test_released_settings(student, weights_file, batch):
+    dckd = DCKDLoss.released(student, weights_file)
     assert dckd.encoder.input_range == (0.0, 1.0)
     assert dckd.dmm.form == "released" and dckd.dmm.temperature == 1.0
     assert (dckd.dcr_weight, dckd.dmm_weight) == (0.1, 1e-3)
@@ -427,10 +424,9 @@ def test_looks_at_no_values_while_capturing(dckd, batch, monkeypatch):
         dckd(*bad)
 
 
-def test_released_passes_history_and_seed_on(student, tensors, tmp_path):
-    write_safetensors(tensors, tmp_path / "encoder.safetensors")
+def test_released_passes_history_and_seed_on(student, weights_file):
     history = HistoryModel(student, interval=7)
-    dckd = DCKDLoss.released(student, tmp_path / "encoder.safetensors", history=history, seed=3)
+    dckd = DCKDLoss.released(student, weights_file, history=history, seed=3)
     assert dckd.history is dckd.negatives.history is history
     assert dckd.negatives.seed == 3
 

@@ -5,14 +5,10 @@ import math
 import oracle
 import pytest
 import torch
+from numerics import relative
 
 from dckd_losses import DMMLoss
-from dckd_losses.ops import reference
-
-
-def relative(seen, expected):
-    seen, expected = (torch.as_tensor(x, dtype=torch.float64).flatten() for x in (seen, expected))
-    return ((seen - expected).norm() / expected.norm()).item()
+from dckd_losses.dmm import cross_entropy, released_cross_entropy
 
 
 def tokens(encoder, x):
@@ -47,7 +43,7 @@ def test_gradient_equals_oracle(images, temperature):
     def logits(z):
         return 2 * torch.einsum("bdhw,kd->bkhw", z, codes) - codes.square().sum(1)[:, None, None]
 
-    reference.cross_entropy(logits(z_s), logits(z_t), temperature).backward()
+    cross_entropy(logits(z_s), logits(z_t), temperature).backward()
     rows = [z.detach().movedim(1, -1).flatten(0, 2).tolist() for z in (z_s, z_t)]
     expected = torch.tensor(
         oracle.dmm_gradient(*rows, codes.tolist(), temperature), dtype=torch.float64
@@ -64,7 +60,7 @@ def test_gradcheck(encoder, images, form):
 
 
 def test_float32_agrees_with_float64(encoder, images):
-    student, teacher = images(2, 2, 3, 64, 48)
+    student, teacher = images(2, 2, 3, 32, 48)
     gradients = []
     for dtype in (torch.float32, torch.float64):
         x = student.to(dtype, copy=True).requires_grad_()
@@ -84,9 +80,9 @@ def test_released_form_is_nearly_flat_and_not_least_at_equality(images):
     """FACTS of the doubled softmax: range [log(e+M-1)-1, log(e+M-1)] for M codes."""
     logits = 40 * images(1, 1024, 2, 2, dtype=torch.float64)
     top = math.log(math.e + 1023)
-    equal = reference.released_cross_entropy(logits, logits, 1.0).item()
+    equal = released_cross_entropy(logits, logits, 1.0).item()
     one_hot = 1e6 * torch.nn.functional.one_hot(logits.argmax(1), 1024).movedim(-1, 1).double()
-    assert top - 1 <= reference.released_cross_entropy(one_hot, logits, 1.0).item() < equal <= top
+    assert top - 1 <= released_cross_entropy(one_hot, logits, 1.0).item() < equal <= top
 
 
 def test_unchanged_under_autocast(encoder, images):
@@ -101,9 +97,9 @@ def test_unchanged_under_autocast(encoder, images):
 def test_half_precision_logits_are_compared_in_float32(encoder, images, form):
     dmm = DMMLoss(encoder, form=form)
     student, teacher = (9 * images(2, 1, 300, 2, 2)).half()
-    seen = dmm.divergence(student, teacher)
+    seen = dmm.from_logits(student, teacher)
     assert seen.dtype == torch.float32
-    assert torch.equal(seen, dmm.divergence(student.float(), teacher.float()))
+    assert torch.equal(seen, dmm.from_logits(student.float(), teacher.float()))
 
 
 def test_teacher_made_in_inference_mode(encoder, images):
@@ -126,7 +122,7 @@ def test_result_dtype(encoder, images):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"temperature": 0}, "temperature must be finite and above 0, got 0"),
         ({"form": "kl"}, "one of cross_entropy, released, got 'kl'"),
     ],
 )

@@ -13,9 +13,9 @@ from hub import complete_checkpoint
 from safetensors.torch import save_file
 
 from dckd_losses import weights
+from dckd_losses.weights import SOURCES, load
 from dckd_losses.weights.__main__ import main
 from dckd_losses.weights.files import write_safetensors
-from dckd_losses.weights.registry import SOURCES, load
 
 
 @pytest.fixture(autouse=True)

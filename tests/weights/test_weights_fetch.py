@@ -15,8 +15,9 @@ from hub import COMMIT, Hub, complete_checkpoint
 from huggingface_hub import constants
 
 from dckd_losses import VQGANEncoder, weights
+from dckd_losses.weights import load
 from dckd_losses.weights.files import read_safetensors
-from dckd_losses.weights.registry import load, recorded
+from dckd_losses.weights.registry import recorded
 
 NAME, REPOSITORY, FILE = "vqgan-f16-1024", "someone/vqgan", "folder/last.ckpt"
 

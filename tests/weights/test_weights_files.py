@@ -14,8 +14,8 @@ from hub import complete_checkpoint
 from lightning.fabric.utilities.data import AttributeDict
 
 from dckd_losses import VQGANEncoder
+from dckd_losses.weights import load
 from dckd_losses.weights.files import DIGEST, digest, read_safetensors, write_safetensors
-from dckd_losses.weights.registry import load
 
 
 @pytest.fixture

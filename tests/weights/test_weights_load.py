@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 
 from dckd_losses import DMMLoss, VQGANEncoder
 from dckd_losses.network import VQGANNetwork
-from dckd_losses.weights import F16
+from dckd_losses.weights import F16, load
 from dckd_losses.weights.files import write_safetensors
-from dckd_losses.weights.registry import load
 
 MAPS = Path("/proc/self/maps")
 linux = pytest.mark.skipif(not MAPS.exists(), reason="looks into /proc")
