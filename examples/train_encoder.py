@@ -24,8 +24,8 @@ from restoration.training.console import exit_status, refusing
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dckd_losses.architecture import LEVELS, Architecture
-from dckd_losses.checkpoint import write_safetensors
+from dckd_losses.network import LEVELS, Architecture
+from dckd_losses.weights.files import write_safetensors
 
 CROPS = (48, 64, 96)  # GroupNorm sees the whole crop, so the encoder should know several sizes
 TEST_CROP = 96

@@ -58,7 +58,7 @@ def float32_is_exact() -> Iterator[None]:
 def paper_networks() -> None:
     """Skips where spandrel, which has them, cannot be imported: often torchvision is in the way."""
     try:
-        from restoration import architectures  # noqa: F401
+        from restoration.networks import paper  # noqa: F401
     except CANNOT_IMPORT as error:
         pytest.skip(f"spandrel cannot be imported: {error}")
 

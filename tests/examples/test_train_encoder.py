@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dckd_losses import VQGANEncoder
-from dckd_losses.checkpoint import read_safetensors
+from dckd_losses.weights.files import read_safetensors
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_encoder.py"
 

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from dckd_losses.architecture import LEVELS, Architecture
 from dckd_losses.layers import Attention, GroupNorm, ResidualBlock
-from dckd_losses.network import VQGANNetwork
+from dckd_losses.network import LEVELS, Architecture, VQGANNetwork
 
 CELL = 16  # pixels a side that one code stands for
 

@@ -12,8 +12,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from dckd_losses.checkpoint import read_safetensors, refusing, write_safetensors
-from dckd_losses.weights import home
+from dckd_losses.weights import cache_dir
+from dckd_losses.weights.files import read_safetensors, refusing, write_safetensors
 
 from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
 from .small import ResidualNetwork
@@ -77,7 +77,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     """
     name = PurePosixPath(urlsplit(url).path).name
     # two files of one name are two files
-    path = home() / "teachers" / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    path = cache_dir() / "teachers" / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
     if path.is_file():
         return path
     try:

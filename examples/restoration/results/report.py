@@ -75,7 +75,7 @@ def _plain_distillation(args: argparse.Namespace, run: Run) -> nn.Module | None:
     folder = command.folder_of(args, "logits")
     if command.METHODS[args.method] is None or not (folder / "student.safetensors").is_file():
         return None
-    ours = {**run.settings, "method": "logits"}
+    ours = json.loads(json.dumps({**run.settings, "method": "logits"}))  # as a file has them
     theirs = checkpoint.settings(folder / "checkpoint.pt")
     shared = {*ours, *theirs} - {*LOSSES, "encoder"}
     if any(ours.get(name) != theirs.get(name) for name in shared):
