@@ -199,20 +199,10 @@ def tf32(allowed: bool) -> Iterator[None]:
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
-def in_turns(
-    jobs: Mapping[Key, Callable[[], Times]], rounds: int, until: float = math.inf
-) -> dict[Key, list[Times]]:
-    """Do all jobs in each round, so that what else a machine does meets all of them.
-
-    Args:
-        jobs: by name; warmed up.
-        rounds: how many at most, one at least.
-        until: when to stop, on `time.monotonic`'s clock.
-    """
+def in_turns(jobs: Mapping[Key, Callable[[], Times]], rounds: int) -> dict[Key, list[Times]]:
+    """Do all jobs, warmed up, in each round: what else a machine does meets all of them."""
     times: dict[Key, list[Times]] = {name: [] for name in jobs}
-    for done in range(rounds):
-        if done and time.monotonic() > until:
-            break
+    for _ in range(rounds):
         for name, job in jobs.items():
             times[name].append(job())
     return times
