@@ -210,8 +210,8 @@ class DCKDLoss(Attachable):
         autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", autocast[1], enabled=autocast[0], cache_enabled=False):
             replay = torch.cuda.make_graphed_callables(self.forward, samples)
-        for buffer, before in saved:
-            buffer.copy_(before)  # warming up has drawn random numbers
+        for drawn, before in saved:  # warming up has drawn random numbers
+            drawn.copy_(before)
         last = self.last
 
         def step(student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> Tensor:
