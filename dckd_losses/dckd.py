@@ -206,13 +206,12 @@ class DCKDLoss(Attachable):
         self.check(student_out, teacher_out, lq)
         self._values_checked = True
         samples = student_out.detach().requires_grad_(), teacher_out.detach(), lq.detach()
-        buffers = dict(self.named_buffers())
-        saved = {name: buffer.clone() for name, buffer in buffers.items()}
+        saved = [(buffer, buffer.clone()) for buffer in self.buffers()]
         autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", autocast[1], enabled=autocast[0], cache_enabled=False):
             replay = torch.cuda.make_graphed_callables(self.forward, samples)
-        for name, buffer in buffers.items():
-            buffer.copy_(saved[name])  # warming up has drawn random numbers
+        for buffer, before in saved:
+            buffer.copy_(before)  # warming up has drawn random numbers
         last = self.last
 
         def step(student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checkpoint import read_safetensors, refusing
-from dckd_losses.features import Encoding
+from dckd_losses.weights.files import read_safetensors, refusing
+from dckd_losses.encoder import Encoding
 
 WIDTHS = (64, 128, 256, 512, 512)  # of VGG's five blocks (Simonyan and Zisserman, 2015)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -1,6 +1,5 @@
 """What several tests share: random encoders, small students, the examples' own modules."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "integrations"))
-
 from dckd_losses import VQGANEncoder
 from dckd_losses.encoder import as_encoder
 from dckd_losses.network import Architecture, VQGANNetwork, build
-from examples.restoration.backbones import ResidualSR
 
 # missing, made for another torch (as torchvision often is), or without a library of the system's
 CANNOT_IMPORT = (ImportError, RuntimeError, OSError)
@@ -46,11 +39,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def float32_is_exact() -> Iterator[None]:
+    """No TF32 in CUDA's convolutions and products, which some tolerances leave no room for."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
 @pytest.fixture(scope="session")
 def paper_networks() -> None:
     """Skips where spandrel, which has them, cannot be imported: often torchvision is in the way."""
     try:
-        from restoration import architectures  # noqa: F401
+        from restoration.networks import paper  # noqa: F401
     except CANNOT_IMPORT as error:
         pytest.skip(f"spandrel cannot be imported: {error}")
 
@@ -111,8 +116,10 @@ def encoder(make_encoder: Callable[..., VQGANEncoder]) -> VQGANEncoder:
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Callable[..., Accelerator]]:
+def accelerator() -> Iterator[Callable[..., Any]]:
     """Makes an Accelerator on the CPU; its process-wide settings do not leak between tests."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     def make(**settings: Any) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -176,6 +183,8 @@ def pyramid():
 @pytest.fixture
 def networks():
     """A student and a wider teacher, both trained a little away from bicubic interpolation."""
+    from examples.restoration.networks.small import ResidualSR
+
     with torch.random.fork_rng():
         torch.manual_seed(4)
         pair = [ResidualSR(4, 3, 2), ResidualSR(6, 7, 2)]

@@ -22,7 +22,8 @@ def value_and_gradient(function, x, slope=None):
     x = x.detach().clone().requires_grad_()
     out = function(x)
     if slope is None:  # other than one
-        slope = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape)
+        steps = torch.linspace(-1, 2, out.numel(), dtype=out.dtype, device=out.device)
+        slope = steps.view(out.shape)
     return out.detach(), torch.autograd.grad(out, x, slope)[0]
 
 

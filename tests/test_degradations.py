@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dckd_losses.degradations import (
+from dckd_losses.negatives import (
     DEGRADATIONS,
     RandomBlur,
     RandomMix,
@@ -12,7 +12,7 @@ from dckd_losses.degradations import (
     RandomResize,
     resize_matrix,
 )
-from dckd_losses.draws import Draws
+from dckd_losses.negatives.draws import Draws
 
 ALL = sorted(DEGRADATIONS)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dckd_losses.draws import Draws
+from dckd_losses.negatives.draws import Draws
 
 
 def draws(seed=0, rank=0, counter=0):

@@ -9,8 +9,8 @@ from conftest import Student
 from torch import distributed, nn
 
 from dckd_losses import HistoryModel, NegativeGenerator
-from dckd_losses.degradations import RandomNoise
-from dckd_losses.draws import Draws
+from dckd_losses.negatives import RandomNoise
+from dckd_losses.negatives.draws import Draws
 
 
 @pytest.fixture

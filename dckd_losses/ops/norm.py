@@ -22,16 +22,9 @@ def group_norm_silu(
     *,
     fused: bool,
 ) -> Tensor:
-    """GroupNorm, then SiLU, computed in the weight's precision: (B, C, H, W) to the same.
+    """GroupNorm, then SiLU if wanted, in the weight's precision: (B, C, H, W) to the same.
 
-    Args:
-        x: (B, C, H, W).
-        weight: (C,).
-        bias: (C,).
-        groups: a divisor of C.
-        eps: added to the variance.
-        silu: False leaves SiLU out.
-        fused: give a gradient to x only, and keep only x and its statistics for it.
+    If fused, only x gets a gradient, and only x and its statistics are kept for it.
     """
     if not fused:
         out = F.group_norm(x.to(weight.dtype), groups, weight, bias, eps)
@@ -50,26 +43,29 @@ class _GroupNormSiLU(Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
         out, mean, rstd = torch.native_group_norm(
-            x.to(weight.dtype), weight, bias, *_sizes(x), groups, eps
+            _native(x, weight), weight, bias, *_sizes(x), groups, eps
         )
         if silu:
             F.silu(out, inplace=True)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
-        ctx.groups, ctx.silu = groups, silu
+        ctx.silu = silu
         return out.to(x.dtype)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        exact, grad = x.to(weight.dtype), grad.to(weight.dtype)
+        exact, groups = _native(x, weight), mean.shape[1]
+        grad = grad.to(weight.dtype)
         if ctx.silu:
-            scale, shift = _affine(mean, rstd, weight, bias)
-            normed = torch.addcmul(shift, exact, scale)
+            width = len(weight) // groups
+            means, scale = (t.repeat_interleave(width, 1) for t in (mean, rstd))
+            scale *= weight
+            shift = bias - means * scale
+            normed = torch.addcmul(shift[:, :, None, None], exact, scale[:, :, None, None])
             grad = torch.ops.aten.silu_backward(grad, normed)
-            del normed
         dx, _, _ = torch.ops.aten.native_group_norm_backward(
-            grad, exact, mean, rstd, weight, *_sizes(x), ctx.groups, [True, False, False]
+            _like(grad, exact), exact, mean, rstd, weight, *_sizes(x), groups, [True, False, False]
         )
         return dx.to(x.dtype), None, None, None, None, None
 
@@ -80,9 +76,13 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return batch, channels, height * width
 
 
-def _affine(mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm as `scale x + shift`, (B, C, 1, 1) each, from the statistics (B, groups)."""
-    width = len(weight) // mean.shape[1]
-    mean, rstd = (x.repeat_interleave(width, 1) for x in (mean, rstd))
-    scale = rstd * weight
-    return scale[:, :, None, None], (bias - mean * scale)[:, :, None, None]
+def _native(x: Tensor, weight: Tensor) -> Tensor:
+    """Features in the norm's precision, in a layout that torch's native functions take."""
+    x = x.to(weight.dtype)
+    channels_last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+    return x if channels_last else x.contiguous()
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    layout = torch.contiguous_format if other.is_contiguous() else torch.channels_last
+    return x.contiguous(memory_format=layout)

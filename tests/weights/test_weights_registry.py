@@ -54,8 +54,8 @@ def test_compact_is_what_its_card_says():
 
 def test_compact_uses_its_codes_on_photographs():
     """On photographs that it never saw: no collapsed codebook."""
-    from restoration.data import photographs
-    from restoration.metrics import to_tensor
+    from restoration.data.images import photographs
+    from restoration.results.metrics import to_tensor
 
     encoder = VQGANEncoder.from_pretrained("compact")
     used = []
