@@ -158,10 +158,10 @@ class DCKDLoss(Attachable):
         if not (self.dcr_weight or self.dmm_weight):
             self.last = {}
             return as_loss(0 * student_out.sum(), student_out)
-        entered, unit = normalize_gradient(student_out, self.balance)
+        entered, unit = normalize_gradient(student_out, self.balance, teacher_out)
         images = Images(entered, teacher_out.detach())
         if self.dcr_weight and lq is not None:
-            self._warn_if_history_idle(student_out)
+            self._check_history(student_out, teacher_out, lq)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
