@@ -1,4 +1,4 @@
-"""How strongly each of DCKD's terms pulls at the student's output, beside the pixel losses.
+"""The gradient of each of DCKD's terms at the student's output, beside the pixel losses.
 
     python -m benchmarks.gradients --steps 0 300 1000 --json benchmarks/results/gradients.json
 
@@ -8,8 +8,9 @@ cosines with the error's own direction. DMM's two forms stand side by side, beca
 weight 1e-3 was tuned with the released code's doubled softmax.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -17,15 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import provenance
+from benchmarks import common
+from benchmarks.common import ROOT, Row
 from dckd_losses import DCKDLoss, DMMLoss, HistoryModel, NegativeGenerator, VQGANEncoder
-from examples.restoration import backbones
-from examples.restoration.data import RandomCrops, pairs_from_images, photographs
-from examples.restoration.recipes import SMALL_SR
+from examples.restoration import networks
+from examples.restoration.data.crops import RandomCrops
+from examples.restoration.data.datasets import pairs_from_images
+from examples.restoration.data.images import photographs
+from examples.restoration.recipe import SMALL_SR
 
-ROOT = Path(__file__).parents[1]
-BATCHES = 8  # looked at for each row
 TEACHER = ROOT / "examples" / "assets" / "sr_x2_teacher.safetensors"
+SCALE = 2
+BATCHES = 8  # looked at for each row
 
 
 def main() -> None:
@@ -38,74 +42,90 @@ def main() -> None:
     rows = measure(args.encoder, sorted(args.steps), args.seed)
     print(table(rows))
     if args.json:
-        facts = {
-            "command": provenance.command("benchmarks.gradients"),
-            **provenance.machine(torch.device("cpu")),
-            "seed": args.seed,
-        }
-        args.json.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+        facts = common.machine(torch.device("cpu"))
+        facts |= {"command": common.command("benchmarks.gradients"), "seed": args.seed}
+        common.write_json(args.json, {**facts, "rows": rows})
 
 
-def measure(encoder_name: str, steps: list[int], seed: int) -> list[dict[str, float | str]]:
+class SmallTraining:
+    """The small super-resolution student on the pixel losses, beside its teacher and its history.
+
+    Args:
+        batches: how many the data must have.
+        seed: of weights and crops.
+
+    Attributes:
+        student: in training.
+        teacher: the embedded one.
+        history: follows the student.
+        batches: what is left of (lq, target).
+    """
+
+    def __init__(self, batches: int, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.student, self.teacher = networks.build("tiny", SCALE), networks.load(TEACHER)
+        self.history = HistoryModel(self.student, interval=SMALL_SR.history_interval)
+        parameters = self.student.parameters()
+        self._optimizer = torch.optim.Adam(parameters, SMALL_SR.lr, betas=SMALL_SR.betas)
+        size = SMALL_SR.batch_size
+        crops = RandomCrops(
+            pairs_from_images(photographs("train"), SCALE),
+            crop=SMALL_SR.crop,
+            scale=SCALE,
+            length=size * batches,
+            seed=seed,
+        )
+        self.batches = iter(torch.utils.data.DataLoader(crops, batch_size=size))
+
+    def train(self, steps: int) -> None:
+        """Take optimizer steps."""
+        for _ in range(steps):
+            lq, target = next(self.batches)
+            with torch.no_grad():
+                taught = self.teacher(lq)
+            output = self.student(lq)
+            self._optimizer.zero_grad()
+            (F.l1_loss(output, target) + F.l1_loss(output, taught)).backward()
+            self._optimizer.step()
+            self.history.step(self.student)
+
+
+def measure(encoder_name: str, steps: list[int], seed: int) -> list[Row]:
     """Train to each of the steps and look at the gradients there."""
-    torch.manual_seed(seed)
-    student, teacher = backbones.build("tiny", 2), backbones.load(TEACHER)
+    training = SmallTraining(max(steps) + BATCHES * len(steps), seed)
     encoder = VQGANEncoder.from_pretrained(encoder_name)
-    history = HistoryModel(student, interval=SMALL_SR.history_interval)
     losses = {
         "dcr": DCKDLoss(
-            student, encoder, dcr_weight=1, dmm_weight=0, negatives=NegativeGenerator(history)
+            training.student, encoder, dcr_weight=1, dmm_weight=0, balance=None,
+            negatives=NegativeGenerator(training.history),
         ),
         "dmm": DMMLoss(encoder),
         "dmm released": DMMLoss(encoder, form="released"),
-    }
-    optimizer = torch.optim.Adam(student.parameters(), SMALL_SR.lr, betas=SMALL_SR.betas)
-    losses["dcr"].attach(optimizer)
-    size, done = SMALL_SR.batch_size, 0
-    crops = RandomCrops(
-        pairs_from_images(photographs("train"), 2),
-        crop=SMALL_SR.crop,
-        scale=2,
-        length=size * (max(steps) + BATCHES * len(steps)),
-        seed=seed,
-    )
-    batches = iter(torch.utils.data.DataLoader(crops, batch_size=size))
-    rows = []
+    }  # fmt: skip
+    rows, done = [], 0
     for step in steps:
-        for _ in range(step - done):
-            lq, target = next(batches)
-            with torch.no_grad():
-                taught = teacher(lq)
-            output = student(lq)
-            optimizer.zero_grad()
-            (F.l1_loss(output, target) + F.l1_loss(output, taught)).backward()
-            optimizer.step()
+        training.train(step - done)
         done = step
-        looks = [look(student, teacher, losses, *next(batches)) for _ in range(BATCHES)]
-        for name in looks[0]:
-            norms, cosines = zip(*(seen[name] for seen in looks), strict=True)
-            rows.append(
-                {
-                    "step": step,
-                    "term": name,
-                    "norm_over_l1": statistics.median(norms),
-                    "cosine_with_error": statistics.median(cosines),
-                }
-            )
+        seen = [look(training, losses, *next(training.batches)) for _ in range(BATCHES)]
+        for name in seen[0]:
+            norms, cosines = zip(*(each[name] for each in seen), strict=True)
+            values = {"norm_over_l1": norms, "cosine_with_error": cosines}
+            medians = {key: statistics.median(found) for key, found in values.items()}
+            rows.append({"step": step, "term": name, **medians})
     return rows
 
 
 def look(
-    student: nn.Module, teacher: nn.Module, losses: dict[str, nn.Module], lq: Tensor, target: Tensor
+    training: SmallTraining, losses: dict[str, nn.Module], lq: Tensor, target: Tensor
 ) -> dict[str, tuple[float, float]]:
     """Norm over L1's, and cosine with the error, of each term's gradient at the output."""
     with torch.no_grad():
-        taught, output = teacher(lq), student(lq)
+        teacher_out, output = training.teacher(lq), training.student(lq)
     output.requires_grad_()
-    pixel = F.l1_loss(output, target) + F.l1_loss(output, taught)
-    values = {"l1": pixel}
+    values = {"l1": F.l1_loss(output, target) + F.l1_loss(output, teacher_out)}
     for name, loss in losses.items():
-        values[name] = loss(output, taught, lq) if name == "dcr" else loss(output, taught)
+        images = (output, teacher_out, lq) if name == "dcr" else (output, teacher_out)
+        values[name] = loss(*images)
     gradients = {n: torch.autograd.grad(v, output)[0].flatten() for n, v in values.items()}
     error = (output - target).detach().flatten()
     return {
@@ -117,7 +137,7 @@ def look(
     }
 
 
-def table(rows: list[dict[str, float | str]]) -> str:
+def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = [
         "| step | term, unweighted | gradient norm over L1's | cosine with the error |",

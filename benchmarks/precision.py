@@ -6,30 +6,32 @@ A step as in training: outputs of the small super-resolution teacher and of a st
 it, negatives from the student's history, on crops of photographs that neither was trained on. The
 "closer" student has only 30 % of the way to the teacher left, where rounding weighs more. The
 encoders are the embedded `compact` and the architecture of the paper's f16-1024 with random
-weights. Also written: a Markdown table beside the JSON.
+weights. On a GPU float32 is strict float32, and TF32 has rows of its own. Also written: a Markdown
+table beside the JSON.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import statistics
+from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import provenance
-from benchmarks.gradients import TEACHER
-from benchmarks.speed import F16
-from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder
-from dckd_losses.network import VQGANNetwork
-from examples.restoration import backbones
-from examples.restoration.data import RandomCrops, pairs_from_images, photographs
-from examples.restoration.recipes import SMALL_SR
+from benchmarks import common
+from benchmarks.common import Row
+from benchmarks.gradients import SCALE, SmallTraining
+from dckd_losses import DCKDLoss, NegativeGenerator, VQGANEncoder
+from examples.restoration.data.crops import RandomCrops
+from examples.restoration.data.datasets import pairs_from_images
+from examples.restoration.data.images import photographs
 
 ENCODERS = ("compact", "f16-random")
-SCALE = 2  # of the super-resolution, which is the embedded teacher's
 STEPS = 325  # the history, updated every 50, is half an interval behind the student then
 LEFT = {"trained": 1.0, "closer": 0.3}  # of the way from the student to the teacher
 TERMS: dict[str, dict[str, float]] = {  # with DCKDLoss's own weights
@@ -37,13 +39,13 @@ TERMS: dict[str, dict[str, float]] = {  # with DCKDLoss's own weights
     "DMM": {"dcr_weight": 0.0},
     "both": {},
 }
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "float32, plain": {"impl": "plain"},
     "float32": {},
+    "tf32": {},
     "float16": {"precision": "float16"},
     "bfloat16": {"precision": "bfloat16"},
 }
-Row = dict[str, object]
 
 
 class Step(NamedTuple):
@@ -57,17 +59,15 @@ class Step(NamedTuple):
 def main() -> None:
     args = arguments()
     torch.backends.cudnn.deterministic = True
-    torch.manual_seed(0)
-    steps = make_steps(*train(args.steps), args.crops, args.side)
-    rows: list[Row] = []
+    device, rows = torch.device(args.device), []
+    steps = make_steps(args.steps, args.crops, args.side)
     for name in args.encoders:
-        rows += measure(name, steps, torch.device(args.device))
+        rows += measure(name, steps, device)
         print(table(rows), flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {**facts(args), "apart": [apart(step) for step in steps], "rows": rows}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
-        args.json.with_suffix(".md").write_text(table(rows) + "\n")
+        if args.json:  # what came first is there whatever happens to the rest
+            facts = {"command": common.command("benchmarks.precision"), **common.machine(device)}
+            common.write_json(args.json, {**facts, "apart": list(map(apart, steps)), "rows": rows})
+            args.json.with_suffix(".md").write_text(table(rows) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -81,36 +81,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(steps: int) -> tuple[nn.Module, nn.Module, HistoryModel]:
-    """A student trained on the pixel losses, its teacher and its history."""
-    student, teacher = backbones.build("tiny", SCALE), backbones.load(TEACHER)
-    history = HistoryModel(student, interval=SMALL_SR.history_interval)
-    optimizer = torch.optim.Adam(student.parameters(), SMALL_SR.lr, betas=SMALL_SR.betas)
-    size = SMALL_SR.batch_size
-    crops = RandomCrops(
-        pairs_from_images(photographs("train"), SCALE),
-        crop=SMALL_SR.crop,
-        scale=SCALE,
-        length=size * steps,
-        seed=0,
-    )
-    for lq, target in torch.utils.data.DataLoader(crops, batch_size=size):
-        with torch.no_grad():
-            taught = teacher(lq)
-        output = student(lq)
-        optimizer.zero_grad()
-        (F.l1_loss(output, target) + F.l1_loss(output, taught)).backward()
-        optimizer.step()
-        history.step(student)
-    return student, teacher, history
-
-
-@torch.no_grad()
-def make_steps(
-    student: nn.Module, teacher: nn.Module, history: HistoryModel, crops: int, side: int
-) -> list[Step]:
+def make_steps(steps: int, crops: int, side: int) -> list[Step]:
     """One step for each crop, made in float32 on the CPU, so that all devices see the same."""
-    negatives = NegativeGenerator(history)
+    training = SmallTraining(steps)
+    training.train(steps)
+    negatives = NegativeGenerator(training.history)
     data = RandomCrops(
         pairs_from_images(photographs("held_out"), SCALE),
         crop=side // SCALE,
@@ -119,43 +94,43 @@ def make_steps(
         seed=0,
     )
     lqs = [lq[None] for lq, _ in data]
-    return [Step(student(lq), teacher(lq), negatives(lq)) for lq in lqs]
+    with torch.no_grad():
+        return [Step(training.student(lq), training.teacher(lq), negatives(lq)) for lq in lqs]
 
 
 def measure(name: str, steps: list[Step], device: torch.device) -> list[Row]:
-    """One row for each student, term and way with this encoder."""
-    exact = VQGANEncoder(build(name), impl="plain").to(device, torch.float64)
-    encoders = {
-        way: VQGANEncoder(build(name), **settings).to(device)  # type: ignore[arg-type]
-        for way, settings in WAYS.items()
-    }
+    """One row for each student, term and way with the encoder of this name."""
+    ways = {way: s for way, s in WAYS.items() if way != "tf32" or device.type == "cuda"}
+    exact = build(name, impl="plain").to(device, torch.float64)
+    encoders = {way: build(name, **settings).to(device) for way, settings in ways.items()}
     rows: list[Row] = []
-    for student, left in LEFT.items():
+    for (student, left), term in product(LEFT.items(), TERMS):
         moved = [s._replace(student=s.teacher.lerp(s.student, left)) for s in steps]
-        for term in TERMS:
-            truths = [gradient(exact, step, term, torch.float64) for step in moved]
-            for way, encoder in encoders.items():
+        truths = [gradient(exact, step, term, torch.float64) for step in moved]
+        for way, encoder in encoders.items():
+            with common.tf32(way == "tf32"):
                 seen = [gradient(encoder, step, term, torch.float32) for step in moved]
-                labels = {"encoder": name, "student": student, "term": term, "precision": way}
-                rows.append({**labels, **distances(seen, truths)})
+            labels = {"encoder": name, "student": student, "term": term, "precision": way}
+            rows.append({**labels, **distances(seen, truths)})
     return rows
 
 
-def build(name: str) -> VQGANNetwork:
-    """A new network by its name in `ENCODERS`."""
+def build(name: str, **settings: Any) -> VQGANEncoder:
+    """An encoder by its name in `ENCODERS`."""
     if name == "compact":
-        return VQGANEncoder.from_pretrained(name, impl="plain").network
-    torch.manual_seed(0)
-    return VQGANNetwork(F16).requires_grad_(False).eval()
+        return VQGANEncoder.from_pretrained(name, **settings)
+    return VQGANEncoder(common.random_f16(), **settings)
 
 
 def gradient(
     encoder: VQGANEncoder, step: Step, term: str, dtype: torch.dtype
 ) -> tuple[float, Tensor]:
     """The loss, and its gradient at the student's output as a float64 vector on the CPU."""
-    device = encoder.network.quant_conv.weight.device
+    device = next(encoder.network.parameters()).device
     student, teacher, negatives = (x.to(device, dtype) for x in step)
-    dckd = DCKDLoss(nn.Identity(), encoder, negatives=lambda lq: negatives, **TERMS[term])
+    dckd = DCKDLoss(
+        nn.Identity(), encoder, balance=None, negatives=lambda lq: negatives, **TERMS[term]
+    )
     loss = dckd.to(dtype)(student.requires_grad_(), teacher, teacher)
     (grad,) = torch.autograd.grad(loss, student)
     return loss.item(), grad.flatten().cpu().double()
@@ -166,18 +141,24 @@ def apart(step: Step) -> float:
     return 255 * (step.student - step.teacher).square().mean().sqrt().item()
 
 
-def distances(seen: list[tuple[float, Tensor]], truths: list[tuple[float, Tensor]]) -> Row:
+def distances(seen: Iterable[tuple[float, Tensor]], truths: Iterable[tuple[float, Tensor]]) -> Row:
     """Every distance to float64: its median over the crops, its worst, and cosines one by one."""
-    found: dict[str, list[float]] = {"cosine": [], "rel_l2": [], "loss_rel": []}
-    for (loss, grad), (true_loss, true_grad) in zip(seen, truths, strict=True):
-        found["cosine"].append(F.cosine_similarity(grad, true_grad, dim=0).item())
-        found["rel_l2"].append(((grad - true_grad).norm() / true_grad.norm()).item())
-        found["loss_rel"].append(abs(loss / true_loss - 1))
-    row: Row = {"cosines": found["cosine"]}
-    for key, values in found.items():
+    cosine, rel_l2, loss_rel = zip(*_pairs(seen, truths), strict=True)
+    row: Row = {"cosines": list(cosine)}
+    for key, values in (("cosine", cosine), ("rel_l2", rel_l2), ("loss_rel", loss_rel)):
         row[key] = statistics.median(values)
         row[f"{key}_worst"] = min(values) if key == "cosine" else max(values)
     return row
+
+
+def _pairs(
+    seen: Iterable[tuple[float, Tensor]], truths: Iterable[tuple[float, Tensor]]
+) -> Iterator[tuple[float, float, float]]:
+    """Cosine, relative L2 distance and the loss's relative error of each crop."""
+    for (loss, grad), (true_loss, true_grad) in zip(seen, truths, strict=True):
+        cosine = F.cosine_similarity(grad, true_grad, dim=0).item()
+        rel_l2 = ((grad - true_grad).norm() / true_grad.norm()).item()
+        yield cosine, rel_l2, abs(loss / true_loss - 1)
 
 
 def table(rows: list[Row]) -> str:
@@ -194,16 +175,6 @@ def table(rows: list[Row]) -> str:
             f"{r['loss_rel']:.0e} ({r['loss_rel_worst']:.0e}) |"
         )
     return "\n".join(lines)
-
-
-def facts(args: argparse.Namespace) -> dict[str, object]:
-    """What the numbers were measured with."""
-    device = torch.device(args.device)
-    return {
-        "command": provenance.command("benchmarks.precision"),
-        **provenance.machine(device),
-        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
-    }
 
 
 if __name__ == "__main__":

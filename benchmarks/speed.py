@@ -5,40 +5,73 @@
     python -m benchmarks.speed --negatives 5 1 20 ...  # the first for all sizes, the rest for one
     python -m benchmarks.speed --students tiny swinir-student rcan-student ...  # whole steps
     python -m benchmarks.speed --rivals tiny ...       # the same with each method
+    python -m benchmarks.speed --loading               # random crops from memory and from files
 
-All ways run in one process, taking turns; the first round warms up. Times are medians with
+All ways run in one process, taking turns after each has warmed up. Times are medians with
 interquartile ranges. The encoder has the architecture of the paper's f16-1024 with random weights,
-the images are smooth noise. Beside the JSON a Markdown table and a plot are written from it.
+the images are smooth noise. On a GPU cudnn.benchmark is on for every way (`--no-benchmark`: off),
+float32 is strict float32, and each precision also runs as a CUDA graph. Beside the JSON a Markdown
+table and a plot are written from it.
 """
+
+from __future__ import annotations
 
 import argparse
 import copy
 import json
 import os
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import provenance, released, steps
-from benchmarks.figures import plot, table
-from benchmarks.measure import Way, clock, distance, gradient, in_turns, peak, saved, summary
-from dckd_losses import DCKDLoss, VQGANEncoder
-from dckd_losses.network import VQGANNetwork
-from dckd_losses.weights.places import F16
+from benchmarks import common, released
+from benchmarks.common import Row, Times, Way
+from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder
 
-PATHS: dict[str, dict[str, object]] = {
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
+PRECISIONS = {"cpu": ["bfloat16"], "cuda": ["tf32", "float16", "bfloat16"]}  # beside float32
+HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+PATHS: dict[str, dict[str, Any]] = {  # settings of VQGANEncoder
     "plain": {"impl": "plain"},
     "stream": {},
     "stream, chunk 1": {"chunk": 1},
     "twopass, chunk 1": {"mode": "twopass", "chunk": 1},
 }
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-PRECISIONS = {"cpu": ["float32", "bfloat16"], "cuda": ["float32", "float16", "bfloat16"]}
-Row = dict[str, object]
+MODES = ("default", "max-autotune-no-cudagraphs")  # of torch.compile
+SCALE, NEGATIVES = 2, 5  # of whole steps
+NORMS = "dckd_losses.ops.norm.use_triton"  # where the library asks whether Triton is to do them
+DCKD = ("released", "stream", "twopass", "dckd", "dckd_star")
+TEACHERS = {"tiny": "small"}  # others' are named after them
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """One way to compute the loss."""
+
+    mode: str  # "released", or a name of this library's settings
+    precision: str = "float32"  # "float32" (on a GPU without TF32), "tf32", "float16" or "bfloat16"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of `VQGANEncoder`
+    graph: bool = False  # as a CUDA graph
+    compiled: str | None = None  # a mode of torch.compile, or None
+    # on a GPU, whether Triton kernels carry out norms; otherwise torch does
+    triton_norms: bool = True
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        parts = [self.mode, self.compiled and f"compiled ({self.compiled})"]
+        return ", ".join(filter(None, [*parts, "graph" if self.graph else None]))
 
 
 def main() -> None:
@@ -46,76 +79,231 @@ def main() -> None:
     if args.tuned_malloc and not MALLOC.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]],
                   {**os.environ, **MALLOC})  # fmt: skip
-    device, rows = torch.device(args.device), []
-    precisions = args.precisions or PRECISIONS.get(device.type, ["float32"])
-    usual, *others = args.negatives
-    settings = [(size, usual) for size in args.sizes] + [(args.sizes[0], n) for n in others]
-    for size, negatives in settings:
-        batch, side = map(int, size.split("x"))
-        found = measure(batch, side, negatives, args.rounds, device, precisions)
+    rows: list[Row] = []
+    if args.append and args.json.is_file():
+        rows = json.loads(args.json.read_text()).get("rows", [])
+    torch.backends.cudnn.benchmark = args.benchmark
+    for found in measured(args, torch.device(args.device)):
         print(table(found), flush=True)
         rows += found
-    for student in args.students:
-        found = steps.measure(student, args.step_size, args.rounds, device)
-        print(table(found), flush=True)
-        rows += found
-    if args.rivals:
-        found = steps.measure(args.rivals, args.step_size, args.rounds, device, rivals=True)
-        print(table(found), flush=True)
-        rows += found
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**facts(args), "rows": rows}, indent=1) + "\n")
-        args.json.with_suffix(".md").write_text(table(rows) + "\n")
-        plot(rows, args.json.with_suffix(".png"))
+        write(args, rows)
+    if args.json and not args.loading:
+        try:
+            plot(rows, args.json.with_suffix(".png"))
+        except ImportError as error:
+            print(f"no plot: {error}")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--sizes", nargs="+", default=["2x64"], metavar="BxS", help="batch, pixels a side")
+    add("--sizes", nargs="*", default=["2x64"], metavar="BxS", help="batch, pixels a side")
     add("--negatives", nargs="+", type=int, default=[5], metavar="N")
-    add("--precisions", nargs="+", metavar="P", help="default: those the device is good at")
+    add("--precisions", nargs="*", metavar="P", help="default: those the device is good at")
+    add("--encoder", metavar="NAME", help="default: f16-1024's architecture, random weights")
+    add("--compiled", action="store_true", help="the plain path under torch.compile, nothing else")
     add("--students", nargs="*", default=[], metavar="NAME", help="for whole training steps")
     add("--rivals", metavar="NAME", help="a student to compare all methods' steps with")
     add("--step-size", default="2x96", metavar="BxS", help="of their output")
+    add("--loading", action="store_true", help="time the reading of crops, nothing else")
+    add("--crops", type=int, default=100, help="that each way of loading reads")
     add("--rounds", type=int, default=5, help="after one that warms up")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--benchmark", action=argparse.BooleanOptionalAction, default=True, help="cuDNN's")
     add("--tuned-malloc", action="store_true", help="glibc keeps freed memory")
+    add("--append", action="store_true", help="to the rows that are in the file already")
     add("--json", type=Path)
     return parser.parse_args()
 
 
-def measure(
-    batch: int, side: int, negatives: int, rounds: int, device: torch.device, precisions: list[str]
-) -> list[Row]:
-    """One row for each way, all on the same images and weights."""
-    torch.manual_seed(0)
-    network = VQGANNetwork(F16).requires_grad_(False).eval()
-    images = make_images(batch, side, negatives)
-    exact = ways(copy.deepcopy(network).double(), images, torch.float64, ["float32"])
-    truth = gradient(exact[("plain", "float32")], images[0].double())
-    student = images[0].to(device)
-    found = ways(network.to(device), [x.to(device) for x in images], torch.float32, precisions)
-    times = in_turns({str(k): partial(clock, way, student) for k, way in found.items()}, rounds)
-    rows = []
-    for (name, precision), way in found.items():
-        impl = name.partition(",")[0]
-        rows.append({
-            "way": "released" if name == "released" else "dckd-losses",
-            "impl": "fused" if impl in ("stream", "twopass") else impl,
-            "mode": name,
-            "precision": precision,
-            "student": None,
-            "batch": batch,
-            "size": side,
-            "negatives": negatives,
-            **summary(times[str((name, precision))]),
-            "saved_mb": saved(way, student) / 1e6,
-            "peak_mb": peak(partial(clock, way, student), device) / 1e6,
-            **distance(gradient(way, student), truth),
-        })  # fmt: skip
-    return rows
+def measured(args: argparse.Namespace, device: torch.device) -> Iterator[list[Row]]:
+    """Rows, a group at a time: what came first is there whatever happens to the rest."""
+    if args.loading:
+        yield loading(args.crops)
+        return
+    precisions = PRECISIONS[device.type] if args.precisions is None else args.precisions
+    usual, *others = args.negatives
+    settings = [(size, usual) for size in args.sizes] + [(args.sizes[0], n) for n in others]
+    for size, negatives in settings:
+        bench = Bench(size, negatives, device, encoder=args.encoder)
+        for specs in all_specs(device, precisions, args.compiled):
+            yield bench.rows(specs, args.rounds)
+    for name in args.students:
+        yield steps(name, args.step_size, args.rounds, device)
+    if args.rivals:
+        yield steps(args.rivals, args.step_size, args.rounds, device, rivals=True)
+
+
+def write(args: argparse.Namespace, rows: list[Row]) -> None:
+    """The rows so far, and what they were measured with."""
+    if args.json:
+        facts = {"command": common.command("benchmarks.speed")}
+        facts |= common.machine(torch.device(args.device))
+        common.write_json(args.json, {**facts, "tuned_malloc": args.tuned_malloc, "rows": rows})
+        args.json.with_suffix(".md").write_text(table(rows) + "\n")
+
+
+# The loss alone
+
+
+def all_specs(
+    device: torch.device, precisions: Sequence[str], compiled: bool = False
+) -> list[list[Spec]]:
+    """The ways that are compared: on a GPU the main ones in every precision, and as graphs."""
+    if compiled:
+        plain = PATHS["plain"]
+        return [[Spec("plain", p, plain, compiled=mode)] for mode in MODES for p in precisions]
+    ways: list[Spec] = [Spec("released"), *(Spec(name, settings=s) for name, s in PATHS.items())]
+    if device.type != "cuda":
+        return [[*ways, *(replace(ways[2], precision=p) for p in precisions)]]
+    main = [replace(way, precision=p) for way in ways[:3] for p in ("float32", *precisions)]
+    others = [*ways[3:], Spec("stream, torch's norms", triton_norms=False)]
+    quick = [replace(way, precision=p) for way in others for p in precisions if p != "bfloat16"]
+    return [main + quick, [replace(way, graph=True) for way in main]]
+
+
+class Bench:
+    """Images, weights and the true gradient, on which ways are compared.
+
+    Args:
+        size: batch x pixels a side.
+        negatives: how many.
+        device: where.
+        truth: whether the true gradient is wanted.
+        encoder: a name or file; by default the f16-1024 architecture with random weights.
+    """
+
+    def __init__(
+        self,
+        size: str,
+        negatives: int,
+        device: torch.device,
+        *,
+        truth: bool = True,
+        encoder: str | None = None,
+    ) -> None:
+        self.batch, self.side = map(int, size.split("x"))
+        self.device = device
+        plain = VQGANEncoder.from_pretrained(encoder, impl="plain") if encoder else None
+        self.network = plain.network if plain else common.random_f16()
+        images = make_images(self.batch, self.side, negatives)
+        self.student, self.teacher, self.negatives = (x.to(device) for x in images)
+        self.network.to(device)
+        self.truth = self._truth() if truth else None
+
+    def _truth(self) -> Tensor | None:
+        """The plain path's gradient in float64; None where memory does not hold it."""
+        exact = copy.deepcopy(self.network).double()
+        encoder = VQGANEncoder(exact, impl="plain").to(self.device, torch.float64)
+        teacher, negatives = self.teacher.double(), self.negatives.double()
+        dckd = DCKDLoss(
+            nn.Identity(), encoder, balance=None, negatives=lambda lq: negatives, **released.WEIGHTS
+        ).double()
+        try:
+            return common.gradient(lambda x: dckd(x, teacher, teacher), self.student.double())
+        except torch.OutOfMemoryError:
+            return None
+
+    def way(self, spec: Spec) -> Way:
+        """From the student's images to the loss."""
+        teacher, negatives = self.teacher, self.negatives
+        if spec.mode == "released":
+            tensors, half = dict(self.network.named_parameters()), HALF.get(spec.precision)
+
+            def as_released(x: Tensor) -> Tensor:
+                with torch.autocast(self.device.type, half, enabled=half is not None):
+                    images = (2 * images - 1 for images in (x, teacher, negatives))
+                    return released.loss(tensors, *images, **released.WEIGHTS)
+
+            return as_released
+        precision = "float32" if spec.precision == "tf32" else spec.precision
+        encoder = VQGANEncoder(copy.deepcopy(self.network), precision=precision, **spec.settings)
+        dckd = DCKDLoss(
+            nn.Identity(), encoder, balance=None, negatives=lambda lq: negatives, **released.WEIGHTS
+        )
+
+        def ours(x: Tensor) -> Tensor:
+            return dckd(x, teacher, teacher)
+
+        return torch.compile(ours, mode=spec.compiled) if spec.compiled else ours
+
+    def rows(self, specs: Sequence[Spec], rounds: int) -> list[Row]:
+        """One row a way; what cannot run here says why in `skipped`.
+
+        Args:
+            specs: the ways.
+            rounds: how many, after the warm-up.
+        """
+        eager = [spec for spec in specs if not spec.graph]
+        graphs = [[spec] for spec in specs if spec.graph]  # each holds memory of its own
+        return [row for group in (eager, *graphs) for row in self._in_turns(group, rounds)]
+
+    def _in_turns(self, specs: Sequence[Spec], rounds: int) -> list[Row]:
+        found, jobs, reasons = {spec: self.way(spec) for spec in specs}, {}, {}
+        for spec, way in found.items():
+            try:
+                jobs[spec] = self.job(spec, way)
+            except (torch.OutOfMemoryError, Skip) as error:
+                reasons[spec] = str(error).partition(". ")[0]
+        times = common.in_turns(jobs, rounds)
+        rows = []
+        for spec, way in found.items():
+            row = self.label(spec)
+            if spec in reasons:
+                rows.append({**row, "skipped": reasons[spec]})
+                continue
+            row |= common.summary(times[spec])
+            if not spec.graph:
+                with self._state(spec):
+                    job = partial(common.clock, way, self.student)
+                    row["peak_mb"] = common.peak(job, self.device) / 1e6
+                    if not spec.compiled:
+                        row["saved_mb"] = common.saved(way, self.student) / 1e6
+                    if self.truth is not None:
+                        row |= common.distance(common.gradient(way, self.student), self.truth)
+            rows.append(row)
+        return rows
+
+    def job(self, spec: Spec, way: Way) -> Callable[[], Times]:
+        """What runs a way once; warmed up.
+
+        Raises:
+            Skip: it cannot run here.
+        """
+        if (spec.graph or spec.compiled) and self.device.type != "cuda":
+            raise Skip("needs a CUDA device")
+
+        def job() -> Times:
+            with self._state(spec):
+                return run()
+
+        with self._state(spec):
+            run = partial(common.clock, way, self.student)
+            if spec.graph:
+                run = common.graphed(way, self.student)
+            run()
+        return job
+
+    @contextmanager
+    def _state(self, spec: Spec) -> Iterator[None]:
+        """What is set around forward and backward."""
+        norms = nullcontext() if spec.triton_norms else patch(NORMS, return_value=False)
+        with common.tf32(spec.precision == "tf32"), norms:
+            yield
+
+    def label(self, spec: Spec) -> Row:
+        """What a way's row begins with."""
+        impl = "released" if spec.mode == "released" else spec.settings.get("impl", "fused")
+        empty = dict.fromkeys(("saved_mb", "peak_mb", "grad_cos", "grad_rel_l2"))
+        return {
+            "way": "released" if spec.mode == "released" else "dckd-losses", "impl": impl,
+            "mode": spec.name, "precision": spec.precision, "student": None, "batch": self.batch,
+            "size": self.side, "negatives": len(self.negatives), **empty,
+        }  # fmt: skip
+
+
+class Skip(Exception):  # noqa: N818 - it is no error
+    """A way that is not measured, and why."""
 
 
 def make_images(batch: int, side: int, negatives: int) -> list[Tensor]:
@@ -128,33 +316,236 @@ def make_images(batch: int, side: int, negatives: int) -> list[Tensor]:
     return [near(0.03), near(0.02), torch.stack([near(0.06) for _ in range(negatives)])]
 
 
-def ways(
-    network: VQGANNetwork, images: list[Tensor], dtype: torch.dtype, precisions: list[str]
-) -> dict[tuple[str, str], Way]:
-    """From the student's images to the loss, by name and precision."""
-    _, teacher, negatives = (x.to(dtype) for x in images)
-    found: dict[tuple[str, str], Way] = {
-        ("released", "float32"): lambda x: released.loss(
-            network, 2 * x - 1, 2 * teacher - 1, 2 * negatives - 1, **released.WEIGHTS
+# Whole training steps
+
+
+def steps(
+    name: str, size: str, rounds: int, device: torch.device, rivals: bool = False
+) -> list[Row]:
+    """One row a method: student, teacher, history, loss, backward and optimizer together.
+
+    Args:
+        name: the student's, of `backbones`.
+        size: batch x pixels of its output.
+        rounds: after one that warms up.
+        device: where.
+        rivals: the methods that DCKD is compared with, in place of the ways to compute DCKD.
+    """
+    from benchmarks import baselines  # here: slow to import, and the loss alone needs none of it
+    from examples.restoration import networks
+
+    batch, side = map(int, size.split("x"))
+    torch.manual_seed(0)
+    student = networks.build(name, SCALE)
+    teacher = networks.build(TEACHERS.get(name, name.replace("student", "teacher")), SCALE)
+    teacher = teacher.to(device).eval().requires_grad_(False)
+    lq = torch.rand(batch, 3, side // SCALE, side // SCALE, device=device)
+    target = torch.rand(batch, 3, side, side, device=device)
+    ours = ("released", "logits", "stream", "twopass")
+    jobs: dict[str, Callable[[], Times]] = {}
+    for method in baselines.METHODS if rivals else ours:
+        model = copy.deepcopy(student).to(device).train()
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-4)
+        distill = _distillation(method, model, teacher, optimizer, device)
+        jobs[method] = partial(
+            common.clock, partial(_step, model, teacher, optimizer, distill, target), lq
         )
-    }
-    settings = {(name, "float32"): path for name, path in PATHS.items()}
-    settings |= {("stream", p): {"precision": p} for p in precisions}
-    for key, path in settings.items():
-        encoder = VQGANEncoder(copy.deepcopy(network), **path)  # type: ignore[arg-type]
-        dckd = DCKDLoss(nn.Identity(), encoder, negatives=lambda lq: negatives, **released.WEIGHTS)
-        found[key] = lambda x, dckd=dckd: dckd(x, teacher, teacher)
-    return found
+        jobs[method]()
+    times = common.in_turns(jobs, rounds)
+    return [
+        {
+            "way": "released" if method == "released" else "dckd-losses",
+            "impl": "step", "mode": method, "precision": "float32", "student": name,
+            "batch": batch, "size": side, "negatives": NEGATIVES if method in DCKD else None,
+            **common.summary(times[method]),
+            "saved_mb": None, "peak_mb": common.peak(job, device) / 1e6,
+            "grad_cos": None, "grad_rel_l2": None,
+        }
+        for method, job in jobs.items()
+    ]  # fmt: skip
 
 
-def facts(args: argparse.Namespace) -> dict[str, object]:
-    """What the numbers were measured with."""
-    device = torch.device(args.device)
-    return {
-        "command": provenance.command("benchmarks.speed"),
-        **provenance.machine(device),
-        "tuned_malloc": args.tuned_malloc,
-    }
+def _distillation(
+    method: str,
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> Callable[..., Tensor]:
+    """A method's loss; "stream" and "twopass" are DCKD's. One random encoder for all."""
+    from benchmarks import baselines
+
+    network = common.random_f16(seed=1).to(device)
+    if method == "released":
+        tensors = dict(network.named_parameters())
+        negatives = NegativeGenerator(HistoryModel(student), num_negatives=NEGATIVES)
+
+        def as_released(output: Tensor, taught: Tensor, lq: Tensor, target: Tensor) -> Tensor:
+            images = (2 * x - 1 for x in (output, taught, negatives(lq)))
+            return F.l1_loss(output, taught) + released.loss(tensors, *images, **released.WEIGHTS)
+
+        return as_released
+    mode = method if method == "twopass" else "stream"
+    encoder = VQGANEncoder(network, mode=mode)
+    name = "dckd" if method in ("stream", "twopass") else method
+    settings = {"balance": None, **released.WEIGHTS} if name.startswith("dckd") else {}
+    arm = baselines.build(name, student, teacher, encoder, **settings)
+    return arm.to(device).attach(optimizer)
+
+
+def _step(
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    distill: Callable[..., Tensor],
+    target: Tensor,
+    lq: Tensor,
+) -> Tensor:
+    """Up to the loss, after the update that the step before left to write_crops."""
+    optimizer.step()
+    optimizer.zero_grad()
+    lq = lq.detach()
+    output = student(lq)
+    with torch.no_grad():
+        teacher_output = teacher(lq).clamp(0, 1)  # untrained, its values would be refused
+    return F.l1_loss(output, target) + distill(output, teacher_output, lq, target=target)
+
+
+# Random crops
+
+CROP, HEIGHT, WIDTH = 48, 1356, 2040  # pixels of a crop, and of DIV2K's photographs
+
+
+def loading(count: int) -> list[Row]:
+    """Milliseconds a crop for x2, from memory, from sub-images and from whole photographs.
+
+    Photographs of DIV2K's size are made of scikit-image's. "bytes" reads the files and decodes none
+    of them: what a database of encoded images, such as LMDB, could save at most is a part of that.
+    """
+    import numpy as np
+
+    from examples.restoration.data.crops import RandomCrops
+    from examples.restoration.data.datasets import PairFiles, load_pairs
+    from examples.restoration.data.images import photographs, write_png
+    from examples.restoration.data.layouts import find_pairs
+    from examples.restoration.data.subimages import HR, plan, write_crops
+    from examples.restoration.data.synthetic import matlab_bicubic
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name, image in photographs("train").items():  # as much detail: mosaics of mirrored ones
+            rows, columns = -(-HEIGHT // image.shape[0]), -(-WIDTH // image.shape[1])
+            missing = ((0, (rows - 1) * image.shape[0]), (0, (columns - 1) * image.shape[1]))
+            large = np.pad(image, (*missing, (0, 0)), mode="symmetric")[:HEIGHT, :WIDTH]
+            write_png(large, root / HR / f"{name}.png")
+            lr = root / f"DIV2K_train_LR_bicubic/X{SCALE}/{name}x{SCALE}.png"
+            write_png(matlab_bicubic(large, 1 / SCALE), lr)
+        for cut in plan(root, [SCALE]):
+            write_crops(cut)
+        parts, whole = find_pairs(root, SCALE), find_pairs(root, SCALE, parts=False)
+        files = [path for pair in parts for path in (pair.hq, pair.lq) if path]
+
+        def crops(pairs: Any) -> Callable[[int], object]:
+            return RandomCrops(pairs, crop=CROP, scale=SCALE, length=count, seed=0).__getitem__
+
+        def read(item: int) -> object:
+            return [files[2 * item % len(files) + k].read_bytes() for k in (0, 1)]
+
+        sources = {
+            "memory": crops(load_pairs(root, SCALE)),
+            "sub-images": crops(PairFiles(parts, SCALE)),
+            "sub-images, bytes": read,
+            "photographs": crops(PairFiles(whole, SCALE)),
+        }
+        return [
+            {
+                "way": "loading", "mode": name, "precision": "uint8", "student": None, "batch": 1,
+                "size": CROP, "negatives": None, "ms_median": _milliseconds(take, count),
+            }
+            for name, take in sources.items()
+        ]  # fmt: skip
+
+
+def _milliseconds(take: Callable[[int], object], count: int) -> float:
+    """Median over three rounds of the time an item takes."""
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for index in range(count):
+            take(index)
+        found.append(1e3 * (time.perf_counter() - start) / count)
+    return sorted(found)[1]
+
+
+# Reports
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown; the ratios are those of the released way above, or of Scratch, to this row."""
+    lines = [
+        "| batch, size | negatives | way | precision | ms (IQR) | faster | saved MB | less | "
+        "peak MB | less | gradient |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    base: Row = {}
+    for r in rows:
+        if r["mode"] in ("released", "scratch") and r["precision"] not in HALF:
+            base = r  # on a GPU the released way with TF32, as it runs there by default
+        way = r["mode"] if r["student"] is None else f"{r['student']}: {r['mode']}"
+        if "skipped" in r:
+            way = f"{way} ({r['skipped']})"
+        digits = ".2f" if r.get("ms_median", 10) < 10 else ".0f"
+        ms, spread = (_number(r.get(key), digits) for key in ("ms_median", "ms_iqr"))
+        cells = [
+            f"{r['batch']}x{r['size']}x{r['size']}", _number(r["negatives"], "d"),
+            way, r["precision"], f"{ms} ({spread})" if spread else ms,
+            _less(base, r, "ms_median", 2),
+            _number(r.get("saved_mb"), ".1f"), _less(base, r, "saved_mb"),
+            _number(r.get("peak_mb"), ".0f"), _less(base, r, "peak_mb"),
+            _number(r.get("grad_rel_l2"), ".0e"),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _number(value: object, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _less(base: Row, row: Row, key: str, digits: int = 1) -> str:
+    one, other = base.get(key), row.get(key)
+    if not isinstance(one, float) or not isinstance(other, float):
+        return ""
+    return f"{one / other:.{digits}f}"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Time and peak memory against pixels and negatives, a line for each way; a PNG."""
+    from matplotlib.figure import Figure  # here: the table needs none of it
+
+    rows = [r for r in rows if r["student"] is None and "ms_median" in r]
+    by_size = [r for r in rows if r["negatives"] == rows[0]["negatives"]]
+    by_count = [r for r in rows if all(r[key] == rows[0][key] for key in ("batch", "size"))]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for row, (key, label) in zip(
+        axes, (("ms_median", "forward and backward, ms"), ("peak_mb", "peak memory, MB")),
+        strict=True,
+    ):  # fmt: skip
+        for axis, found, x in zip(row, (by_size, by_count), ("pixels", "negatives"), strict=True):
+            for way in dict.fromkeys((r["mode"], r["precision"]) for r in found):
+                line = sorted(
+                    (r["batch"] * r["size"] ** 2 if x == "pixels" else r["negatives"], r[key])
+                    for r in found
+                    if (r["mode"], r["precision"]) == way and r[key] is not None
+                )
+                if line:
+                    axis.plot(*zip(*line, strict=True), marker="o", label=", ".join(way))
+            axis.set(xlabel=f"{x} in a batch" if x == "pixels" else x, ylabel=label)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+    axes[0, 0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

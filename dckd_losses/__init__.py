@@ -4,8 +4,7 @@ from dckd_losses.balance import gradient_ratio
 from dckd_losses.dckd import DCKDLoss
 from dckd_losses.dcr import DCRLoss
 from dckd_losses.dmm import DMMLoss
-from dckd_losses.encoder import VQGANEncoder
-from dckd_losses.features import Encoding
+from dckd_losses.encoder import Encoding, VQGANEncoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 # Where student and teacher are equal but for rounding, the gradient is made of rounding errors. At
-# a mean distance of 128 roundings of 1 (1.5e-5, 0.004 grey levels) the gradient of either term in
-# float32 has a cosine of 0.99 or more with float64's; at 16 it is 0.7 to 0.98, and falls from there.
+# a mean distance of 128 roundings of 1 (1.5e-5, 0.004 grey levels) float32's gradient of each term
+# has a cosine of 0.99 or more with float64's; at 16 it is 0.7 to 0.98, and falls from there.
 FLOOR = 128
 
 

@@ -8,7 +8,6 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.as_encoder import as_encoder
 from dckd_losses.attach import Attachable
 from dckd_losses.balance import normalize_gradient, restore_scale
 from dckd_losses.checks import (
@@ -19,13 +18,11 @@ from dckd_losses.checks import (
     check_step_values,
     is_compiling_or_capturing,
 )
-from dckd_losses.dcr import LEVEL_WEIGHTS, DCRLoss
+from dckd_losses.dcr import LEVEL_WEIGHTS, DCRLoss, contrastive_ratio
 from dckd_losses.dmm import DMMLoss
-from dckd_losses.encoder import VQGANEncoder
-from dckd_losses.features import FeatureEncoder
+from dckd_losses.encoder import FeatureEncoder, VQGANEncoder, as_encoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
-from dckd_losses.ops.feature_path import Images, Terms
 
 DCR_WEIGHT = 0.1  # paper, Table 7
 # With "compact" DMM's gradient is 6 to 11 times L1's, the doubled softmax's, which the paper tuned,
@@ -151,44 +148,78 @@ class DCKDLoss(Attachable):
             lq: the degraded input; may be left out after `watch`.
         """
         lq = self._input(lq)
-        self._check_tensors(student_out, teacher_out, lq)
+        self._check_batch(student_out, teacher_out, lq)
         if not self._values_checked and not is_compiling_or_capturing():
-            self.check(student_out, teacher_out, lq)
+            check_step_values(student_out, teacher_out, lq)
             self._values_checked = True
         if not (self.dcr_weight or self.dmm_weight):
             self.last = {}
             return as_loss(0 * student_out.sum(), student_out)
-        entered, unit = normalize_gradient(student_out, self.balance, teacher_out)
-        images = Images(entered, teacher_out.detach())
+        negatives = None
         if self.dcr_weight and lq is not None:
             self._check_history(student_out, teacher_out, lq)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
-            images.negatives = negatives.detach()
+        student, unit = normalize_gradient(student_out, self.balance, teacher_out)
+        found = self.encoder.compare(
+            student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
+        )
+        terms, self.last = [], {}
+        if self.dcr_weight:
+            dcr = contrastive_ratio(
+                found.positive, found.negative, self.dcr.level_weights, self.dcr.eps
+            )
+            terms.append(self.dcr_weight * dcr)
+            self.last["dcr"] = dcr.detach()
+            self.last["positive"] = torch.stack(found.positive).detach()
+            self.last["negative"] = torch.stack(found.negative).detach()
         if self.dmm_weight:
-            images.divergence = self.dmm.divergence
-        loss, terms = self.encoder.compare(images, self._weighted)
-        self._remember(terms)
+            dmm = self.dmm.from_logits(found.student_logits, found.teacher_logits)
+            terms.append(self.dmm_weight * dmm)
+            self.last["dmm"] = dmm.detach()
+        loss = torch.stack(terms).sum()  # Eq. 10
         return as_loss(restore_scale(loss, unit), student_out)
 
-    def _weighted(self, terms: Terms) -> Tensor:
-        """Eq. 10's two terms."""
-        parts = []
-        if self.dcr_weight:
-            parts.append(self.dcr_weight * self.dcr.ratio(terms))
-        if terms.divergence is not None:
-            parts.append(self.dmm_weight * terms.divergence)
-        return torch.stack(parts).sum()
+    def graphed(
+        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Capture the loss and its gradient as one CUDA graph for images of these shapes.
 
-    def _remember(self, terms: Terms) -> None:
-        last = {}
-        if self.dcr_weight:
-            positive, negative = torch.stack(terms.positive), torch.stack(terms.negative)
-            last = {"dcr": self.dcr.ratio(terms), "positive": positive, "negative": negative}
-        if terms.divergence is not None:
-            last["dmm"] = terms.divergence
-        self.last = {name: value.detach() for name, value in last.items()}
+        A replay costs two launches in place of a thousand. Nothing random is used up here, `last`
+        is right after each replay, and the history moves as ever, outside the graph. Call it under
+        the autocast that the steps run in, and again after the loss was moved.
+
+        Args:
+            student_out: as in a call; its values serve to warm up.
+            teacher_out: as in a call.
+            lq: as in a call.
+
+        Returns:
+            A function of the same three tensors, of these shapes and dtypes, to the loss. The next
+            call overwrites what the last one returned.
+
+        Raises:
+            ValueError: as in a first call.
+            RuntimeError: no CUDA device, or a degradation or encoder that cannot be captured.
+        """
+        self.check(student_out, teacher_out, lq)
+        self._values_checked = True
+        samples = student_out.detach().requires_grad_(), teacher_out.detach(), lq.detach()
+        saved = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", autocast[1], enabled=autocast[0], cache_enabled=False):
+            replay = torch.cuda.make_graphed_callables(self.forward, samples)
+        for drawn, before in saved:  # warming up has drawn random numbers
+            drawn.copy_(before)
+        last = self.last
+
+        def step(student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> Tensor:
+            loss: Tensor = replay(student_out, teacher_out, lq)
+            self.last = last
+            return loss
+
+        return step
 
     def check(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None = None) -> None:
         """Check types, shapes, devices and values now; reads from the device.
@@ -203,10 +234,10 @@ class DCKDLoss(Attachable):
         """
         if lq is None and self._watch is not None:
             lq = self._watch.input
-        self._check_tensors(student_out, teacher_out, lq)
+        self._check_batch(student_out, teacher_out, lq)
         check_step_values(student_out, teacher_out, lq)
 
-    def _check_tensors(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None) -> None:
+    def _check_batch(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None) -> None:
         check_batch(student_out=student_out, teacher_out=teacher_out, lq=lq)
         if lq is None and self.dcr_weight > 0 and self._watch is None:
             raise ValueError("lq is missing: pass it, or let watch(student) fetch it")

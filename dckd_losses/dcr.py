@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 
+import torch
 from torch import Tensor, nn
 
-from dckd_losses.as_encoder import as_encoder
 from dckd_losses.checks import as_loss, check_batch, check_negatives, check_number
-from dckd_losses.features import FeatureEncoder
-from dckd_losses.ops import reference
-from dckd_losses.ops.feature_path import Images, Terms
+from dckd_losses.encoder import FeatureEncoder, as_encoder
 
 LEVEL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)  # paper, appendix
 EPS = 1e-7  # released code: at first a clean negative equals the student
+
+
+def contrastive_ratio(
+    positive: Sequence[Tensor], negative: Sequence[Tensor], weights: Sequence[float], eps: float
+) -> Tensor:
+    """Eq. 5 from its distances: `sum_i w_i |S_i - T_i| / (sum_j |S_i - N_ij| + eps)`.
+
+    Args:
+        positive: mean |S - T| at each level, scalars.
+        negative: the sum over negatives of mean |S - N_j| at each level, scalars.
+        weights: w, one for each level.
+        eps: keeps the ratios finite.
+
+    Raises:
+        ValueError: there are not as many levels as weights.
+    """
+    if len(positive) != len(weights):
+        raise ValueError(
+            f"the encoder gives {len(positive)} levels, level_weights has {len(weights)}"
+        )
+    terms = [w * p / (n + eps) for w, p, n in zip(weights, positive, negative, strict=True)]
+    return torch.stack(terms).sum()
 
 
 class DCRLoss(nn.Module):
@@ -72,19 +93,6 @@ class DCRLoss(nn.Module):
         """The loss of a student's output beside its teacher's and the negatives."""
         check_batch(student=student, teacher=teacher)
         check_negatives(negatives, student)
-        images = Images(student, teacher.detach(), negatives.detach())
-        loss, _ = self.encoder.compare(images, self.ratio)
+        found = self.encoder.compare(student, teacher.detach(), negatives.detach())
+        loss = contrastive_ratio(found.positive, found.negative, self.level_weights, self.eps)
         return as_loss(loss, student)
-
-    def ratio(self, terms: Terms) -> Tensor:
-        """Eq. 5 from its distances.
-
-        Raises:
-            ValueError: there are not as many levels as weights.
-        """
-        if len(terms.positive) != len(self.level_weights):
-            raise ValueError(
-                f"the encoder gives {len(terms.positive)} levels, level_weights has "
-                f"{len(self.level_weights)}"
-            )
-        return reference.contrast(terms.positive, terms.negative, self.level_weights, self.eps)

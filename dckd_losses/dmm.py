@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from os import PathLike
 
+import torch
 from torch import Tensor, nn
 
-from dckd_losses.as_encoder import as_encoder
 from dckd_losses.checks import as_loss, check_batch, check_number
-from dckd_losses.features import FeatureEncoder
-from dckd_losses.ops import reference
-from dckd_losses.ops.feature_path import Images, Terms
+from dckd_losses.encoder import FeatureEncoder, as_encoder
 
-FORMS = {
-    "cross_entropy": reference.cross_entropy,
-    "released": reference.released_cross_entropy,
-}
+
+def cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Eq. 9: `-sum_k p_T,k log p_S,k`, mean over cells, in at least float32.
+
+    Eq. 8's distributions are softmaxes over minus the squared distances to the codes, which code
+    logits are but for a constant.
+
+    Args:
+        student: code logits, (B, K, h, w).
+        teacher: code logits, (B, K, h, w).
+        temperature: divides both.
+    """
+    target = _scaled(teacher, temperature).softmax(1)
+    return -(target * _scaled(student, temperature).log_softmax(1)).sum(1).mean()
+
+
+def released_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """What DCKD's released code computes for Eq. 9: the student's softmax is applied twice.
+
+    Nearly flat (at most 1 nat between best and worst) and least where the student puts all its
+    mass on the teacher's first code, not at equality. Arguments as in `cross_entropy`.
+    """
+    target = _scaled(teacher, temperature).softmax(1)
+    probabilities = _scaled(student, temperature).softmax(1)
+    return -(target * probabilities.log_softmax(1)).sum(1).mean()
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+FORMS = {"cross_entropy": cross_entropy, "released": released_cross_entropy}
 
 
 class DMMLoss(nn.Module):
@@ -71,15 +97,10 @@ class DMMLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of a student's output beside its teacher's."""
         check_batch(student=student, teacher=teacher)
-        images = Images(student, teacher.detach(), divergence=self.divergence)
-        loss, _ = self.encoder.compare(images, _divergence)
-        return as_loss(loss, student)
+        found = self.encoder.compare(student, teacher.detach(), codes=True)
+        return as_loss(self.from_logits(found.student_logits, found.teacher_logits), student)
 
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Eq. 9 on given code logits, (B, K, h, w) each."""
+    def from_logits(self, student: Tensor | None, teacher: Tensor | None) -> Tensor:
+        """The loss from code logits, (B, K, h, w) each."""
+        assert student is not None and teacher is not None  # they were asked for
         return FORMS[self.form](student, teacher, self.temperature)
-
-
-def _divergence(terms: Terms) -> Tensor:
-    assert terms.divergence is not None
-    return terms.divergence

@@ -2,71 +2,62 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
-from dckd_losses.architecture import EPS, GROUPS
-from dckd_losses.ops import fused, reference
-from dckd_losses.ops.kernels import triton_takes
+from dckd_losses.ops.conv import frozen_conv2d, halving_conv2d, tf32_proof
+from dckd_losses.ops.norm import group_norm_silu
 
-
-def _operations(lean: bool) -> ModuleType:
-    return fused if lean and not torch.compiler.is_compiling() else reference
+GROUPS = 32  # of every GroupNorm in taming-transformers
+EPS = 1e-6  # of every GroupNorm in taming-transformers
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that the chosen operations carry out, in the precision of its weight."""
+    """A convolution in the precision of its weight."""
 
-    lean = False  # fused operations
+    fused = False  # if set, the fused operation is used, except where torch.compile traces
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        out: Tensor = _operations(self.lean).frozen_conv2d(
-            x, self.weight, self.bias, int(self.padding[0])
-        )
-        return out
+        return self._convolve(x.to(self.weight.dtype), self.weight)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        fused = self.fused and not torch.compiler.is_compiling()
+        return frozen_conv2d(x, weight, cast(Tensor, self.bias), int(self.padding[0]), fused=fused)
+
+
+class InputConv2d(Conv2d):
+    """The first convolution, which no setting of TF32 makes less exact than float32.
+
+    Images that are rounded to TF32 are closer to each other than a good student is to its teacher.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(*tf32_proof(x.to(self.weight.dtype), self.weight))
 
 
 class HalvingConv2d(Conv2d):
     """3x3, of stride 2, padded on the right and at the bottom only: H and W are halved."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _operations(self.lean).halving_conv2d(x, self.weight, self.bias)
-        return out
+        fused = self.fused and not torch.compiler.is_compiling()
+        return halving_conv2d(x, self.weight, cast(Tensor, self.bias), fused=fused)
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm and the SiLU after it if there is one, which the chosen operations carry out."""
+    """GroupNorm, and the SiLU after it if there is one."""
 
-    lean = False  # fused operations
+    fused = False  # as in `Conv2d`
 
     def __init__(self, channels: int, silu: bool = True) -> None:
         super().__init__(GROUPS, channels, eps=EPS)
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _operations(self.lean).group_norm_silu(
-            x, self.weight, self.bias, GROUPS, EPS, self.silu
-        )
-        return out
-
-    def then(self, conv: Conv2d, x: Tensor) -> Tensor:
-        """This norm, SiLU and a 3x3 convolution."""
-        out: Tensor = _operations(self.lean).group_norm_silu_conv2d(
-            x, self.weight, self.bias, GROUPS, EPS, conv.weight, conv.bias
-        )
-        return out
-
-    def add(self, x: Tensor, skip: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`x + skip`, which may overwrite x, and what this norm makes of it where that is free."""
-        if self.lean and not torch.compiler.is_compiling() and triton_takes(x.device, x.dtype):
-            total, normed = fused.add_group_norm_silu(x, skip, self.weight, self.bias, GROUPS, EPS)
-            return total, [normed]
-        x += skip
-        return x, []
+        fused = self.fused and not torch.compiler.is_compiling()
+        return group_norm_silu(x, self.weight, self.bias, GROUPS, EPS, self.silu, fused=fused)
 
 
 class ResidualBlock(nn.Module):
@@ -81,22 +72,13 @@ class ResidualBlock(nn.Module):
         if channels != out_channels:
             self.nin_shortcut = Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, normed: list[Tensor] | None = None) -> Tensor:
-        h, skip = self.summands(x, normed or [])
-        h += skip
-        return h
-
-    def summands(self, x: Tensor, normed: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The two that make the output, the second of which may be x itself.
-
-        Args:
-            x: (B, C, H, W).
-            normed: what `norm1` makes of x where that is known, else empty. It is taken out, so
-                that it can be let go before the block ends.
-        """
-        h = self.conv1(normed.pop()) if normed else self.norm1.then(self.conv1, x)
-        h = self.norm2.then(self.conv2, h)
-        return h, self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
+        skip = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        # With gradient not in place: hooks on modules would forbid it.
+        out: Tensor = h + skip if torch.is_grad_enabled() else h.add_(skip)
+        return out
 
 
 class Attention(nn.Module):
@@ -113,12 +95,42 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
-        scores = (
-            q @ k.transpose(1, 2) * q.shape[2] ** -0.5
-        )  # torch's fused one has no 2nd derivative
-        h = scores.softmax(2) @ v
+        # Scaled by 1/sqrt(C), most of it before the product, which float16 cannot always hold.
+        before, after = _scales(q.shape[2])
+        scores = matmul(q * before, k.transpose(1, 2)) * after
+        h = matmul(scores.softmax(2), v)
         out: Tensor = x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
         return out
+
+
+def _scales(channels: int) -> tuple[float, float]:
+    """Two factors whose product is 1/sqrt(C); the first is a power of two and rounds nothing."""
+    before = 2.0 ** -((channels.bit_length()) // 2)
+    return before, channels**-0.5 / before
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product (B, L, M) x (B, M, N) whose backward ignores autocast, as its forward does.
+
+    torch's fused attention has no second derivative, and autocast reaches its plain backward.
+    """
+    if torch.compiler.is_compiling():
+        return a @ b
+    out: Tensor = _MatMul.apply(a, b)
+    return out
+
+
+class _MatMul(Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            return matmul(grad, b.transpose(1, 2)), matmul(a.transpose(1, 2), grad)
 
 
 class Downsample(nn.Module):
@@ -144,25 +156,17 @@ class Stage(nn.Module):
         if not last:
             self.downsample = Downsample(out)
 
-    def first(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The first block's output, which the losses look at, and the next norm's where it follows.
+    def first_block(self, x: Tensor) -> Tensor:
+        """The first block's output, which the losses compare."""
+        out: Tensor = self.block[0](x)
+        return out
 
-        Sum and norm in one go spare a pass over memory.
-        """
-        first, *others = self._blocks()
-        if len(self.attn) or not others:
-            return first(x), []
-        return others[0].norm1.add(*first.summands(x, []))
-
-    def rest(self, x: Tensor, normed: list[Tensor] | None = None) -> Tensor:
-        """Continue from what `first` gave to the end of the level."""
-        for i, block in enumerate(self._blocks()):
-            x = block(x, normed) if i else x
+    def remaining_blocks(self, x: Tensor) -> Tensor:
+        """From the first block's output to the end of the level, before it is halved."""
+        for i, block in enumerate(self.block):
+            x = block(x) if i else x
             x = self.attn[i](x) if len(self.attn) else x
         return x
-
-    def _blocks(self) -> list[ResidualBlock]:
-        return cast("list[ResidualBlock]", list(self.block))
 
 
 class Middle(nn.Module):

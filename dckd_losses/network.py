@@ -1,18 +1,82 @@
-"""The encoder half of a VQGAN (Esser et al. 2021) under taming-transformers' tensor names."""
+"""The encoder half of a VQGAN (Esser et al. 2021) under taming-transformers' tensor names.
+
+It lies below `weights`, which holds files against it, and below `encoder`, which runs it.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dckd_losses.architecture import LEVELS, Architecture
-from dckd_losses.layers import Conv2d, GroupNorm, Middle, Stage
-from dckd_losses.ops import fused
+from dckd_losses.layers import GROUPS, Conv2d, GroupNorm, InputConv2d, Middle, Stage
+from dckd_losses.ops.conv import frozen_conv2d
+
+LEVELS = 5  # DCKD, appendix: "five different layers"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that distinguishes one VQGAN encoder from another; read off the tensors' shapes."""
+
+    stem: int
+    channels: tuple[int, ...]
+    blocks: int
+    attention: tuple[bool, ...]
+    z_channels: int
+    code_channels: int
+    codes: int
+
+    def __post_init__(self) -> None:
+        odd = [c for c in (self.stem, *self.channels) if c % GROUPS]
+        if odd:
+            raise ValueError(f"channel counts {odd} are not multiples of {GROUPS} (GroupNorm)")
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Architecture:
+        """Read it off `encoder.*`, `quant_conv.*` and `quantize.embedding.weight`.
+
+        Raises:
+            ValueError: the tensors are those of another kind of network; names what was seen.
+        """
+        if any(name.startswith(("quantize.embed.", "quantize.proj.")) for name in tensors):
+            raise ValueError("this VQGAN has a Gumbel quantiser; a nearest-code one is expected")
+        needed = ("encoder.conv_in", "encoder.conv_out", "quant_conv", "quantize.embedding")
+        missing = [f"{name}.weight" for name in needed if f"{name}.weight" not in tensors]
+        if missing:
+            raise ValueError(f"no VQGAN encoder: {', '.join(missing)} missing")
+        levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")
+        if levels != LEVELS:
+            raise ValueError(f"this encoder has {levels} levels; {LEVELS} are expected")
+        z_channels = tensors["encoder.conv_out.weight"].shape[0]
+        code_channels, fed = tensors["quant_conv.weight"].shape[:2]
+        codes, width = tensors["quantize.embedding.weight"].shape
+        if (fed, width) != (z_channels, code_channels):
+            raise ValueError(
+                f"conv_out gives {z_channels} channels, quant_conv maps {fed} to {code_channels}, "
+                f"codes have {width}: not one nearest-code VQGAN"
+            )
+        return cls(
+            stem=tensors["encoder.conv_in.weight"].shape[0],
+            channels=tuple(
+                tensors[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(LEVELS)
+            ),
+            blocks=_count(tensors, "encoder.down.0.block.{}.conv1.weight"),
+            attention=tuple(f"encoder.down.{i}.attn.0.q.weight" in tensors for i in range(LEVELS)),
+            z_channels=z_channels,
+            code_channels=code_channels,
+            codes=codes,
+        )
+
+
+def _count(tensors: Mapping[str, Tensor], name: str) -> int:
+    count = 0
+    while name.format(count) in tensors:
+        count += 1
+    return count
 
 
 class Encoder(nn.Module):
@@ -22,7 +86,7 @@ class Encoder(nn.Module):
         super().__init__()
         a = architecture
         widths = (a.stem, *a.channels)
-        self.conv_in = Conv2d(3, a.stem, 3, padding=1)
+        self.conv_in = InputConv2d(3, a.stem, 3, padding=1)
         self.down = nn.ModuleList(
             Stage(widths[i], widths[i + 1], a.blocks, a.attention[i], last=i == LEVELS - 1)
             for i in range(LEVELS)
@@ -31,27 +95,18 @@ class Encoder(nn.Module):
         self.norm_out = GroupNorm(widths[-1])
         self.conv_out = Conv2d(widths[-1], a.z_channels, 3, padding=1)
 
-    def levels(self, x: Tensor, start: int = 0, stop: int = LEVELS) -> Iterator[Tensor]:
-        """The first residual block's output at each resolution, as they appear.
-
-        Args:
-            x: images, or what the level to start at begins with.
-            start: the first level.
-            stop: the level before which to stop; what it begins with comes last then.
-        """
-        x = x if start else self.conv_in(x).to(self.dtype)
-        for i, stage in enumerate(self._stages()[start:stop], start):
-            if i == LEVELS - 1:
-                yield stage.block[0](x)
-                return
-            x, normed = stage.first(x)
+    def levels(self, images: Tensor) -> Iterator[Tensor]:
+        """The first residual block's output at each resolution, as they appear."""
+        x = self.conv_in(images).to(self.dtype)
+        for stage in self._stages():
+            x = stage.first_block(x)
             yield x
-            x = stage.downsample(stage.rest(x, normed))
-        yield x
+            if hasattr(stage, "downsample"):
+                x = stage.downsample(stage.remaining_blocks(x))
 
     def forward(self, last_level: Tensor) -> Tensor:
         """The last of `levels` to latent vectors (B, Z, h, w)."""
-        h = self.mid(self._stages()[-1].rest(last_level))
+        h = self.mid(self._stages()[-1].remaining_blocks(last_level))
         out: Tensor = self.conv_out(self.norm_out(h))
         return out
 
@@ -67,6 +122,8 @@ class Encoder(nn.Module):
 class Codebook(nn.Module):
     """The quantiser's codes under taming's name `quantize.embedding.weight`."""
 
+    fused = False
+
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
         weight = torch.empty(codes, channels)
@@ -75,11 +132,16 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(codes, channels, _weight=weight)
 
     def forward(self, z: Tensor) -> Tensor:
-        """`2<z, e_k> - |e_k|^2` for every code k: (B, D, h, w) to (B, K, h, w)."""
+        """`2<z, e_k> - |e_k|^2` for every code k: (B, D, h, w) to (B, K, h, w).
+
+        It differs from minus the squared distance of Eq. 8 by |z|^2, which is the same for all
+        codes and so cancels in the softmax.
+        """
         codes = self.embedding.weight
+        fused = self.fused and not torch.compiler.is_compiling()
         with torch.autocast(z.device.type, enabled=False):  # distances need float32's digits
-            weight = 2 * codes[:, :, None, None]
-            return F.conv2d(z.to(codes.dtype), weight, -codes.square().sum(1))
+            z, bias = 2 * z.to(codes.dtype), -codes.square().sum(1)
+            return frozen_conv2d(z, codes[:, :, None, None], bias, fused=fused)
 
 
 class VQGANNetwork(nn.Module):
@@ -88,9 +150,6 @@ class VQGANNetwork(nn.Module):
     Only names and arithmetic follow taming-transformers, so its checkpoints load by name.
     """
 
-    lean = False  # fused operations
-    _head: tuple[object, Tensor, Tensor] | None = None
-
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
@@ -98,34 +157,9 @@ class VQGANNetwork(nn.Module):
         self.quant_conv = Conv2d(architecture.z_channels, architecture.code_channels, 1)
         self.quantize = Codebook(architecture.codes, architecture.code_channels)
 
-    def levels(self, images: Tensor, start: int = 0, stop: int = LEVELS) -> Iterator[Tensor]:
-        """The first residual block's output at each of the five resolutions, as they appear.
-
-        Args:
-            images: (B, 3, H, W) in the range the network was trained on, at least 16 pixels a side;
-                or what the level to start at begins with.
-            start: the first level.
-            stop: the level before which to stop; what it begins with comes last then.
-        """
-        return self.encoder.levels(images, start, stop)
-
-    def frozen_view(self, *, lean: bool) -> VQGANNetwork:
-        """A network of its own, frozen, that shows these very weights without copying them.
-
-        What is set, moved or cast there leaves this network as it is.
-
-        Args:
-            lean: let `ops.fused` carry out convolutions and norms, where torch.compile does not
-                record.
-        """
-        views: dict[int, object] = {
-            id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()
-        }
-        view = copy.deepcopy(self, views)
-        for module in view.modules():
-            if isinstance(module, (Conv2d, GroupNorm, VQGANNetwork)):
-                module.lean = lean
-        return view
+    def levels(self, images: Tensor) -> Iterator[Tensor]:
+        """The first residual block's output at each of the five resolutions, as they appear."""
+        return self.encoder.levels(images)
 
     def latents(self, last_level: Tensor) -> Tensor:
         """Continue from the last level to the latent vectors before quantisation, (B, D, h, w)."""
@@ -133,23 +167,31 @@ class VQGANNetwork(nn.Module):
         return out
 
     def code_logits(self, last_level: Tensor) -> Tensor:
-        """`2<z, e_k> - |e_k|^2` for every code k, (B, K, h, w), from the last level.
-
-        It differs from minus the squared distance of Eq. 8 by |z|^2, which is the same for all
-        codes and so cancels in the softmax.
-        """
+        """Continue from the last level to the code logits, (B, K, h, w)."""
         return self.head(self.encoder(last_level))
 
     def head(self, h: Tensor) -> Tensor:
         """The encoder's output (B, Z, h, w) to code logits, at least in float32."""
-        if not self.lean or torch.compiler.is_compiling():
-            out: Tensor = self.quantize(self.quant_conv(h))
-            return out
-        weight, bias = self._folded_head()
-        return fused.frozen_conv2d(h.to(weight.dtype), weight, bias)
+        out: Tensor = self.quantize(self.quant_conv(h))
+        return out
 
-    def convolve_in(self, dtype: torch.dtype) -> VQGANNetwork:
-        """Let all convolutions between the first one and the codebook compute in a half precision.
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout in which convolutions are fast: fused ones on CUDA or in half precision."""
+        weight = self.encoder.conv_out.weight
+        fused = self.encoder.conv_out.fused and not torch.compiler.is_compiling()
+        fast = weight.is_cuda or weight.dtype in (torch.float16, torch.bfloat16)
+        return torch.channels_last if fused and fast else torch.contiguous_format
+
+    def set_fused(self, fused: bool) -> VQGANNetwork:
+        """Let fused operations carry out convolutions and norms; they give weights no gradient."""
+        for module in self.modules():
+            if isinstance(module, (Conv2d, GroupNorm, Codebook)):
+                module.fused = fused
+        return self
+
+    def set_precision(self, dtype: torch.dtype) -> VQGANNetwork:
+        """Let all convolutions between the first one and the codebook compute in a precision.
 
         The first one costs next to nothing, and rounded images would be closer to each other than
         a trained student is to its teacher.
@@ -158,25 +200,6 @@ class VQGANNetwork(nn.Module):
             if isinstance(module, Conv2d) and module is not self.encoder.conv_in:
                 module.to(dtype)
         return self
-
-    @torch.inference_mode(False)  # a first call may be under it, and backward wants it later
-    @torch.no_grad()
-    def _folded_head(self) -> tuple[Tensor, Tensor]:
-        """`quant_conv` and codebook as one 1x1 convolution, made anew where a weight changed."""
-        bias, codes = self.quant_conv.bias, self.quantize.embedding.weight
-        assert bias is not None
-        tensors = (self.quant_conv.weight, bias, codes)
-        key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
-        if self._head is None or self._head[0] != key:
-            mps = codes.device.type == "mps"  # which has no float64
-            w, b, codes = ((t.cpu() if mps else t).double() for t in tensors)
-            head = (
-                (2 * codes @ w.flatten(1))[:, :, None, None],
-                2 * codes @ b - codes.square().sum(1),
-            )
-            folded = [nn.Parameter(t.to(tensors[0]), requires_grad=False) for t in head]
-            self._head = key, folded[0], folded[1]
-        return self._head[1], self._head[2]
 
 
 def build(tensors: Mapping[str, Tensor]) -> VQGANNetwork:

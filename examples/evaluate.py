@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from restoration import backbones, teachers
-from restoration.data import open_sets
-from restoration.evaluation import Scores, evaluate, mean
+from restoration import networks
+from restoration.data.datasets import open_sets
+from restoration.results.evaluation import Scores, evaluate, mean
 from torch import nn
 
 INPUT = ("input", "bicubic")  # for the one size and for the others
@@ -42,9 +42,9 @@ def arguments() -> argparse.Namespace:
     add("--task", choices=["sr", "deblur", "derain"], default="sr")
     add("--scale", type=int, metavar="N", help="HR size over LR size, for --task sr")
     text = "a .safetensors file, input (sr: bicubic, MATLAB's), or a teacher to fetch: "
-    add("--model", required=True, help=text + ", ".join(teachers.KNOWN))
+    add("--model", required=True, help=text + ", ".join(networks.KNOWN))
     text = "the network in a file of its authors"
-    add("--backbone", choices=list(backbones.SPECIFICATIONS), metavar="NAME", help=text)
+    add("--backbone", choices=list(networks.SPECIFICATIONS), metavar="NAME", help=text)
     text = "sr: images, or HR with LR_bicubic/X2; otherwise input with target, or blur with sharp"
     add("--data", type=Path, metavar="DIR", required=True, help=text)
     add("--tile", type=int, metavar="N", help="restore large images in parts of NxN pixels")
@@ -91,10 +91,10 @@ def open_model(args: argparse.Namespace, scale: int) -> nn.Module | None:
         if name == "bicubic" and scale == 1:
             raise ValueError(f"got --model bicubic for --task {args.task}; expected input")
         return None
-    if args.backbone or name in teachers.KNOWN:
-        model = teachers.load(name, args.backbone or teachers.KNOWN[name].backbone, scale)
+    if args.backbone or name in networks.KNOWN:
+        model = networks.load_weights(name, args.backbone or networks.KNOWN[name].backbone, scale)
     else:
-        model = backbones.load(name)
+        model = networks.load(name)
     if model.scale != scale:
         raise ValueError(f"{name}: a network for x{model.scale}; expected one for x{scale}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,9 +15,9 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from restoration.console import exit_status, refusing
-from restoration.layouts import UNFINISHED
-from restoration.subimages import check, do, plan
+from restoration.data.layouts import UNFINISHED
+from restoration.data.subimages import check, plan, write_crops
+from restoration.training.console import exit_status, refusing
 from tqdm import tqdm
 
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     mark, made = args.data / UNFINISHED, 0
     mark.touch()  # until it is gone, nobody trains on half a set
     with ProcessPoolExecutor(args.workers, initializer=leave_signals) as pool:
-        results = pool.map(do, todo, chunksize=4)
+        results = pool.map(write_crops, todo, chunksize=4)
         try:
             for count in tqdm(results, total=len(todo), unit="image", dynamic_ncols=True):
                 made += count

@@ -1,30 +1,115 @@
 """Distil a small deraining student with DCKD, and see what it learned.
 
-    python examples/train_derain.py                  # minutes on a laptop, nothing to download
+    python examples/train_derain.py                      # minutes on a laptop, nothing to download
+    python examples/train_derain.py --method logits      # the same with plain distillation
     python examples/train_derain.py --data Rain13K/train --val Rain13K/test \\
         --backbone restormer-student --teacher restormer-rain13k --recipe paper
 
-Without --data rain falls on photographs of scikit-image, and on the images of a folder without
-rainy ones.
 On several GPUs: accelerate launch, or torchrun --nproc_per_node N, examples/train_derain.py ...
 Ctrl-C stops after the current step; the same command with --resume goes on as if it had not.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
-from restoration import options
-from restoration.console import exit_status
-from restoration.rain import rain
-from restoration.task import Task, run
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from restoration import command, networks
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import open_pairs, open_sets, pairs_from_images
+from restoration.data.images import photographs
+from restoration.data.synthetic import rain
+from restoration.results import report
+from restoration.results.evaluation import validation
+from restoration.training.console import exit_status, refusing
+from restoration.training.gradient_checkpointing import checkpoint_blocks
+from restoration.training.loop import Run, train
+from torch import Tensor
+
+from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder, gradient_ratio
 
 TEACHER = Path(__file__).parent / "assets" / "derain_teacher.safetensors"
-TASK = Task("derain", {1: TEACHER}, rain, versions=8, held_out_versions=2)
+VERSIONS, HELD_OUT_VERSIONS = 8, 2  # of each photograph, each degraded in its own way
 
 
 def main() -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    return exit_status(lambda: run(TASK, options.parser(__doc__, TASK.name).parse_args()))
+    return exit_status(lambda: distil(command.parse(__doc__, "derain")))
+
+
+def distil(args: argparse.Namespace) -> None:
+    """Train a student beside its teacher, and compare the two."""
+    with refusing():  # what a command line can have wrong is said here, the quick things first
+        accelerator = command.accelerator_of(args)
+        recipe = command.recipe_of(args, accelerator)
+        folder = command.folder_of(args)
+        distils, contrasts = args.method != "scratch", args.method not in ("scratch", "logits")
+
+        # Networks: the teacher, the student, and the encoder in whose features DCKD compares them
+        teacher = command.open_teacher(args, TEACHER, accelerator.device)
+        set_seed(args.seed)
+        student = networks.build(args.backbone, 1)
+        if args.gradient_checkpointing:
+            checkpoint_blocks(student)
+        encoder = VQGANEncoder.from_pretrained(args.encoder) if contrasts else None
+
+        # Data: pairs of a rainy and a clean image; images alone get streaks of rain
+        reading = {"skip_bad": args.skip_bad, "memory": args.memory, "degradation": rain}
+        if args.data is None:
+            pairs = pairs_from_images(photographs("train"), 1, rain, versions=VERSIONS)
+        else:
+            pairs = open_pairs(args.data, 1, **reading)
+        if args.val is None:
+            images = photographs("held_out")
+            held_out = pairs_from_images(images, 1, rain, versions=HELD_OUT_VERSIONS)
+            val_sets = {"photographs": held_out}
+        else:
+            val_sets = open_sets(args.val, 1, **reading)
+        crops = RandomCrops.of(recipe, pairs, scale=1, seed=args.seed)
+
+        # The run: optimizer, moving average, log, checkpoint, several processes
+        workers = command.workers_of(args, pairs)
+        run = Run(folder, recipe, student, crops, accelerator, workers=workers)
+        run.validate = validation(next(iter(val_sets.values())), "derain", 1, accelerator)
+        run.settings = command.settings(args, run, teacher, encoder)
+
+        # DCKD, once: the history follows the student at each step of the optimizer
+        dckd = None
+        if contrasts:
+            history = HistoryModel(student, interval=recipe.history_interval)
+            negatives = NegativeGenerator(history, seed=args.seed)
+            weights = command.dckd_settings(args, recipe)
+            dckd = DCKDLoss(student, encoder, negatives=negatives, **weights)
+            dckd.attach(run.optimizer).to(accelerator.device)
+
+    def step(lq: Tensor, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch (Eq. 10), and its terms for the log."""
+        student_out = run.model(lq).float()
+        pixel_loss = recipe.pixel_loss(student_out, gt)  # L1; in NAFNet's recipe minus the PSNR
+        terms = {"pixel": pixel_loss}
+        if not distils:
+            return pixel_loss, terms
+        with torch.no_grad(), accelerator.autocast():
+            teacher_out = teacher(lq).float()
+        terms["kd"] = F.l1_loss(student_out, teacher_out)
+        pixel_loss = pixel_loss + terms["kd"]
+        if dckd is None:
+            return pixel_loss, terms
+        run.check(dckd, student_out, teacher_out, lq)
+        dckd_loss = dckd(student_out, teacher_out, lq)  # DCKD, every step
+        terms |= dckd.last
+        if run.log_due:
+            terms["ratio"] = gradient_ratio(dckd_loss, pixel_loss, student_out)
+        return pixel_loss + dckd_loss, terms
+
+    report.announce(args, run, teacher, dckd, val_sets)
+    train(run, step, dckd=dckd, resume=args.resume)
+
+    # Evaluation: PSNR and SSIM on luma in whole numbers, as MATLAB has it
+    models = {"input": None, "student": student, "teacher": teacher}
+    report.finish(args, run, models, val_sets)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Distil a small super-resolution student with DCKD, and see what it learned.
 
     python examples/train_sr.py                      # minutes on a laptop, nothing to download
-    python examples/train_sr.py --method scratch     # the same without a teacher
+    python examples/train_sr.py --method logits      # the same with plain distillation
     python examples/train_sr.py --data DIV2K --val Set5 --scale 4 \\
         --backbone swinir-student --teacher swinir-x4 --recipe paper
 
-The loop, in which DCKD's two lines are marked, is restoration/trainer.py.
-Without --data photographs of scikit-image are shrunk by MATLAB's bicubic; so are images without LR.
 On several GPUs: accelerate launch, or torchrun --nproc_per_node N, examples/train_sr.py ...
 Ctrl-C stops after the current step; the same command with --resume goes on as if it had not.
 """
@@ -15,25 +13,99 @@ import argparse
 import sys
 from pathlib import Path
 
-from restoration import options
-from restoration.console import exit_status
-from restoration.task import Task, run
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from restoration import command, networks
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import open_pairs, open_sets, pairs_from_images
+from restoration.data.images import photographs
+from restoration.results import report
+from restoration.results.evaluation import validation
+from restoration.training.console import exit_status, refusing
+from restoration.training.gradient_checkpointing import checkpoint_blocks
+from restoration.training.loop import Run, train
+from torch import Tensor
 
-ASSETS = Path(__file__).parent / "assets"
-TASK = Task("sr", {2: ASSETS / "sr_x2_teacher.safetensors"}, least_scale=2)
+from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder, gradient_ratio
+
+TEACHERS = {2: Path(__file__).parent / "assets" / "sr_x2_teacher.safetensors"}  # by scale
 
 
 def main() -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    return exit_status(lambda: run(TASK, arguments()))
+    return exit_status(lambda: distil(command.parse(__doc__, "sr")))
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line asks for."""
-    parser = options.parser(__doc__, TASK.name)
-    text = "HR size over LR size (default: 2)"
-    parser.add_argument("--scale", type=int, metavar="N", default=2, help=text)
-    return parser.parse_args()
+def distil(args: argparse.Namespace) -> None:
+    """Train a student beside its teacher, and compare the two."""
+    with refusing():  # what a command line can have wrong is said here, the quick things first
+        accelerator = command.accelerator_of(args)
+        recipe = command.recipe_of(args, accelerator)
+        folder = command.folder_of(args)
+        distils, contrasts = args.method != "scratch", args.method not in ("scratch", "logits")
+
+        # Networks: the teacher, the student, and the encoder in whose features DCKD compares them
+        teacher = command.open_teacher(args, TEACHERS.get(args.scale), accelerator.device)
+        set_seed(args.seed)
+        student = networks.build(args.backbone, args.scale)
+        if args.gradient_checkpointing:
+            checkpoint_blocks(student)
+        encoder = VQGANEncoder.from_pretrained(args.encoder) if contrasts else None
+
+        # Data: pairs of LR and HR; LR that is not there is made by MATLAB's bicubic
+        reading = {"skip_bad": args.skip_bad, "memory": args.memory}
+        if args.data is None:
+            pairs = pairs_from_images(photographs("train"), args.scale)
+        else:
+            pairs = open_pairs(args.data, args.scale, **reading)
+        if args.val is None:
+            val_sets = {"photographs": pairs_from_images(photographs("held_out"), args.scale)}
+        else:
+            val_sets = open_sets(args.val, args.scale, **reading)
+        crops = RandomCrops.of(recipe, pairs, scale=args.scale, seed=args.seed)
+
+        # The run: optimizer, moving average, log, checkpoint, several processes
+        workers = command.workers_of(args, pairs)
+        run = Run(folder, recipe, student, crops, accelerator, workers=workers)
+        run.validate = validation(next(iter(val_sets.values())), "sr", args.scale, accelerator)
+        run.settings = command.settings(args, run, teacher, encoder)
+
+        # DCKD, once: the history follows the student at each step of the optimizer
+        dckd = None
+        if contrasts:
+            history = HistoryModel(student, interval=recipe.history_interval)
+            negatives = NegativeGenerator(history, seed=args.seed)
+            weights = command.dckd_settings(args, recipe)
+            dckd = DCKDLoss(student, encoder, negatives=negatives, **weights)
+            dckd.attach(run.optimizer).to(accelerator.device)
+
+    def step(lr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch (Eq. 10), and its terms for the log."""
+        student_out = run.model(lr).float()
+        pixel_loss = F.l1_loss(student_out, hr)
+        terms = {"l1": pixel_loss}
+        if not distils:
+            return pixel_loss, terms
+        with torch.no_grad(), accelerator.autocast():
+            teacher_out = teacher(lr).float()
+        terms["kd"] = F.l1_loss(student_out, teacher_out)
+        pixel_loss = pixel_loss + terms["kd"]
+        if dckd is None:
+            return pixel_loss, terms
+        run.check(dckd, student_out, teacher_out, lr)
+        dckd_loss = dckd(student_out, teacher_out, lr)  # DCKD, every step
+        terms |= dckd.last
+        if run.log_due:
+            terms["ratio"] = gradient_ratio(dckd_loss, pixel_loss, student_out)
+        return pixel_loss + dckd_loss, terms
+
+    report.announce(args, run, teacher, dckd, val_sets)
+    train(run, step, dckd=dckd, resume=args.resume)
+
+    # Evaluation: PSNR and SSIM on luma, without a border of as many pixels as the scale
+    models = {"input": None, "student": student, "teacher": teacher}
+    report.finish(args, run, models, val_sets)
 
 
 if __name__ == "__main__":

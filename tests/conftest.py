@@ -1,6 +1,5 @@
 """What several tests share: random encoders, small students, the examples' own modules."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,21 +7,27 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from hypothesis import HealthCheck, settings
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as for a script in examples/
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "integrations"))
-
 from dckd_losses import VQGANEncoder
-from dckd_losses.architecture import Architecture
-from dckd_losses.as_encoder import as_encoder
-from dckd_losses.network import VQGANNetwork, build
-from examples.restoration.backbones import ResidualSR
+from dckd_losses.encoder import as_encoder
+from dckd_losses.network import Architecture, VQGANNetwork, build
 
 # missing, made for another torch (as torchvision often is), or without a library of the system's
 CANNOT_IMPORT = (ImportError, RuntimeError, OSError)
+
+# `--hypothesis-profile thorough`, which CI adds for the laws, draws anew each time
+for name, examples in (("quick", 12), ("thorough", 200)):
+    settings.register_profile(
+        name,
+        deadline=None,
+        derandomize=name == "quick",
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +39,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def float32_is_exact() -> Iterator[None]:
+    """No TF32 in CUDA's convolutions and products, which some tolerances leave no room for."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
 @pytest.fixture(scope="session")
 def paper_networks() -> None:
     """Skips where spandrel, which has them, cannot be imported: often torchvision is in the way."""
     try:
-        from restoration import architectures  # noqa: F401
+        from restoration.networks import paper  # noqa: F401
     except CANNOT_IMPORT as error:
         pytest.skip(f"spandrel cannot be imported: {error}")
 
@@ -76,13 +93,33 @@ def tensors(architecture: Architecture) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def encoder(tensors: dict[str, Tensor]) -> VQGANEncoder:
-    return VQGANEncoder(build(tensors))
+def weights_file(tensors: dict[str, Tensor], tmp_path: Path) -> Path:
+    """An encoder-only file with these weights."""
+    path = tmp_path / "encoder.safetensors"
+    save_file(tensors, path)
+    return path
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Callable[..., Accelerator]]:
+def make_encoder(tensors: dict[str, Tensor]) -> Callable[..., VQGANEncoder]:
+    """Makes an encoder of its own with these weights; takes `VQGANEncoder`'s settings."""
+
+    def make(**settings: Any) -> VQGANEncoder:
+        return VQGANEncoder(build({k: v.clone() for k, v in tensors.items()}), **settings)
+
+    return make
+
+
+@pytest.fixture
+def encoder(make_encoder: Callable[..., VQGANEncoder]) -> VQGANEncoder:
+    return make_encoder()
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Callable[..., Any]]:
     """Makes an Accelerator on the CPU; its process-wide settings do not leak between tests."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     def make(**settings: Any) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -146,6 +183,8 @@ def pyramid():
 @pytest.fixture
 def networks():
     """A student and a wider teacher, both trained a little away from bicubic interpolation."""
+    from examples.restoration.networks.small import ResidualSR
+
     with torch.random.fork_rng():
         torch.manual_seed(4)
         pair = [ResidualSR(4, 3, 2), ResidualSR(6, 7, 2)]

@@ -10,20 +10,14 @@ it is not implemented: tables cite its published numbers and say so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from os import PathLike
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
-from benchmarks.baselines import label_consistency, logits
-from benchmarks.baselines.aecr import AECR
-from benchmarks.baselines.base import Arm, Baseline
-from benchmarks.baselines.csd import CSD
-from benchmarks.baselines.dukd import DUKD
+from benchmarks.baselines.base import LOGITS_WEIGHT, Arm, Baseline, Logits
+from benchmarks.baselines.contrastive import AECR, CSD, MCLIR, Encoder
+from benchmarks.baselines.dukd import CONSISTENCY_WEIGHT, DUKD, SEED, LabelConsistency
 from benchmarks.baselines.fakd import FAKD
-from benchmarks.baselines.label_consistency import LabelConsistency
-from benchmarks.baselines.logits import Logits
-from benchmarks.baselines.mclir import MCLIR
 from dckd_losses import DCKDLoss
 from examples.vgg_features import VGG16Features, VGG19Features
 
@@ -33,7 +27,6 @@ __all__ = [
 ]  # fmt: skip
 
 Term: TypeAlias = Baseline | DCKDLoss
-Encoder: TypeAlias = str | PathLike[str] | nn.Module
 
 
 class Method(NamedTuple):
@@ -61,8 +54,8 @@ def dckd_star(
     teacher: nn.Module,
     encoder: Encoder | None,
     *,
-    consistency_weight: float = label_consistency.WEIGHT,
-    consistency_seed: int = label_consistency.SEED,
+    consistency_weight: float = CONSISTENCY_WEIGHT,
+    consistency_seed: int = SEED,
     **settings: Any,
 ) -> tuple[Term, ...]:
     """DCKD*: DCKD and DUKD's label consistency."""
@@ -72,7 +65,7 @@ def dckd_star(
 
 METHODS = {
     "scratch": Method(0.0, lambda student, teacher, encoder: ()),
-    "logits": Method(logits.WEIGHT, lambda student, teacher, encoder: ()),
+    "logits": Method(LOGITS_WEIGHT, lambda student, teacher, encoder: ()),
     "fakd": Method(1.0, lambda student, teacher, encoder, **k: (FAKD(student, teacher, **k),)),
     "dukd": Method(1.0, lambda student, teacher, encoder, **k: (DUKD(student, teacher, **k),)),
     "csd": Method(
@@ -113,11 +106,6 @@ def build(
 
     Raises:
         ValueError: there is no such method, or a setting is refused.
-
-    Example:
-        >>> arm = build("csd", nn.Identity(), nn.Identity(), "compact", num_negatives=7)
-        >>> [f"{type(term).__name__} {term.weight:.2f}" for term in arm.terms]
-        ['Logits 0.00', 'CSD 0.78']
     """
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")

@@ -1,45 +1,47 @@
-"""What the rivals' losses share: DCKD's call, a weight, hooks that come and go; and their sum."""
+"""What the methods share: DCKD's call, a weight, hooks that come and go; and `Logits`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from dckd_losses import DCKDLoss
-from dckd_losses.balance import check_fraction, enter, leave
-from dckd_losses.checks import check_device, check_images, check_match, check_values
-from dckd_losses.draws import Draws, process_rank
-from dckd_losses.ops import reference
+from dckd_losses.balance import normalize_gradient, restore_scale
+from dckd_losses.checks import (
+    VALUE_RANGE,
+    as_loss,
+    check_device,
+    check_images,
+    check_match,
+    check_number,
+    check_values,
+)
+from dckd_losses.negatives.draws import Draws, process_rank
+
+LOGITS_WEIGHT = 1.0  # released configurations of DCKD and DUKD: as much as the ground truth
 
 
 class Baseline(nn.Module):
     """One weighted term of a method, called as `DCKDLoss` is.
 
+    Images are (B, 3, H, W), lq (B, 3, h, w), nominally in [0, 1]; the loss is a float32 scalar
+    (float64 for float64 images), whose gradient reaches the student only: through student_out or,
+    where a subclass says so, through its features or a further pass of it.
+
     Args:
-        weight: of the term. At 0 nothing of it is computed: no network runs, nothing is drawn.
-        balance: the norm of the term's gradient at student_out, as of `DCKDLoss`; the weight then
-            only says whether there is a term. For terms that reach the student through it alone.
-
-    Shape:
-        student_out, teacher_out and target (B, 3, H, W), lq (B, 3, h, w), in [0, 1] nominally, to
-        a scalar, float32 (float64 where all that is computed is).
-
-    Gradient:
-        to the student only, through student_out or, where a subclass says so, through its features
-        or a further pass of it.
+        weight: at least 0. At 0 nothing is computed: no network runs, nothing is drawn.
+        balance: norm of the gradient at student_out, as of `DCKDLoss`. For terms that reach the
+            student through it alone.
 
     Attributes:
         name: of the term in `last`.
         needs_target: whether the ground truth must be passed.
         last: the term of the last call, unweighted and detached, by its name; empty at weight 0.
-
-    Raises:
-        ValueError: a weight below 0, a balance not above 0; shapes or devices do not fit; the
-            target is missing.
     """
 
     name: str
@@ -47,35 +49,31 @@ class Baseline(nn.Module):
 
     def __init__(self, weight: float, balance: float | None = None) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {weight}")
-        self.weight = weight
-        self.balance = check_fraction(balance)
+        check_number("weight", weight, at_least=0)
+        check_number("balance", balance, above=0, or_none=True)
+        self.weight, self.balance = weight, balance
         self.last: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def forward(
         self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, *, target: Tensor | None = None
     ) -> Tensor:
-        """The weighted term of one step.
+        """The weighted term of one step; target is the ground truth.
 
-        Args:
-            student_out: what the student made of lq.
-            teacher_out: what the teacher made of lq.
-            lq: the degraded input.
-            target: the ground truth.
+        Raises:
+            ValueError: shapes or devices do not fit, or the target is missing.
         """
         self._check_tensors(student_out, teacher_out, lq, target)
         if self.weight == 0:
             self.last = {}
-            return reference.as_loss(0 * student_out.sum(), student_out)
+            return as_loss(0 * student_out.sum(), student_out)
         if target is None and self.needs_target:
             raise ValueError(f"target is missing: {self.name} needs the ground truth")
         target = target if target is None else target.detach()
-        entered, one = enter(student_out, self.balance)
-        value = self.term(entered, teacher_out.detach(), lq.detach(), target)
+        images, unit = normalize_gradient(student_out, self.balance, teacher_out)
+        value = self.term(images, teacher_out.detach(), lq.detach(), target)
         self.last = {self.name: value.detach()}
-        return reference.as_loss(leave(self.weight * value, one), student_out)
+        return as_loss(restore_scale(self.weight * value, unit), student_out)
 
     def term(
         self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
@@ -107,9 +105,9 @@ class Baseline(nn.Module):
     def check(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> None:
         """Check shapes, devices and values now; reads from the device."""
         self._check_tensors(student_out, teacher_out, lq, None)
-        check_values("student_out", student_out, bounded=False)
-        check_values("teacher_out", teacher_out, bounded=True)
-        check_values("lq", lq, bounded=True)
+        check_values("student_out", student_out)
+        check_values("teacher_out", teacher_out, VALUE_RANGE)
+        check_values("lq", lq, VALUE_RANGE)
 
     def _hooks(self, optimizer: object) -> list[RemovableHandle]:
         return []
@@ -134,15 +132,25 @@ class Baseline(nn.Module):
         return f"weight={self.weight}, balance={self.balance}"
 
 
+class Logits(Baseline):
+    """Plain distillation: `mean|S - T|`; 1 is its weight in the configurations of DCKD and DUKD."""
+
+    name = "logits"
+
+    def __init__(self, *, weight: float = LOGITS_WEIGHT) -> None:
+        super().__init__(weight)
+
+    def term(
+        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
+    ) -> Tensor:
+        """See `Baseline.term`."""
+        return F.l1_loss(student_out, teacher_out)
+
+
 class RandomBaseline(Baseline):
     """A term that draws numbers, none of them from a global generator.
 
-    Args:
-        weight: see `Baseline`.
-        seed: with the process's rank and the number of calls it determines every random number.
-
-    State:
-        `counter`, the number of calls with a weight above 0, int64.
+    With the process's rank and `counter`, the number of calls (a buffer), the seed determines them.
     """
 
     counter: Tensor
@@ -165,12 +173,6 @@ class Arm(nn.Module):
 
     Args:
         terms: any number, none for a student that is trained from scratch.
-
-    Shape:
-        as in `Baseline`.
-
-    State:
-        that of each term, under `terms.0`, `terms.1`, ...
     """
 
     def __init__(self, *terms: Baseline | DCKDLoss) -> None:
@@ -181,7 +183,7 @@ class Arm(nn.Module):
         self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, *, target: Tensor | None = None
     ) -> Tensor:
         """The sum for one step; for the arguments see `Baseline`."""
-        total = reference.as_loss(0 * student_out.sum(), student_out)
+        total = as_loss(0 * student_out.sum(), student_out)
         for term in self.terms:
             known = {"target": target} if isinstance(term, Baseline) else {}
             total = total + term(student_out, teacher_out, lq, **known)

@@ -1,20 +1,124 @@
-"""DUKD: distillation on images made from the training pair (Zhang et al., arXiv 2309.14162)."""
+"""DUKD (Zhang et al., arXiv 2309.14162): distillation on images made from the training pair.
+
+And its label consistency as DCKD* adds it to DCKD (paper, Table 2).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.baselines.base import RandomBaseline
-from benchmarks.baselines.transforms import Transform
-from dckd_losses.draws import Draws
-from dckd_losses.hooks import StudentReference
-from dckd_losses.unwrap import unwrap_module
+from dckd_losses.attach import StudentReference
+from dckd_losses.checks import check_number
+from dckd_losses.frozen import unwrap_module
+from dckd_losses.negatives.draws import Draws
 
 WEIGHT = 1.0  # released RCAN configurations, x2 and x4
 PROBABILITY = 0.3  # released SwinIR and EDSR configurations
+CONSISTENCY_WEIGHT = 1.0  # DCKD's released configurations
+CONSISTENCY_PROBABILITY = 0.5  # likewise
 SEED = 1  # not the default of DCKD's negatives, which would share its numbers
+
+
+class Transform:
+    """Colours inverted, rows and columns reversed, axes swapped: F, each image's own.
+
+    The inverse takes the four back in the opposite order. DUKD's released code takes them back in
+    another, which is wrong wherever a transposed image is flipped along one axis only; DCKD's is
+    right.
+
+    Args:
+        inverted: which images x become 1 - x, bool, (B,).
+        rows: which images are flipped upside down.
+        columns: which images are mirrored.
+        transposed: which images have rows and columns swapped; of images that are not square all
+            or none, as one tensor holds one shape.
+    """
+
+    def __init__(self, inverted: Tensor, rows: Tensor, columns: Tensor, transposed: Tensor) -> None:
+        self.inverted, self.rows, self.columns, self.transposed = (
+            flags.view(-1, 1, 1, 1) for flags in (inverted, rows, columns, transposed)
+        )
+
+    @classmethod
+    def draw(cls, draws: Draws, probability: float, images: Tensor) -> Transform:
+        """Each of the four with a probability, for each image on its own."""
+        batch, _, height, width = images.shape
+        flags = [draws.uniform(batch) < probability for _ in range(4)]
+        if height != width:
+            flags[3] = flags[3][:1].expand(batch)
+        return cls(*flags)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """F(x): a new tensor, (B, C, H, W) to the same, or to (B, C, W, H) if swapped."""
+        images = torch.where(self.inverted, 1 - images, images)
+        images = torch.where(self.rows, images.flip(2), images)
+        images = torch.where(self.columns, images.flip(3), images)
+        return self._swapped(images)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """F^-1(x), for images of any size."""
+        images = self._swapped(images)
+        images = torch.where(self.columns, images.flip(3), images)
+        images = torch.where(self.rows, images.flip(2), images)
+        return torch.where(self.inverted, 1 - images, images)
+
+    def through(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """F^-1(network(F(x))); the network may write into what it is given."""
+        return self.undo(network(self(images)))
+
+    def _swapped(self, images: Tensor) -> Tensor:
+        if images.shape[2] == images.shape[3]:
+            return torch.where(self.transposed, images.mT, images)
+        together = bool(self.transposed.all())
+        if not together and bool(self.transposed.any()):
+            raise ValueError("images that are not square must be transposed all or none")
+        return images.mT if together else images
+
+
+class LabelConsistency(RandomBaseline):
+    """`mean|S(x) - F^-1 T(F x)|`: what a teacher sees in a transformed input must hold too.
+
+    F is a random `Transform`. Here the teacher sees the transformed input, as in DCKD's released
+    code, so one student pass is enough and the term resembles a random self-ensemble of the
+    teacher; in DUKD itself the student does, on other images (see `DUKD`). DCKD's paper says only
+    that DCKD* "incorporates DUKD"; its code has this term in every configuration.
+
+    Args:
+        teacher: the network whose outputs are distilled, in eval mode; used, not owned.
+        weight: see `Baseline`.
+        probability: of each of the four transforms.
+        seed: see `RandomBaseline`.
+    """
+
+    name = "consistency"
+    teacher: nn.Module
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        weight: float = CONSISTENCY_WEIGHT,
+        probability: float = CONSISTENCY_PROBABILITY,
+        seed: int = SEED,
+    ) -> None:
+        super().__init__(weight, seed)
+        check_number("probability", probability, at_least=0, at_most=1)
+        object.__setattr__(self, "teacher", teacher)
+        self.probability = probability
+
+    def term(
+        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
+    ) -> Tensor:
+        """See `Baseline.term`."""
+        transform = Transform.draw(self.draws(lq), self.probability, lq)
+        with torch.no_grad():
+            wanted = transform.through(self.teacher, lq)
+        return F.l1_loss(student_out, wanted)
 
 
 class DUKD(RandomBaseline):
@@ -43,20 +147,11 @@ class DUKD(RandomBaseline):
         zoom_out: on in the released configurations of EDSR and RCAN x3 only.
         seed: see `RandomBaseline`.
 
-    Shape:
-        see `Baseline`; H = scale h and W = scale w with a whole scale of at least 2.
-
     Gradient:
         to the student through a pass of its own; student_out is not looked at.
 
     Raises:
-        ValueError: the target is missing, or the scale is not as said above.
-
-    Example:
-        >>> student = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2))
-        >>> teacher = nn.Upsample(scale_factor=2)
-        >>> lq, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
-        >>> DUKD(student, teacher)(student(lq), teacher(lq), lq, target=target).backward()
+        ValueError: the target is missing, or not lq's size times a whole scale of at least 2.
     """
 
     name = "dukd"
@@ -74,8 +169,7 @@ class DUKD(RandomBaseline):
         seed: int = SEED,
     ) -> None:
         super().__init__(weight, seed)
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability must be in [0, 1], got {probability}")
+        check_number("probability", probability, at_least=0, at_most=1)
         self._student = StudentReference(unwrap_module(student))
         object.__setattr__(self, "teacher", teacher)
         self.probability = probability

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from benchmarks.baselines.base import Baseline
-from dckd_losses.hooks import StudentReference
-from dckd_losses.unwrap import unwrap_module
+from dckd_losses.attach import StudentReference
+from dckd_losses.frozen import unwrap_module
 
 # Released: 0.5 to ground truth, 0.5 to teacher, 10 to features, for images in [0, 255]. Here the
 # first two are 1 and images in [0, 1]; Adam does not mind the common factor.
@@ -50,15 +50,6 @@ class FAKD(Baseline):
     Raises:
         ValueError: no such layers, or not as many of both; in a call also where a network has not
             run since the last call, or features do not fit each other.
-
-    Example:
-        >>> student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1))
-        >>> teacher = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1))
-        >>> fakd = FAKD(student, teacher, student_layers=["0"], teacher_layers=["0"]).attach()
-        >>> lq = torch.rand(2, 3, 8, 8)
-        >>> fakd(student(lq), teacher(lq), lq).backward()
-        >>> bool(student[0].weight.grad.any())
-        True
     """
 
     name = "fakd"

@@ -3,35 +3,140 @@
     python -m benchmarks.tables table1
     python -m benchmarks.tables table5 --budget small
     python -m benchmarks.tables figure8b --budget paper --plan
+    python -m benchmarks.tables study --encoders compact small.safetensors random.safetensors
 
 Prints the plan, with its cost from measured steps, before anything is trained. Ctrl-C stops; the
 same command goes on from there, and a second process with the same command takes a share of the
-runs. Runs of equal settings are trained once for all tables.
+runs. Runs of equal settings are trained once for all tables. `study --encoders` compares encoders:
+what each gains beside plain distillation of the same seed, and what it adds to a training step.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from benchmarks import provenance
-from benchmarks.tables import networks
-from benchmarks.tables.arms import TABLES
-from benchmarks.tables.cost import plan
-from benchmarks.tables.options import options, parser
-from benchmarks.tables.output import write_table
-from benchmarks.tables.store import Store, write
-from benchmarks.tables.study import Options, parts
-from examples.restoration.console import exit_status, refusing
+from benchmarks import common
+from benchmarks.tables import report
+from benchmarks.tables.runs import Options, parts
+from benchmarks.tables.specs import BUDGETS, TABLES, Table, encoder_study
+from benchmarks.tables.store import Store, plan
+from dckd_losses.negatives import DEGRADATIONS
+from examples.restoration import networks
+from examples.restoration.training.console import exit_status, refusing
+
+RECIPE: Mapping[str, tuple[type, str]] = {
+    "iterations": (int, "optimizer steps of each student"),
+    "batch_size": (int, "crops a step"),
+    "crop": (int, "LQ pixels a side"),
+    "lr": (float, "highest learning rate"),
+}
+LOSSES: Mapping[str, Mapping[str, Any]] = {  # of DCKD
+    "dcr_weight": {"type": float, "help": "of DCR"},
+    "dmm_weight": {"type": float, "help": "of DMM"},
+    "logits_weight": {"type": float, "help": "of the L1 to the teacher beside them"},
+    "form": {"choices": ["cross_entropy", "released"], "help": "of DMM"},
+    "level_weights": {"type": float, "nargs": 5, "metavar": "W", "help": "of DCR, fine to coarse"},
+    "balance": {
+        "type": float,
+        "help": "gradient of DCKD and other contrastive methods as a fraction of an L1's, 0 for "
+        "fixed weights",
+    },
+    "num_negatives": {"type": int, "help": "of DCR"},
+    "degradation": {"choices": list(DEGRADATIONS), "help": "of the negatives' inputs"},
+    "interval": {"type": int, "help": "steps between the history's first updates"},
+}
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
+    """All options; unset ones leave the budget's recipe and the library's defaults alone."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.tables",
+        description="Train and evaluate what one of the paper's tables compares, or Figure 8; a "
+        "second call continues where the first stopped.",
+    )
+    add = made.add_argument
+    add("table", choices=["table1", *TABLES], help="which")
+    add(
+        "--budget",
+        choices=list(BUDGETS),
+        default="small",
+        help="how large the runs are (default: small)",
+    )
+    add("--output", type=Path, default=Path("runs/tables"), help="folder (default: runs/tables)")
+    add("--name", help="of the files (default: TABLE_BUDGET)")
+    add("--plan", action="store_true", help="say what there is to do, and stop")
+    add("--block", metavar="LABEL", help='one of the networks of --budget paper, as in "RCAN x2"')
+    add("--arms", nargs="+", metavar="ARM", help="only these")
+    add("--seeds", nargs="+", type=int, metavar="N", help="of weights, crops and negatives")
+    add("--development", action="store_true", help="score on development images, to choose by")
+    add("--given", nargs="+", default=[], metavar="ARM=FILE", help="students that are trained")
+    add("--student", choices=networks.NAMES, help="another network (default: the budget's)")
+    add("--teacher", metavar="FILE", help="file, URL or name (default: the budget's)")
+    add("--encoder", metavar="NAME", help="name or path, of all contrastive methods")
+    add("--encoders", nargs="+", metavar="NAME", help="of study: names or paths to compare")
+    add("--workers", type=int, metavar="N", default=0, help="processes that read crops ahead")
+    recipe = made.add_argument_group("training, where not as in the budget")
+    for name, (kind, text) in RECIPE.items():
+        recipe.add_argument(_flag(name), type=kind, metavar="N", help=text)
+    losses = made.add_argument_group("DCKD, where not as by default nor as an arm says itself")
+    for name, known in LOSSES.items():
+        losses.add_argument(_flag(name), **known)
+    return made
+
+
+def options(args: argparse.Namespace) -> Options:
+    """What the command line asks for.
+
+    Raises:
+        ValueError: An arm's file is not written ARM=FILE, or a seed is below 0 or said twice.
+    """
+    given = dict(item.partition("=")[::2] for item in args.given)
+    if not all(given.values()):
+        raise ValueError(f"got --given {' '.join(args.given)}; expected ARM=FILE")
+    check_seeds(args.seeds or ())
+    return Options(
+        args.table,
+        args.budget,
+        recipe=_set(args, RECIPE),
+        losses=_set(args, LOSSES),
+        given=given,
+        **{name: getattr(args, name) for name in (
+            "block", "arms", "seeds", "encoder", "student", "teacher", "development",
+        )},
+    )  # fmt: skip
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Require different seeds: equal ones make equal runs, whose spread would be none.
+
+    Raises:
+        ValueError: Two are equal, or one is below 0.
+    """
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"got --seeds {' '.join(map(str, seeds))}; expected different numbers from 0"
+        )
+
+
+def _set(args: argparse.Namespace, names: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    found = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    args = parser().parse_args()
+    args = parser().parse_args(argv)
 
     def whole() -> None:
         with refusing():
@@ -45,7 +150,7 @@ def main() -> int:
 
 def run(args: argparse.Namespace, chosen: Options) -> None:
     """Plan, train what is missing, evaluate, write."""
-    table = TABLES[chosen.table]
+    table = chosen_table(args)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     store = Store(args.output / "runs", accelerator, args.workers)
     found = parts(table, chosen, accelerator.device.type)
@@ -60,19 +165,29 @@ def run(args: argparse.Namespace, chosen: Options) -> None:
         longest = max(map(len, jobs.values()), default=0)
         # seed by seed, so that what is there on the way can be compared
         store.complete(runs[i] for i in range(longest) for runs in jobs.values() if i < len(runs))
-    files = write_table(table, chosen, found, store, stem(args))
+    files = report.write_table(table, chosen, found, store, stem(args))
     print(stem(args).with_name(f"{stem(args).name}.md").read_text(encoding="utf-8"))
     print("written: " + ", ".join(map(str, files)))
 
 
+def chosen_table(args: argparse.Namespace) -> Table:
+    """What is to be compared.
+
+    Raises:
+        ValueError: Encoders are named for another table than `study`, or alike.
+    """
+    if args.encoders and args.table != "study":
+        raise ValueError(f"got --encoders for {args.table}; expected it for study only")
+    return encoder_study(args.encoders) if args.encoders else TABLES[args.table]
+
+
 def table1(args: argparse.Namespace) -> None:
     """Count; nothing is trained."""
-    rows, machine = networks.rows(), provenance.machine(torch.device("cpu"))
-    head = {"table": "table1", "command": provenance.command(), **machine}
-    text = networks.markdown(rows, head)
+    rows, machine = report.network_rows(), common.machine(torch.device("cpu"))
+    head = {"table": "table1", "command": common.command(), **machine}
+    text = report.network_table(rows, head)
     place = stem(args)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write(place.with_name(f"{place.name}.json"), {**head, "rows": rows})
+    common.write_json(place.with_name(f"{place.name}.json"), {**head, "rows": rows})
     place.with_name(f"{place.name}.md").write_text(text, encoding="utf-8")
     print(text)
 

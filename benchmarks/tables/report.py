@@ -1,20 +1,37 @@
-"""A finished table as Markdown: ours beside the paper's."""
+"""A finished table: ours beside the paper's as Markdown and JSON, and Table 1, which counts."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from benchmarks.tables.arms import Table
-from benchmarks.tables.results import Arms, Cited, Mean, Scores, cited, gain, mean
-from benchmarks.tables.study import Part
+from benchmarks import common
+from benchmarks.tables.data import restored, score
+from benchmarks.tables.runs import CONTRASTIVE, Given, Job, Options, Part
+from benchmarks.tables.specs import Table
+from benchmarks.tables.store import Store, step_seconds
+from dckd_losses import VQGANEncoder
+from dckd_losses.negatives import NUM_NEGATIVES
+from examples.restoration import networks
+from examples.restoration.data.images import Image
+from examples.restoration.networks import SPECIFICATIONS
+from examples.restoration.results.metrics import protocol, psnr
 
-HEAD = (
-    "arm", "PSNR", "SSIM", "gain", "paper: PSNR", "SSIM", "ours - paper", "paper: gain",
-)  # fmt: skip
+Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
+Arms = dict[str, dict[str, Scores]]  # by arm and set
+EncoderCosts = Mapping[str, Mapping[str, float]]  # "parameters" and "ms", by arm
+Cited = Mapping[str, Mapping[str, Sequence[float]]]  # the paper's PSNR and SSIM by arm and set
+Results = Mapping[str, list[dict[str, Any]]]  # what each arm's trained runs say of themselves
+LATE = 0.2  # share of a run's steps that should hardly gain any more
+ROUNDS = 3  # of the measurement of what an encoder adds to a step
+PAPER = Path(__file__).with_name("paper_numbers.json")
+HEAD = ("arm", "PSNR", "SSIM", "gain", "paper: PSNR", "SSIM", "ours - paper", "paper: gain")
 OURS = 4  # columns that are not the paper's
 NOTE = """PSNR in dB and SSIM, mean ± standard deviation over seeds. A gain is the mean over seeds
 of the difference to *{reference}* of the same seed, which has the same initial weights and the same
@@ -23,11 +40,278 @@ CITATION = """The paper's numbers are cited; they are of {label}, which only --b
 Arms marked *cited* were not run."""
 
 
+# Numbers
+
+
+class Mean(NamedTuple):
+    """Of a few seeds' numbers, with their standard deviation; nan for one seed, both for none."""
+
+    mean: float
+    deviation: float
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Mean and standard deviation of a sample, of which nan, a run that diverged, is no part."""
+    known = [value for value in values if not math.isnan(value)]
+    deviation = statistics.stdev(known) if len(known) > 1 else math.nan
+    return Mean(statistics.fmean(known) if known else math.nan, deviation)
+
+
+def gain(values: Sequence[float], reference: Sequence[float]) -> Mean | None:
+    """Mean of the seeds' differences to another arm's, and its standard error; None unpaired.
+
+    A seed of which either run diverged is left out.
+    """
+    if len(values) != len(reference):
+        return None
+    differences = [a - b for a, b in zip(values, reference, strict=True)]
+    count = sum(not math.isnan(difference) for difference in differences)
+    found = mean(differences)
+    return Mean(found.mean, found.deviation / max(1, count) ** 0.5)
+
+
+def late_gain(records: Sequence[Mapping[str, Any]]) -> float:
+    """What the last of a run's steps gained on the development images, in dB."""
+    looks = [(record["step"], record["psnr"]) for record in records if "psnr" in record]
+    end = looks[-1][0]
+    before = [psnr for step, psnr in looks if step <= (1 - LATE) * end]
+    return looks[-1][1] - (before or [looks[0][1]])[-1]
+
+
+def scored(part: Part, store: Store) -> tuple[Arms, Arms]:
+    """Scores on every set: of the arms, and of the input itself and the teacher."""
+    task, scale = part.block.task, part.block.scale
+    arms: Arms = {name: {} for name in part.arms}
+    others: Arms = {"Input": {}, "Teacher": {}}
+    for images in part.sets:
+        of_teacher = store.scores(part.teacher, images, task, scale)
+        others["Input"][images.name] = _columns([score(None, images, task, scale)])
+        others["Teacher"][images.name] = _columns([of_teacher])
+        for name, runs in part.arms.items():
+            found = [store.scores(run, images, task, scale) for run in runs]
+            arms[name][images.name] = _columns(found)
+    return arms, others
+
+
+def _columns(scores: Sequence[Any]) -> Scores:
+    return {key: [each[key] for each in scores] for key in ("psnr", "ssim")}
+
+
+def cited(table: str, label: str) -> Cited:
+    """The paper's numbers of one block; none where it has a plot instead."""
+    found: Cited = json.loads(PAPER.read_text("utf-8")).get(table, {}).get(label, {})
+    return found
+
+
+def encoder_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str, float]]:
+    """Of arms with an encoder of their own: its parameters, and what DCKD adds to a step in ms.
+
+    The steps are measured in turns with the reference arm's.
+    """
+    firsts = {name: runs[0] for name, runs in part.arms.items() if isinstance(runs[0], Job)}
+    reference = firsts.get(table.reference)
+    jobs = {arm.name: firsts[arm.name] for arm in table.arms if arm.encoder and arm.name in firsts}
+    if reference is None:
+        return {}
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(ROUNDS if jobs else 0):
+        without = step_seconds(reference, store)
+        for name, job in jobs.items():
+            times[name].append(1e3 * (step_seconds(job, store) - without))
+    costs = {}
+    for name, job in jobs.items():
+        network = VQGANEncoder.from_pretrained(str(job.encoder)).network
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        costs[name] = {"parameters": parameters, "ms": statistics.median(times[name])}
+    return costs
+
+
+# Files
+
+
+def write_table(
+    table: Table, options: Options, parts: list[Part], store: Store, stem: Path
+) -> list[Path]:
+    """Everything that a table leaves behind.
+
+    Args:
+        table: What was asked for.
+        options: How.
+        parts: Its blocks, all trained.
+        store: Where.
+        stem: Path of the files without their ends.
+
+    Returns:
+        the files.
+    """
+    found = [(part, *scored(part, store)) for part in parts]
+    costs = encoder_costs(table, parts[0], store)
+    machine = common.machine(store.accelerator.device)
+    head = {"table": options.table, "command": common.command()}
+    arms: Arms = {}
+    for part, by_arm, _ in found:
+        label = "" if len(parts) == 1 else f"{part.block.label} "
+        for name, by_set in by_arm.items():
+            known = {f"{label}{images}": value for images, value in by_set.items()}
+            arms.setdefault(name, {}).update(known)
+    made = {"commit": machine["commit"], "device": machine["device"]}
+    encoders = {"encoders": costs} if costs else {}
+    common.write_json(_file(stem, ".json"), {**head, **made, "arms": arms, **encoders})
+    runs = [r for p in parts for rs in p.arms.values() for r in rs if isinstance(r, Job)]
+    told = {**head, **machine, "seeds": sorted({run.seed for run in runs})}
+    details = {
+        "references": {part.block.label: scores for part, _, scores in found},
+        "runs": {
+            part.block.label: {
+                name: [_told(r, store) for r in rs] for name, rs in part.arms.items()
+            }
+            for part in parts
+        },
+    }
+    common.write_json(_file(stem, "_details.json"), {**told, **details})
+    facts = {**told, **commits(parts, store), **_recipes(parts), **_convergence(parts, store)}
+    text = markdown(table, facts, found, options.table, costs)
+    _file(stem, ".md").write_text(text, encoding="utf-8")
+    files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
+    for part, by_arm, _ in found:
+        place = stem if len(parts) == 1 else _file(stem, f"_{part.block.label.replace(' ', '_')}")
+        files += _draw(table, part, by_arm, costs, store, place)
+    return files
+
+
+def commits(parts: list[Part], store: Store) -> dict[str, str]:
+    """Where the runs were trained, if not all at the report's own commit."""
+    runs = (run for part in parts for found in part.jobs.values() for run in found)
+    known = sorted({str((store.result(run) or {}).get("commit")) for run in runs})
+    return {} if known in ([], [common.commit()]) else {"trained at": ", ".join(known)}
+
+
+def _recipes(parts: list[Part]) -> dict[str, str]:
+    """What all arms of a block have in common, in words."""
+    facts = {}
+    for part in parts:
+        runs = [run for runs in part.arms.values() for run in runs if isinstance(run, Job)]
+        if not runs:
+            continue
+        label = "" if len(parts) == 1 else f"{part.block.label}, "
+        recipe, images = runs[0].recipe, part.images.train
+        facts[f"{label}student, teacher"] = f"{part.block.student}, {part.block.teacher}"
+        facts[f"{label}training"] = (
+            f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} pixels, "
+            f"learning rate {recipe.lr:g}, on {images.name} ({len(images.files)} images)"
+        )
+        encoders = dict.fromkeys(r.encoder or "each one's own" for r in runs)
+        facts[f"{label}encoder of all contrastive methods"] = ", ".join(encoders)
+        norms = dict.fromkeys(r.settings.get("balance") for r in runs if r.method in CONTRASTIVE)
+        texts = [f"{norm:g} of an L1's" if norm else "fixed weights" for norm in norms]
+        if texts:
+            facts[f"{label}their gradient at the output"] = ", ".join(texts)
+    return facts
+
+
+def _convergence(parts: list[Part], store: Store) -> dict[str, str]:
+    """How much the arms' last steps still changed, each arm's mean over seeds."""
+    gains = [
+        statistics.fmean(late_gain(result["records"]) for result in found)
+        for part in parts
+        for found in _results(part, store).values()
+    ]
+    if not gains:
+        return {}
+    text = f"{min(gains):+.3f} to {max(gains):+.3f} dB on the development images"
+    return {f"gained in the last {LATE:.0%} of the steps": text}
+
+
+def _results(part: Part, store: Store) -> Results:
+    """What the runs that were trained to their end say of themselves, of arms that have any."""
+    every = {
+        name: [store.result(run) or {} for run in runs if isinstance(run, Job)]
+        for name, runs in part.arms.items()
+    }
+    ended = {name: [r for r in rs if r and "diverged" not in r] for name, rs in every.items()}
+    return {name: found for name, found in ended.items() if found}
+
+
+def _told(run: Job | Given, store: Store) -> dict[str, Any]:
+    """What a run says of itself: settings, speed, its validation curve."""
+    if isinstance(run, Given):
+        return {"file": run.source, "weights": run.identity}
+    result = store.result(run)
+    assert result is not None
+    looks = [r for r in result.pop("records") if "psnr" in r]
+    return {**result, "curve": [[r["step"], r["psnr"]] for r in looks]}
+
+
+def _draw(
+    table: Table, part: Part, arms: Arms, costs: EncoderCosts, store: Store, stem: Path
+) -> list[Path]:
+    """The pictures of one block; none where matplotlib is not installed."""
+    try:
+        from benchmarks.tables import plots
+    except ImportError as error:
+        print(f"no pictures: {error}")
+        return []
+    files = [_file(stem, ".png"), _file(stem, "_crops.png")]
+    results = _results(part, store)
+    if table.x is None:
+        plots.gains(arms, table.reference, files[0])
+    else:
+        plots.against_number(arms, _step_costs(results), table.x, files[0])
+    plots.crops(_versions(part, store), files[1])
+    if results:
+        files.append(_file(stem, "_curves.png"))
+        records = {name: [r["records"] for r in found] for name, found in results.items()}
+        plots.curves(records, table.reference, files[-1])
+    for result, *_ in reversed(results.values()):  # the table's last arm that has any
+        if "positive" in result["records"][-1]:
+            files.append(_file(stem, "_distances.png"))
+            count = result["settings"]["losses"].get("num_negatives", NUM_NEGATIVES)
+            plots.distances(result["records"], count, files[-1])
+            break
+    if costs:
+        files.append(_file(stem, "_cost.png"))
+        plots.gain_over_cost(arms, costs, table.reference, files[-1])
+    return files
+
+
+def _step_costs(results: Results) -> dict[str, dict[str, float]]:
+    """Time and, on a GPU, memory of each arm's first run, by unit."""
+    first = {name: runs[0] for name, runs in results.items()}
+    costs = {"ms a step": {name: 1e3 * r["seconds_per_step"] for name, r in first.items()}}
+    costs["peak MB"] = {name: r["peak_mb"] for name, r in first.items() if r["peak_mb"]}
+    return {unit: found for unit, found in costs.items() if found}
+
+
+def _versions(part: Part, store: Store) -> dict[str, dict[str, tuple[Image, float | None]]]:
+    """The first image of each set as input, teacher and every arm's first seed make it."""
+    block, found = part.block, {}
+    firsts = {name: runs[0] for name, runs in part.arms.items() if not store.diverged(runs[0])}
+    models = {"input": None, **{name: store.network(run) for name, run in firsts.items()}}
+    models["Teacher"] = store.network(part.teacher)
+    rules = protocol(block.task, block.scale)
+    for images in part.sets:
+        pair = images.pairs[0]
+        versions: dict[str, tuple[Image, float | None]] = {}
+        for name, model in models.items():
+            image = restored(model, pair, block.scale)
+            versions[name] = image, psnr(image, pair.hq, rules)
+        found[f"{images.name}: {pair.name}"] = {**versions, "ground truth": (pair.hq, None)}
+    return found
+
+
+def _file(stem: Path, end: str) -> Path:
+    return stem.with_name(f"{stem.name}{end}")
+
+
+# Markdown
+
+
 def markdown(
     table: Table,
     facts: Mapping[str, Any],
     found: list[tuple[Part, Arms, Arms]],
     name: str,
+    costs: EncoderCosts,
 ) -> str:
     """The whole report.
 
@@ -36,6 +320,7 @@ def markdown(
         facts: How it was measured: text by name.
         found: Each block with the scores of its arms, and of input and teacher.
         name: Of the table.
+        costs: Of encoders, where the arms have their own.
     """
     title = re.sub(r"(?<=[a-z])(?=\d)", " ", name.capitalize())  # "Table 5"
     lines = [f"# {title}: {table.title}", ""]
@@ -43,8 +328,7 @@ def markdown(
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         lines.append(f"- {key}: {text}")
     labels = ", ".join(part.block.label for part, _, _ in found)
-    lines += ["", NOTE.format(reference=table.reference)]
-    lines += textwrap.wrap(table.note, 100)
+    lines += ["", NOTE.format(reference=table.reference), *textwrap.wrap(table.note, 100)]
     if any(cited(name, part.block.label) for part, _, _ in found):
         lines += [CITATION.format(label=labels)]
     for part, arms, others in found:
@@ -58,7 +342,16 @@ def markdown(
         for images in theirs:
             title = f"### {images}, the paper's only"
             lines += ["", title, "", *_rows(table, {}, {}, numbers, images)]
+    if costs:
+        cells = [[n, f"{cost['parameters']:,}", f"{cost['ms']:.0f}"] for n, cost in costs.items()]
+        head = ("encoder", "parameters", "ms added to a step")
+        lines += ["", "### Cost", "", *_grid(head, cells)]
     return "\n".join(lines) + "\n"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
 def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -> list[str]:
@@ -69,43 +362,78 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
     names += [name for name in numbers if name not in seen]
     paper_reference = numbers.get(known[table.reference], {}).get(images)
     reference = arms.get(table.reference, {}).get(images)
-    head = HEAD if numbers else HEAD[:OURS]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    head, rows = HEAD if numbers else HEAD[:OURS], []
     for name in names:
         ours = {**others, **arms}.get(name, {}).get(images)
         theirs = numbers.get(known.get(name, name), {}).get(images)
         if not (ours or theirs):
             continue
-        title = name if ours or not arms else f"{name} (*cited*)"
-        title += _diverged(ours["psnr"]) if ours else ""
-        paired = ours and reference and name in arms and name != table.reference
-        cells = [
-            title,
-            _spread(mean(ours["psnr"]), 2) if ours else "",
-            _spread(mean(ours["ssim"]), 4) if ours else "",
-            _gain(ours, reference) if paired and ours and reference else "",
-            f"{theirs[0]:.2f}" if theirs else "",
-            f"{theirs[1]:.4f}" if theirs else "",
-            f"{mean(ours['psnr']).mean - theirs[0]:+.2f}" if ours and theirs else "",
-            f"{theirs[0] - paper_reference[0]:+.2f}" if theirs and paper_reference else "",
-        ]
-        lines.append(f"| {' | '.join(cells[: len(head)])} |")
-    return lines
+        cells = [name if ours or not arms else f"{name} (*cited*)", *[""] * (len(HEAD) - 1)]
+        if ours:
+            diverged = sum(map(math.isnan, ours["psnr"]))
+            cells[0] += f" ({diverged} of {len(ours['psnr'])} diverged)" if diverged else ""
+            cells[1:3] = _spread(mean(ours["psnr"]), 2), _spread(mean(ours["ssim"]), 4)
+            if reference and name in arms and name != table.reference:
+                cells[3] = _spread(gain(ours["psnr"], reference["psnr"]), 3, sign="+")
+        if theirs:
+            cells[4:6] = f"{theirs[0]:.2f}", f"{theirs[1]:.4f}"
+            cells[6] = f"{mean(ours['psnr']).mean - theirs[0]:+.2f}" if ours else ""
+            cells[7] = f"{theirs[0] - paper_reference[0]:+.2f}" if paper_reference else ""
+        rows.append(cells[: len(head)])
+    return _grid(head, rows)
 
 
-def _diverged(values: Sequence[float]) -> str:
-    """How many runs are missing in the means."""
-    count = sum(map(math.isnan, values))
-    return f" ({count} of {len(values)} diverged)" if count else ""
-
-
-def _gain(ours: Scores, reference: Scores) -> str:
-    found = gain(ours["psnr"], reference["psnr"])
-    return _spread(found, 3, sign="+") if found else ""
-
-
-def _spread(value: Mean, digits: int, sign: str = "") -> str:
-    if math.isnan(value.mean):
+def _spread(value: Mean | None, digits: int, sign: str = "") -> str:
+    if value is None or math.isnan(value.mean):
         return ""
     text = f"{value.mean:{sign}.{digits}f}"
-    return text if value.deviation != value.deviation else f"{text} ± {value.deviation:.{digits}f}"
+    return text if math.isnan(value.deviation) else f"{text} ± {value.deviation:.{digits}f}"
+
+
+# Table 1
+
+PATCH = {"SwinIR": 48, "RCAN": 48, "NAFNet": 256, "Restormer": 256}  # LQ pixels a side
+NETWORK_HEAD = (
+    "network", "scale", "paper: channels", "paper: blocks", "parameters", "paper", "ours - paper",
+    "multiply-adds", "of",
+)  # fmt: skip
+NETWORK_NOTE = """Parameters of every network at every scale that it has, all counted, beside the
+paper's millions, which it gives once a network. Multiply-adds of convolutions and matrix products
+for one input of the named size; the paper has none. SwinIR-light belongs to Table 8, which gives no
+size.
+"""
+
+
+def network_rows() -> list[dict[str, Any]]:
+    """What the paper's networks are made of, beside what they are here, at each scale."""
+    numbers, found = json.loads(PAPER.read_text("utf-8"))["table1"], []
+    for name, specification in SPECIFICATIONS.items():
+        family = specification.architecture
+        paper, side = numbers[family].get(name.partition("-")[2].capitalize(), {}), PATCH[family]
+        for scale in specification.scales:
+            model = networks.build(name, scale)
+            count = sum(p.numel() for p in model.parameters())
+            model.to("meta")  # without values counting takes no time
+            found.append({
+                "network": name, "scale": scale, "channels": paper.get("channels"),
+                "blocks": paper.get("blocks"), "parameters": count,
+                "paper_millions": paper.get("millions"),
+                "multiply_adds": networks.multiply_adds(model, side, side),
+                "input": f"{side}x{side}",
+            })  # fmt: skip
+    return found
+
+
+def network_table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """Markdown; channels and blocks are the paper's."""
+    rows = []
+    for row in found:
+        paper, count = row["paper_millions"], row["parameters"]
+        rows.append([
+            row["network"], f"x{row['scale']}", row["channels"] or "", row["blocks"] or "",
+            f"{count:,}", f"{paper:.1f}M" if paper else "",
+            f"{count / 1e6 - paper:+.2f}M" if paper else "",
+            f"{row['multiply_adds'] / 1e9:.2f}G", row["input"],
+        ])  # fmt: skip
+    head = ["# Table1: the networks", "", *(f"- {key}: {value}" for key, value in facts.items())]
+    return "\n".join([*head, "", NETWORK_NOTE, "", *_grid(NETWORK_HEAD, rows)]) + "\n"

@@ -1,14 +1,16 @@
-"""Where runs are kept: each is trained once, and continued where it was stopped."""
+"""Where runs are kept: each is trained once, and continued where it was stopped; and their cost."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
-import os
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from math import isfinite, nan
+from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -16,68 +18,27 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from benchmarks import provenance
-from benchmarks.tables.job import Job, Teacher
-from benchmarks.tables.scoring import score
-from benchmarks.tables.sets import ImageSet
-from examples.restoration import backbones, checkpoints, teachers
-from examples.restoration.console import DivergedError, RefusedError
-from examples.restoration.evaluation import Score
-from examples.restoration.specifications import SPECIFICATIONS
-from examples.restoration.trainer import train
+from benchmarks import common
+from benchmarks.tables.data import ImageSet, score
+from benchmarks.tables.runs import Given, Job, Trained
+from examples.restoration import networks
+from examples.restoration.results.evaluation import Score
+from examples.restoration.training import checkpoint as checkpoints
+from examples.restoration.training.console import DivergedError, RefusedError
+from examples.restoration.training.loop import train
 
-
-@dataclass(frozen=True)
-class Given:
-    """A trained network from a file, a URL or, of the paper's, a name of `sources.KNOWN`.
-
-    Attributes:
-        source: Which.
-        student: For a teacher of the paper's networks, whose; None where the file says what it is.
-        scale: Output size over input size.
-    """
-
-    source: str
-    student: str | None
-    scale: int
-
-    def network(self) -> nn.Module:
-        """The network, in eval mode.
-
-        Raises:
-            ValueError: It is another network, or for another scale.
-            RuntimeError: It cannot be read.
-        """
-        if self.student in SPECIFICATIONS:
-            return teachers.load_for(self.student, self.source, self.scale)
-        model = backbones.load(self.source)
-        if model.scale != self.scale:
-            raise ValueError(f"{self.source}: a network for x{model.scale}; expected x{self.scale}")
-        return model
-
-    @cached_property
-    def identity(self) -> str:
-        """Of its weights, wherever they lie."""
-        return checkpoints.checksum(self.network().state_dict().values())
-
-
-Trained = Job | Given
+STEPS = 3  # that measure a step's cost, of which the first warms up
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of runs, each under its identity; two processes may share it.
+    """A folder of runs, each under its identity; two processes may share it."""
 
-    Attributes:
-        root: The folder.
-        accelerator: Where runs are trained.
-        workers: Processes that read crops ahead; the crops do not depend on it.
-    """
-
-    root: Path
-    accelerator: Accelerator
-    workers: int = 0
+    root: Path  # the folder
+    accelerator: Accelerator  # where runs are trained
+    workers: int = 0  # processes that read crops ahead; the crops do not depend on it
 
     def folder(self, job: Job) -> Path:
         """Where a run's files lie."""
@@ -102,15 +63,14 @@ class Store:
         done: int = checkpoints.load(checkpoint, job.determined)["step"]
         return job.recipe.iterations - done
 
-    def network(self, trained: Teacher) -> nn.Module:
+    def network(self, trained: Trained) -> nn.Module:
         """A finished run's network, or a given one, on the device."""
         if isinstance(trained, Given):
             return trained.network().to(self.accelerator.device)
-        assert isinstance(trained, Job)
         diverged = (self.result(trained) or {}).get("diverged")
         if diverged:
             raise RefusedError(f"{trained.identity} cannot be learned from: {diverged}")
-        model = backbones.load(self.folder(trained) / "student.safetensors")
+        model = networks.load(self.folder(trained) / "student.safetensors")
         return model.to(self.accelerator.device)
 
     def complete(self, jobs: Iterable[Job]) -> None:
@@ -129,7 +89,7 @@ class Store:
         path = self.folder(trained) / f"scores_{images.name}_{images.fingerprint}.json"
         if not path.is_file():
             found = score(self.network(trained), images, task, scale)
-            write(path, found)
+            common.write_json(path, found)
         known: Score = json.loads(path.read_text())
         return known
 
@@ -148,13 +108,12 @@ class Store:
     def _train_here(self, job: Job, folder: Path) -> None:
         print(f"training {job.identity}", flush=True)
         teacher = None if job.teacher is None else self.network(job.teacher)
-        run = job.run(folder, teacher)
-        run.workers = self.workers
+        run, step, arm = job.start(folder, self.accelerator, teacher, self.workers)
         first, start = self.steps_left(job), time.perf_counter()
         try:
-            train(run, self.accelerator, resume=True)
+            train(run, step, dckd=arm, resume=True)
             end: dict[str, str] = {}
-            backbones.save(run.student, folder / "student.safetensors", task=job.block.task)
+            networks.save(run.student, folder / "student.safetensors", task=job.block.task)
         except DivergedError as error:  # a result as others; it would end there on each try
             print(f"diverged: {error}", flush=True)
             end = {"diverged": str(error)}
@@ -163,30 +122,13 @@ class Store:
         facts = {
             **end,
             "settings": job.determined,
-            **provenance.machine(self.accelerator.device),
+            **common.machine(self.accelerator.device),
             "seconds_per_step": seconds / max(1, first),
             "peak_mb": _peak_mb(self.accelerator.device),
             "records": run.records,
         }
-        write(folder / "result.json", facts)
+        common.write_json(folder / "result.json", facts)
         run.checkpoint.unlink(missing_ok=True)
-
-
-def write(path: Path, content: object) -> None:
-    """Write JSON, at once or not at all; null for numbers that are not finite."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write it, too
-    text = json.dumps(_finite(content), indent=1, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def _finite(content: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not isfinite(content) else content
 
 
 def _peak_mb(device: torch.device) -> float | None:
@@ -196,3 +138,66 @@ def _peak_mb(device: torch.device) -> float | None:
     peak = torch.cuda.max_memory_allocated(device) / 1e6
     torch.cuda.reset_peak_memory_stats(device)
     return peak
+
+
+# What is still to be done, and how long it will take
+
+
+def plan(jobs: Mapping[str, list[Job]], store: Store) -> str:
+    """A line for each arm, and the sum.
+
+    Args:
+        jobs: The runs of each arm, one a seed.
+        store: Where finished and begun ones are.
+    """
+    lines, total = [], 0.0
+    unit = "GPU-hours" if store.accelerator.device.type == "cuda" else "hours on the CPU"
+    counted: set[str] = set()
+    for name, runs in jobs.items():
+        done = sum(store.steps_left(job) == 0 for job in runs)
+        text = f"  {name}: {len(runs)} to have, {done} there"
+        # a run that two arms share is trained once
+        left = [store.steps_left(job) for job in runs if job.identity not in counted]
+        counted |= {job.identity for job in runs}
+        if sum(left):
+            seconds = step_seconds(runs[0], store)
+            hours = sum(left) * seconds / 3600
+            total += hours
+            text += f", {sum(left):,} steps left of {1e3 * seconds:.0f} ms: {hours:.3g} {unit}"
+        elif done < len(runs):
+            text += ", the rest being another arm's"
+        lines.append(text)
+    return "\n".join(["plan:", *lines, f"  in all: {total:.3g} {unit}"])
+
+
+def step_seconds(job: Job, store: Store) -> float:
+    """How long a step of a run takes, crops and optimizer included, by a few steps of it."""
+    short = replace(job, recipe=replace(job.recipe, iterations=STEPS))
+    device, times = store.accelerator.device, []
+
+    def note(*_: Any) -> None:
+        common.wait(device)
+        times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        run, step, arm = short.start(Path(folder), store.accelerator, teacher_of(job, store))
+        run.validate, run.keeps = None, False
+        handle = register_optimizer_step_post_hook(note)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(DivergedError):
+                train(run, step, dckd=arm, resume=False)
+        finally:
+            handle.remove()
+            store.accelerator.free_memory()
+    return min((after - before for before, after in itertools.pairwise(times)), default=0.0)
+
+
+def teacher_of(job: Job, store: Store) -> nn.Module | None:
+    """A run's teacher, or where that is not trained yet an untrained one, which costs as much."""
+    teacher = job.teacher
+    if teacher is None:
+        return None
+    if isinstance(teacher, Given) or store.result(teacher) is not None:
+        return store.network(teacher)
+    with torch.random.fork_rng():
+        return networks.build(teacher.network, teacher.block.scale)

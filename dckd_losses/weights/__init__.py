@@ -1,4 +1,4 @@
-"""Named weights: where they are, and how they get there.
+"""Named weights: where they are, how they get there, and how files of weights are read.
 
 `python -m dckd_losses.weights` lists, fetches, converts, verifies and describes them. Besides the
 Hugging Face Hub, `SOURCES` has other public places where the same checkpoints can be had.
@@ -10,24 +10,36 @@ import os
 from os import PathLike
 from pathlib import Path
 
-from dckd_losses.checkpoint import read
-from dckd_losses.mapped import mapped
-from dckd_losses.weights.conversion import architecture_in, convert
-from dckd_losses.weights.download import fetch
-from dckd_losses.weights.places import COMPACT, NAMES, SOURCES, Source, check_promise, home, place
+import torch
+from safetensors import safe_open
+
+from dckd_losses.network import Architecture
+from dckd_losses.weights.files import COMPACT, load, read_checkpoint, refusing
+from dckd_losses.weights.registry import (
+    F16,
+    NAMES,
+    SOURCES,
+    Source,
+    cache_dir,
+    check_architecture,
+    convert,
+    fetch,
+    local_path,
+)
 
 __all__ = [
     "COMPACT",
+    "F16",
     "NAMES",
     "SOURCES",
     "Source",
+    "cache_dir",
     "convert",
     "fetch",
     "find",
-    "home",
-    "mapped",
-    "place",
-    "read",
+    "load",
+    "local_path",
+    "read_checkpoint",
 ]
 
 
@@ -39,8 +51,8 @@ def find(name_or_path: str | PathLike[str]) -> Path:
 
     Raises:
         ValueError: no name or path, or an unknown name.
-        RuntimeError: the weights cannot be fetched (says which file to put where), or the file in
-            their place has another network than the name promises.
+        RuntimeError: the weights cannot be fetched (says which file to put where), or their file
+            has another network than the name promises.
     """
     if not isinstance(name_or_path, (str, PathLike)):
         kind = type(name_or_path).__name__
@@ -50,7 +62,10 @@ def find(name_or_path: str | PathLike[str]) -> Path:
         return COMPACT
     if name in SOURCES:
         path = fetch(name)
-        check_promise(name, architecture_in(path), path)
+        with refusing(path), safe_open(path, framework="pt") as file:  # the header alone
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+            seen = Architecture.of({k: torch.empty(v, device="meta") for k, v in shapes.items()})
+        check_architecture(name, seen, path)
         return path
     if Path(name).suffix or os.sep in name or "/" in name or Path(name).exists():
         return Path(name)

@@ -7,15 +7,96 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dckd_losses.weights import COMPACT, NAMES, SOURCES, convert, fetch, place
-from dckd_losses.weights.description import describe, verify
-from dckd_losses.weights.download import recorded
+from dckd_losses.network import LEVELS
+from dckd_losses.weights.files import COMPACT, DIGEST, file_sha256, load_with_metadata
+from dckd_losses.weights.registry import (
+    NAMES,
+    ORIGINAL,
+    SOURCES,
+    architecture_of,
+    check_architecture,
+    convert,
+    fetch,
+    local_path,
+    recorded,
+)
+
+
+def describe(path: Path) -> list[str]:
+    """The architecture, as read off the tensors, and whatever else the file says of itself.
+
+    Raises:
+        RuntimeError: the file is missing, cut short, altered or no such encoder; names it.
+    """
+    tensors, metadata = load_with_metadata(path)
+    a = architecture_of(tensors, path)
+    parts = {"encoder": "encoder", "quant_conv": "quant_conv", "codebook": "quantize"}
+    counts = {
+        part: sum(t.numel() for name, t in tensors.items() if name.startswith(f"{prefix}."))
+        for part, prefix in parts.items()
+    }
+    attention = [str(level + 1) for level in range(LEVELS) if a.attention[level]]
+    return [
+        f"file          {path}, {path.stat().st_size:,} bytes",
+        f"sha256        {file_sha256(path)}",
+        f"levels        {LEVELS} of {', '.join(map(str, a.channels))} channels, stem {a.stem}",
+        f"blocks        {a.blocks} a level",
+        f"attention     on level {', '.join(attention) or '-'} and in the middle",
+        f"downsampling  {2 ** (LEVELS - 1)}",
+        f"codes         {a.codes} of {a.code_channels} channels, from {a.z_channels} latent ones",
+        f"parameters    {sum(counts.values()):,}: "
+        + ", ".join(f"{part} {count:,}" for part, count in counts.items()),
+        *(f"metadata      {key}: {value}" for key, value in sorted(metadata.items())),
+    ]
+
+
+def verify(path: Path) -> list[str]:
+    """Hold a file against all that is known of it: what it holds, what it says, what it is called.
+
+    Returns:
+        What was found to be as it should.
+
+    Raises:
+        RuntimeError: something is not; names the file.
+    """
+    tensors, metadata = load_with_metadata(path)
+    a = architecture_of(tensors, path)
+    found = [f"a complete encoder with {a.codes} codes, each tensor of its exact shape"]
+    name = path.stem
+    if path.suffix != ".safetensors":
+        seen = file_sha256(path)
+        known = [n for n, source in SOURCES.items() if source.sha256 == seen]
+        return [*found, f"sha256 {seen}, {known[0] if known else 'not one that is published'}"]
+    if DIGEST in metadata:
+        found.append(f"tensors as they were written, sha256 {metadata[DIGEST]}")
+    else:
+        found.append("without a digest: what wrote it left nothing to tell an alteration by")
+    if name in SOURCES:
+        check_architecture(name, a, path)
+        found.append(f"the architecture of {name}")
+        published, original = SOURCES[name].sha256, metadata.get(ORIGINAL)
+        if None not in (published, original):
+            if published != original:
+                raise RuntimeError(
+                    f"{path} was made from a checkpoint with sha256 {original}; that of {name} is "
+                    f"{published}"
+                )
+            found.append(f"made from the published checkpoint, sha256 {published}")
+    return found
+
+
+def _path(name_or_file: str) -> Path:
+    """The file of a name that `list` shows, or the file itself."""
+    path = local_path(name_or_file) if name_or_file in NAMES else Path(name_or_file)
+    if name_or_file in SOURCES and not path.is_file():
+        raise RuntimeError(f"{path}: no such file; 'fetch {name_or_file}' makes it")
+    return path
 
 
 def _list(args: argparse.Namespace) -> list[str]:
     lines = [f"compact: embedded, {COMPACT}"]
     for name, source in SOURCES.items():
-        path = place(name)
+        path = local_path(name)
         state = "here" if path.is_file() else "not fetched yet; belongs to"
         known = source.sha256 or recorded(name)
         origin = "published" if source.sha256 else "recorded by the first fetch"
@@ -30,7 +111,7 @@ def _list(args: argparse.Namespace) -> list[str]:
 
 def _fetch(args: argparse.Namespace) -> list[str]:
     if args.name not in SOURCES:
-        place(args.name)  # which knows the names
+        local_path(args.name)  # which knows the names
         return [f"compact is embedded, nothing to fetch: {COMPACT}"]
     return _verified(fetch(args.name, delete_original=args.delete_original))
 
@@ -41,7 +122,7 @@ def _convert(args: argparse.Namespace) -> list[str]:
 
 
 def _verify(args: argparse.Namespace) -> list[str]:
-    return _verified(args.file)
+    return _verified(_path(args.file))
 
 
 def _verified(path: Path) -> list[str]:
@@ -49,7 +130,7 @@ def _verified(path: Path) -> list[str]:
 
 
 def _info(args: argparse.Namespace) -> list[str]:
-    return describe(args.file)
+    return describe(_path(args.file))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,9 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as last.ckpt")
     command.add_argument("output", type=Path, metavar="OUTPUT", help="such as encoder.safetensors")
     command = add("verify", _verify, "hold a file against all that is known of it")
-    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("file", metavar="NAME_OR_FILE", help=f"{', '.join(NAMES)}, or a path")
     command = add("info", _info, "say what is in a file")
-    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("file", metavar="NAME_OR_FILE", help=f"{', '.join(NAMES)}, or a path")
     return parser
 
 

@@ -7,7 +7,7 @@ accelerate launch examples/integrations/accelerate_loop.py
 import shutil
 from pathlib import Path
 
-import material
+import common
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -19,17 +19,17 @@ ACCUMULATE = 2  # batches a step
 
 def train(accelerator: Accelerator, steps: int, folder: Path, resume: bool = False) -> DCKDLoss:
     """Train for so many optimizer steps."""
-    student, teacher = material.student(), material.teacher().to(accelerator.device)
+    student, teacher = common.student(), common.teacher().to(accelerator.device)
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     student, optimizer = accelerator.prepare(student, optimizer)
-    history = HistoryModel(student, interval=material.HISTORY_INTERVAL)
+    history = HistoryModel(student, interval=common.HISTORY_INTERVAL)
     dckd = DCKDLoss(student, "compact", balance=0.3, history=history)  # DCKD
     dckd.attach(optimizer).to(accelerator.device)  # DCKD
     accelerator.register_for_checkpointing(dckd)  # DCKD, for resuming exactly
 
     step = load(accelerator, folder) if resume else 0
     each = ACCUMULATE * accelerator.num_processes  # batches a step of all processes
-    for lq, gt in accelerator.prepare(material.batches(step * each, steps * each)):
+    for lq, gt in accelerator.prepare(common.batches(step * each, steps * each)):
         with accelerator.accumulate(student):
             student_out = student(lq)
             with torch.no_grad(), accelerator.autocast():
@@ -37,10 +37,10 @@ def train(accelerator: Accelerator, steps: int, folder: Path, resume: bool = Fal
             pixel_loss = F.l1_loss(student_out, gt) + F.l1_loss(student_out, teacher_out)
             dckd_loss = dckd(student_out, teacher_out, lq)  # DCKD
             step += accelerator.sync_gradients
-            look = accelerator.sync_gradients and step % material.LOG_EVERY == 0
+            look = accelerator.sync_gradients and step % common.LOG_EVERY == 0
             if look:
                 ratio = gradient_ratio(dckd_loss, pixel_loss, student_out)
-                accelerator.print(material.line(step, pixel_loss, dckd_loss, ratio), flush=True)
+                accelerator.print(common.line(step, pixel_loss, dckd_loss, ratio), flush=True)
             accelerator.backward(pixel_loss + dckd_loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -72,7 +72,7 @@ def load(accelerator: Accelerator, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    args = material.arguments(__doc__, "runs/accelerate_loop")
+    args = common.arguments(__doc__, "runs/accelerate_loop")
     gpu = torch.cuda.is_available()
     accelerator = Accelerator(
         gradient_accumulation_steps=ACCUMULATE, mixed_precision="bf16", cpu=not gpu

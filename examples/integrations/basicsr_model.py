@@ -12,7 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import material
+import common
 import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.train import train_pipeline
@@ -30,7 +30,7 @@ class DCKDModel(SRModel):  # type: ignore[misc]
     def init_training_settings(self) -> None:
         super().init_training_settings()  # makes net_g_ema and optimizer_g
         options = self.opt["train"]
-        self.teacher = material.teacher().to(self.device)
+        self.teacher = common.teacher().to(self.device)
         history = HistoryModel(self.net_g, interval=options.get("history_interval", 1000))
         self.dckd = DCKDLoss(self.net_g, **options["dckd"], history=history)  # DCKD
         self.dckd.attach(self.optimizer_g).to(self.device)  # DCKD; as released: source=net_g_ema
@@ -77,7 +77,7 @@ class Photographs(Dataset[dict[str, Tensor]]):
     """scikit-image's photographs, as BasicSR's data sets give images."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self.crops = material.batches(0, options["length"] // material.BATCH_SIZE).dataset
+        self.crops = common.batches(0, options["length"] // common.BATCH_SIZE).dataset
 
     def __len__(self) -> int:
         return len(self.crops)

@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import common
 import lightning
-import material
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,9 +27,9 @@ class Distillation(lightning.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.student = material.student()
-        self.teachers = [material.teacher()]  # in a list: frozen, and in no checkpoint
-        history = HistoryModel(self.student, interval=material.HISTORY_INTERVAL)
+        self.student = common.student()
+        self.teachers = [common.teacher()]  # in a list: frozen, and in no checkpoint
+        history = HistoryModel(self.student, interval=common.HISTORY_INTERVAL)
         self.dckd = DCKDLoss(self.student, "compact", balance=0.3, history=history)  # DCKD
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -39,7 +39,7 @@ class Distillation(lightning.LightningModule):
 
     def train_dataloader(self) -> Any:
         size = EPOCH * ACCUMULATE
-        return material.batches(self.current_epoch * size, (self.current_epoch + 1) * size)
+        return common.batches(self.current_epoch * size, (self.current_epoch + 1) * size)
 
     def on_fit_start(self) -> None:
         self.teachers[0].to(self.device)
@@ -52,10 +52,10 @@ class Distillation(lightning.LightningModule):
         pixel_loss = F.l1_loss(student_out, gt) + F.l1_loss(student_out, teacher_out)
         dckd_loss = self.dckd(student_out, teacher_out, lq)  # DCKD
         step = self.global_step + 1
-        if step % material.LOG_EVERY == 0 and (index + 1) % ACCUMULATE == 0:
+        if step % common.LOG_EVERY == 0 and (index + 1) % ACCUMULATE == 0:
             ratio = gradient_ratio(dckd_loss, pixel_loss, student_out)
             self.log("gradient_ratio", ratio)
-            self.print(material.line(step, pixel_loss, dckd_loss, ratio), flush=True)
+            self.print(common.line(step, pixel_loss, dckd_loss, ratio), flush=True)
         return pixel_loss + dckd_loss
 
 
@@ -90,6 +90,6 @@ def train(
 
 
 if __name__ == "__main__":
-    args = material.arguments(__doc__, "runs/lightning_module")
+    args = common.arguments(__doc__, "runs/lightning_module")
     # "16-mixed" and more devices work as well
     train(Distillation(), args.steps, args.output, args.resume, precision="bf16-mixed")

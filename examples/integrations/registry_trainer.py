@@ -3,14 +3,14 @@
     python examples/integrations/registry_trainer.py
 
 traiNNer-redux and neosr are such trainers; `Trainer` below does with losses what they do, and the
-two marked lines are what their models need (README, "Your trainer"). `watch` takes the input from
+two marked lines are what their models need (README.md beside it). `watch` takes the input from
 the student's own call. What such a trainer passes as target takes the teacher's place: where it
 runs no teacher, the student is contrasted with the ground truth.
 """
 
 from pathlib import Path
 
-import material
+import common
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ class Trainer:
     """The least trainer of that kind."""
 
     def __init__(self) -> None:
-        self.net_g, self.net_g_teacher = material.student(), material.teacher()
+        self.net_g, self.net_g_teacher = common.student(), common.teacher()
         self.losses: dict[str, nn.Module] = {"l_g_pix": PixelLoss()}
         self.optimizer_g = torch.optim.Adam(self.net_g.parameters(), 1e-3)
 
@@ -53,23 +53,23 @@ class DistillingTrainer(Trainer):
 
     def __init__(self) -> None:
         super().__init__()
-        history = HistoryModel(self.net_g, interval=material.HISTORY_INTERVAL)
+        history = HistoryModel(self.net_g, interval=common.HISTORY_INTERVAL)
         dckd = DCKDLoss(self.net_g, "compact", balance=0.3, history=history)  # DCKD
         self.losses["l_g_dckd"] = dckd.attach(self.optimizer_g).watch(self.net_g)  # DCKD
         self.step = 0
 
     def look(self, losses: dict[str, Tensor]) -> None:
         self.step += 1
-        if self.step % material.LOG_EVERY == 0:
+        if self.step % common.LOG_EVERY == 0:
             pixel_loss, dckd_loss = losses["l_g_pix"], losses["l_g_dckd"]
             ratio = gradient_ratio(dckd_loss, pixel_loss, self.output)
-            print(material.line(self.step, pixel_loss, dckd_loss, ratio), flush=True)
+            print(common.line(self.step, pixel_loss, dckd_loss, ratio), flush=True)
 
 
 def train(steps: int, folder: Path) -> DistillingTrainer:
     """Train for so many steps and keep the student."""
     trainer = DistillingTrainer()
-    for lq, _ in material.batches(0, steps):
+    for lq, _ in common.batches(0, steps):
         trainer.optimize_parameters(lq)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(trainer.net_g.state_dict(), folder / "student.pth")
@@ -77,5 +77,5 @@ def train(steps: int, folder: Path) -> DistillingTrainer:
 
 
 if __name__ == "__main__":
-    args = material.arguments(__doc__, "runs/registry_trainer")
+    args = common.arguments(__doc__, "runs/registry_trainer")
     train(args.steps, args.output)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.baselines import DUKD, LabelConsistency
-from benchmarks.baselines.transforms import Transform
-from dckd_losses.draws import Draws
+from benchmarks.baselines.dukd import Transform
+from dckd_losses.negatives.draws import Draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COMBINATIONS = list(itertools.product([False, True], repeat=4))

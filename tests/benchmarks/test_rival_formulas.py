@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks.baselines import AECR, CSD, FAKD, MCLIR, Logits
 from benchmarks.baselines.fakd import body_thirds
 from dckd_losses.dcr import EPS, LEVEL_WEIGHTS
-from examples.restoration.backbones import ResidualSR
+from examples.restoration.networks.small import ResidualSR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,24 +1,16 @@
 """The encoder in half precision, and float16's gradients at whatever scale they come."""
 
+import copy
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from numerics import cosine, relative
 
-from dckd_losses import DCKDLoss, DMMLoss, VQGANEncoder
-from dckd_losses.network import build
+from dckd_losses import DCKDLoss, DMMLoss
+from dckd_losses.layers import Attention
 from dckd_losses.ops import gradient_scale
-from dckd_losses.ops.gradient_scale import GradientScale
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@pytest.fixture
-def make(tensors):
-    def encoder(**settings):
-        return VQGANEncoder(build({k: v.clone() for k, v in tensors.items()}), **settings)
-
-    return encoder
 
 
 @pytest.fixture
@@ -35,54 +27,53 @@ def gradient(encoder, batch, factor=1.0, dtype=torch.float32):
     return x.grad / factor
 
 
-def cosine(one, two):
-    return torch.nn.functional.cosine_similarity(one.flatten().double(), two.flatten(), 0).item()
-
-
-WAYS = [{}, {"impl": "plain"}, {"chunk": 1}, {"mode": "twopass"}, {"mode": "twopass", "chunk": 1}]
+WAYS = [{"impl": "plain"}, {"chunk": 1}, {"mode": "twopass"}]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize(("precision", "bound"), [("float16", 0.993), ("bfloat16", 0.9)])
-def test_gradient_is_nearly_that_of_float64(make, batch, way, precision, bound):
-    truth = gradient(make(impl="plain"), batch, dtype=torch.float64)
-    seen = gradient(make(precision=precision, **way), batch)
+def test_gradient_is_nearly_that_of_float64(make_encoder, batch, way, precision, bound):
+    truth = gradient(make_encoder(impl="plain"), batch, dtype=torch.float64)
+    seen = gradient(make_encoder(precision=precision, **way), batch)
     assert bound < cosine(seen, truth) < 1 - 1e-7, "half precision it is, but not less"
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize("factor", [1e-6, 2.0**16, 2.0**30])
-def test_float16_takes_whatever_factor_stands_before_the_loss(make, batch, way, factor):
+@pytest.mark.parametrize("factor", [1e-6, 2.0**30])
+def test_float16_takes_whatever_factor_stands_before_the_loss(make_encoder, batch, way, factor):
     """Such as a GradScaler's, or a small weight: nothing under- or overflows inside."""
-    encoder = make(precision="float16", **way)
+    encoder = make_encoder(precision="float16", **way)
     expected, seen = gradient(encoder, batch), gradient(encoder, batch, factor)
     assert seen.isfinite().all()
     assert (seen - expected).norm() < 1e-2 * expected.norm()
 
 
-def test_without_the_scale_float16_would_lose_the_gradient(make, batch, monkeypatch):
-    truth = gradient(make(impl="plain"), batch, dtype=torch.float64)
+def test_without_the_scale_float16_would_lose_the_gradient(make_encoder, batch, monkeypatch):
+    truth = gradient(make_encoder(impl="plain"), batch, dtype=torch.float64)
     monkeypatch.setattr(gradient_scale, "_power", torch.ones_like)
-    assert cosine(gradient(make(precision="float16"), batch, 1e-3), truth) < 0.9
+    assert cosine(gradient(make_encoder(precision="float16"), batch, 1e-3), truth) < 0.9
 
 
 @pytest.mark.parametrize("factor", [float("inf"), float("nan")])
-def test_a_gradient_that_is_not_finite_stays_so(make, batch, factor):
+def test_a_gradient_that_is_not_finite_stays_so(make_encoder, batch, factor):
     """A GradScaler must see it, to skip the step."""
-    grad = gradient(make(precision="float16"), batch, factor)
+    grad = gradient(make_encoder(precision="float16"), batch, factor)
     assert not grad.isfinite().all()
 
 
-def test_a_zero_gradient_stays_zero(make, batch):
+def test_a_zero_gradient_stays_zero(make_encoder, batch):
     student = batch[0].clone().requires_grad_()
-    loss = DMMLoss(make(precision="float16"))(student, batch[1])
+    loss = DMMLoss(make_encoder(precision="float16"))(student, batch[1])
     (zero,) = torch.autograd.grad(loss, student, torch.tensor(0.0))
     assert torch.equal(zero, torch.zeros_like(zero))
 
 
-def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make, batch):
+@pytest.mark.slow
+def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make_encoder, batch):
     student, teacher, negatives = batch
-    dckd = DCKDLoss(torch.nn.Identity(), make(precision="float16"), negatives=lambda lq: negatives)
+    dckd = DCKDLoss(
+        torch.nn.Identity(), make_encoder(precision="float16"), negatives=lambda lq: negatives
+    )
     dckd(*batch[:2], teacher)
     grads = []
     for loss in (dckd, torch.compile(dckd, backend="eager")):
@@ -97,8 +88,8 @@ def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make, batch):
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_only_convolutions_after_the_first_are_in_half_precision(make, images, precision):
-    network = make(precision=precision).network
+def test_only_convolutions_after_the_first_are_in_half_precision(make_encoder, images, precision):
+    network = make_encoder(precision=precision).network
     half = {name for name, p in network.named_parameters() if p.dtype == HALVES[precision]}
     exact = ("norm", "conv_in", "quant")
     assert half == {n for n, _ in network.named_parameters() if not any(x in n for x in exact)}
@@ -106,8 +97,8 @@ def test_only_convolutions_after_the_first_are_in_half_precision(make, images, p
 
 @pytest.mark.parametrize("precision", HALVES)
 @pytest.mark.parametrize("impl", ["plain", "fused"])
-def test_casts_change_neither_precision_nor_result(make, images, precision, impl):
-    encoder = make(precision=precision, impl=impl)
+def test_casts_change_neither_precision_nor_result(make_encoder, images, precision, impl):
+    encoder = make_encoder(precision=precision, impl=impl)
     x = images(1, 3, 32, 32)
     before = encoder(x)
     encoder.double()
@@ -118,19 +109,17 @@ def test_casts_change_neither_precision_nor_result(make, images, precision, impl
     assert after.levels[0].dtype == torch.float32
 
 
-@given(st.floats(2.0**-120, 2.0**90, allow_subnormal=False))
-def test_the_scale_is_a_power_of_two_that_brings_the_largest_gradient_below_one_eighth(largest):
-    scale = gradient_scale._power(torch.tensor(largest))
-    assert torch.frexp(scale).mantissa == 0.5
-    if largest > 2.0**-100:
-        assert 1 / 16 <= scale * torch.tensor(largest) < 1 / 8
-    assert (1 / scale).isfinite()
-
-
-def test_results_and_images_pass_unscaled_in_other_precisions(images):
-    x = images(2, 3).requires_grad_()
-    scale = GradientScale(torch.bfloat16)
-    (left,) = scale.leave([2 * scale.enter(x)], [1.0])
-    assert left.dtype == torch.float32
-    (grad,) = torch.autograd.grad(left.sum(), x)
-    assert torch.equal(grad, torch.full_like(grad, 2.0))
+@pytest.mark.parametrize("fused", [False, True])
+def test_float16_attention_holds_products_that_overflow_unscaled(images, fused):
+    """Where each q is 12 times each k's direction: 12 * 12 * 512 is more than float16 has."""
+    attention = Attention(512)
+    exact = copy.deepcopy(attention).double()
+    for layer in (attention.q, attention.k, exact.q, exact.k):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.constant_(layer.bias, 12.0)
+    for layer in (attention.q, attention.k, attention.v, attention.proj_out):
+        layer.half().fused = fused
+    x = images(1, 512, 3, 4) - 0.5
+    seen = attention(x.half())
+    assert seen.isfinite().all()
+    assert relative(seen, exact(x.double())) < 2e-3

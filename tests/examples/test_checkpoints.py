@@ -2,76 +2,75 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from restoration import checkpoints
+from restoration.training import checkpoint
 
 SETTINGS = {"scale": 2, "betas": (0.9, 0.99), "teacher": None}
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    checkpoints.save(tmp_path / "c.pt", SETTINGS, {"step": 3, "weights": torch.arange(1000.0)})
+def path(tmp_path):
+    checkpoint.save(tmp_path / "c.pt", SETTINGS, {"step": 3, "weights": torch.arange(1000.0)})
     return tmp_path / "c.pt"
 
 
-def test_content_comes_back(path: Path) -> None:
-    content = checkpoints.load(path, SETTINGS)
+def test_content_comes_back(path):
+    content = checkpoint.load(path, SETTINGS)
     assert content["step"] == 3
     assert torch.equal(content["weights"], torch.arange(1000.0))
     assert [file.name for file in path.parent.iterdir()] == ["c.pt"]
 
 
-def test_differing_settings_are_all_named(path: Path) -> None:
+def test_differing_settings_are_all_named(path):
     now = {"scale": 3, "betas": (0.9, 0.99), "seed": 1}
     with pytest.raises(ValueError, match=r"c\.pt .*: scale was 2, is 3, seed was None, is 1$"):
-        checkpoints.load(path, now)
+        checkpoint.load(path, now)
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
-def test_cut_files_are_refused(path: Path, share: float) -> None:
+def test_cut_files_are_refused(path, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     # benchmarks.tables says it too, which has no --resume
     message = r"c\.pt: cut short.*; once it is removed the run starts anew"
     with pytest.raises(RuntimeError, match=message):
-        checkpoints.load(path, SETTINGS)
+        checkpoint.load(path, SETTINGS)
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.8, 0.999])
-def test_one_altered_bit_is_refused(path: Path, share: float) -> None:
+def test_one_altered_bit_is_refused(path, share):
     data = bytearray(path.read_bytes())
     data[int(share * len(data))] ^= 1
     path.write_bytes(data)
     with pytest.raises(RuntimeError, match=r"c\.pt: .*checksum"):
-        checkpoints.load(path, SETTINGS)
+        checkpoint.load(path, SETTINGS)
 
 
-def test_torch_can_read_it_too(path: Path) -> None:
+def test_torch_can_read_it_too(path):
     assert torch.load(path, weights_only=True)["content"]["step"] == 3
 
 
 @pytest.mark.parametrize("content", [{"step": 1}, [1, 2], torch.ones(3), {"settings": 3}])
-def test_other_files_of_torch_are_refused(path: Path, content: Any) -> None:
+def test_other_files_of_torch_are_refused(path, content):
     torch.save(content, path)
     with pytest.raises(RuntimeError, match=r"c\.pt: .*not a checkpoint"):
-        checkpoints.load(path, SETTINGS)
+        checkpoint.load(path, SETTINGS)
     seal(path)
     with pytest.raises(RuntimeError, match=r"c\.pt: .*not a checkpoint"):
-        checkpoints.load(path, SETTINGS)
+        checkpoint.load(path, SETTINGS)
 
 
-def test_a_pickle_that_runs_something_is_refused(path: Path) -> None:
+def test_a_pickle_that_runs_something_is_refused(path):
     torch.save({"settings": "{}", "content": {"harm": Harm()}}, path)
     seal(path)
     with pytest.raises(RuntimeError, match=r"c\.pt: "):
-        checkpoints.load(path, {})
+        checkpoint.load(path, {})
     assert not Harm.done
 
 
-def seal(path: Path) -> None:
+def seal(path):
     """Append the digest that makes a file look unaltered."""
     path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
 
@@ -81,38 +80,38 @@ class Harm:
 
     done = False
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+    def __reduce__(self):
         return setattr, (Harm, "done", True)
 
 
-def test_a_failed_save_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
     write = Path.write_bytes
 
-    def full(file: Path, data: bytes) -> int:
+    def full(file, data):
         write(file, data[:100])
         raise OSError("no space left")
 
     before = path.read_bytes()
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space"):
-        checkpoints.save(path, SETTINGS, {})
+        checkpoint.save(path, SETTINGS, {})
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["c.pt"]
 
 
-def test_checksum_sees_every_byte_and_any_layout() -> None:
+def test_checksum_sees_every_byte_and_any_layout():
     image = np.arange(24, dtype=np.uint8).reshape(4, 6)
     other = image.copy()
     other[3, 5] ^= 1
-    assert checkpoints.checksum([image]) != checkpoints.checksum([other])
-    assert checkpoints.checksum([image[:, :5]]) == checkpoints.checksum([image[:, :5].copy()])
-    assert checkpoints.checksum([torch.ones(3)]) == checkpoints.checksum([np.ones(3, np.float32)])
+    assert checkpoint.checksum([image]) != checkpoint.checksum([other])
+    assert checkpoint.checksum([image[:, :5]]) == checkpoint.checksum([image[:, :5].copy()])
+    assert checkpoint.checksum([torch.ones(3)]) == checkpoint.checksum([np.ones(3, np.float32)])
 
 
-def test_the_file_itself_is_only_ever_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
+def test_the_file_itself_is_only_ever_replaced(path, monkeypatch):
+    written = []
     monkeypatch.setattr(Path, "write_bytes", lambda file, data: written.append(file))
     monkeypatch.setattr(Path, "replace", lambda file, target: None)
-    checkpoints.save(path, SETTINGS, {})
+    checkpoint.save(path, SETTINGS, {})
     assert [file.parent for file in written] == [path.parent]
     assert path not in written

@@ -22,7 +22,7 @@ from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, HistoryModel
         ("dckd", "RELEASED_DMM_WEIGHT", 1e-3),
         ("checks", "MIN_SIZE", 16),
         ("checks", "VALUE_RANGE", (-0.5, 1.5)),
-        ("architecture", "LEVELS", 5),
+        ("network", "LEVELS", 5),
     ],
 )
 def test_constants(module, name, value):

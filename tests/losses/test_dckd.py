@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, HistoryModel, NegativeGenerator
-from dckd_losses.checkpoint import write_safetensors
 
 
 @pytest.fixture
@@ -174,22 +173,6 @@ def test_moves_as_a_whole(dckd, batch):
     assert dckd.encoder.network.quant_conv.weight.dtype == torch.float64
 
 
-def test_unchanged_under_autocast(student, encoder, batch):
-    negatives = torch.rand(3, 2, 3, 16, 20)
-    dckd = DCKDLoss(student, encoder, negatives=lambda lq: negatives)
-    expected = dckd(*batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(dckd(*batch), expected)
-
-
-def test_takes_half_precision_outputs(dckd, batch):
-    student_out = batch[0].bfloat16().requires_grad_()
-    loss = dckd(student_out, batch[1], batch[2])
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert student_out.grad.dtype == torch.bfloat16
-
-
 def test_own_negatives_need_no_history(student, encoder, batch):
     seen = []
 
@@ -220,10 +203,8 @@ def test_default_negatives_are_the_papers(student, encoder):
     assert type(negatives.degradation).__name__ == "RandomNoise"
 
 
-def test_released_settings(student, tensors, tmp_path, batch):
-    path = tmp_path / "encoder.safetensors"
-    write_safetensors(tensors, path)
-    dckd = DCKDLoss.released(student, path)
+def test_released_settings(student, weights_file, batch):
+    dckd = DCKDLoss.released(student, weights_file)
     assert dckd.encoder.input_range == (0.0, 1.0)
     assert dckd.dmm.form == "released" and dckd.dmm.temperature == 1.0
     assert (dckd.dcr_weight, dckd.dmm_weight) == (0.1, 1e-3)
@@ -371,12 +352,6 @@ def test_refuses_negatives_of_another_shape(student, encoder, batch):
             DCKDLoss(student, encoder, negatives=lambda lq, wrong=wrong: wrong)(*batch)
 
 
-def test_never_writes_into_the_callers_tensors(dckd, batch):
-    before = [x.clone() for x in batch]
-    dckd(*batch).item()
-    assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
-
-
 def test_global_generator_is_untouched(dckd, batch):
     state = torch.get_rng_state()
     dckd(*batch)
@@ -403,10 +378,13 @@ def test_waits_for_no_number_after_the_first_call(student, encoder, batch, degra
         dckd(batch[0].requires_grad_(), *batch[1:]).backward()
 
 
-def test_compiles_in_one_graph(dckd, batch):
+@pytest.mark.parametrize(
+    ("backend", "steps"), [("eager", 1), pytest.param("aot_eager", 3, marks=pytest.mark.slow)]
+)
+def test_compiles_in_one_graph(dckd, batch, backend, steps):
     expected = copy.deepcopy(dckd)
-    compiled = torch.compile(dckd, fullgraph=True, backend="aot_eager")
-    for _ in range(3):
+    compiled = torch.compile(dckd, fullgraph=True, backend=backend)
+    for _ in range(steps):
         student_out = batch[0].clone().requires_grad_()
         plain_out = batch[0].clone().requires_grad_()
         seen, value = compiled(student_out, *batch[1:]), expected(plain_out, *batch[1:])
@@ -414,7 +392,7 @@ def test_compiles_in_one_graph(dckd, batch):
         seen.backward()
         value.backward()
         torch.testing.assert_close(student_out.grad, plain_out.grad, rtol=1e-3, atol=1e-6)
-    assert dckd.negatives.counter == 3
+    assert dckd.negatives.counter == steps
 
 
 def test_looks_at_no_values_while_capturing(dckd, batch, monkeypatch):
@@ -427,17 +405,11 @@ def test_looks_at_no_values_while_capturing(dckd, batch, monkeypatch):
         dckd(*bad)
 
 
-def test_released_passes_history_and_seed_on(student, tensors, tmp_path):
-    write_safetensors(tensors, tmp_path / "encoder.safetensors")
+def test_released_passes_history_and_seed_on(student, weights_file):
     history = HistoryModel(student, interval=7)
-    dckd = DCKDLoss.released(student, tmp_path / "encoder.safetensors", history=history, seed=3)
+    dckd = DCKDLoss.released(student, weights_file, history=history, seed=3)
     assert dckd.history is dckd.negatives.history is history
     assert dckd.negatives.seed == 3
-
-
-def test_prints_nothing(dckd, batch, capfd):
-    dckd(*batch).item()
-    assert capfd.readouterr() == ("", "")
 
 
 def test_own_negatives_may_do_what_they_like_to_their_lq(student, encoder, batch):
@@ -445,8 +417,3 @@ def test_own_negatives_may_do_what_they_like_to_their_lq(student, encoder, batch
     dckd = DCKDLoss(student, encoder, negatives=lambda x: student(x.mul_(0.5))[None])
     dckd(*batch)
     assert torch.equal(batch[2], before)
-
-
-def test_forgetting_to_move_it_is_said(dckd, batch):
-    with pytest.raises(ValueError, match=r"lq is on cpu.* on meta.*\.to\(device\)"):
-        dckd.to("meta")(*batch)

@@ -5,14 +5,10 @@ import math
 import oracle
 import pytest
 import torch
+from numerics import relative
 
 from dckd_losses import DMMLoss
-from dckd_losses.ops import reference
-
-
-def relative(seen, expected):
-    seen, expected = (torch.as_tensor(x, dtype=torch.float64).flatten() for x in (seen, expected))
-    return ((seen - expected).norm() / expected.norm()).item()
+from dckd_losses.dmm import cross_entropy, released_cross_entropy
 
 
 def tokens(encoder, x):
@@ -47,7 +43,7 @@ def test_gradient_equals_oracle(images, temperature):
     def logits(z):
         return 2 * torch.einsum("bdhw,kd->bkhw", z, codes) - codes.square().sum(1)[:, None, None]
 
-    reference.cross_entropy(logits(z_s), logits(z_t), temperature).backward()
+    cross_entropy(logits(z_s), logits(z_t), temperature).backward()
     rows = [z.detach().movedim(1, -1).flatten(0, 2).tolist() for z in (z_s, z_t)]
     expected = torch.tensor(
         oracle.dmm_gradient(*rows, codes.tolist(), temperature), dtype=torch.float64
@@ -63,80 +59,31 @@ def test_gradcheck(encoder, images, form):
     assert torch.autograd.gradcheck(lambda x: dmm(x, teacher), student, fast_mode=True)
 
 
-def test_float32_agrees_with_float64(encoder, images):
-    student, teacher = images(2, 2, 3, 64, 48)
-    gradients = []
-    for dtype in (torch.float32, torch.float64):
-        x = student.to(dtype, copy=True).requires_grad_()
-        DMMLoss(encoder).to(dtype)(x, teacher.to(dtype)).backward()
-        gradients.append(x.grad)
-    assert relative(gradients[0], gradients[1]) < 1e-2
-
-
-def test_gradient_reaches_the_student_only(encoder, images):
-    student, teacher = (images(1, 3, 16, 16).requires_grad_() for _ in range(2))
-    DMMLoss(encoder)(student, teacher).backward()
-    assert student.grad.abs().sum() > 0
-    assert teacher.grad is None
-
-
 def test_released_form_is_nearly_flat_and_not_least_at_equality(images):
     """FACTS of the doubled softmax: range [log(e+M-1)-1, log(e+M-1)] for M codes."""
     logits = 40 * images(1, 1024, 2, 2, dtype=torch.float64)
     top = math.log(math.e + 1023)
-    equal = reference.released_cross_entropy(logits, logits, 1.0).item()
+    equal = released_cross_entropy(logits, logits, 1.0).item()
     one_hot = 1e6 * torch.nn.functional.one_hot(logits.argmax(1), 1024).movedim(-1, 1).double()
-    assert top - 1 <= reference.released_cross_entropy(one_hot, logits, 1.0).item() < equal <= top
-
-
-def test_unchanged_under_autocast(encoder, images):
-    student, teacher = images(2, 1, 3, 32, 32)
-    dmm = DMMLoss(encoder)
-    expected = dmm(student, teacher)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(dmm(student, teacher), expected)
+    assert top - 1 <= released_cross_entropy(one_hot, logits, 1.0).item() < equal <= top
 
 
 @pytest.mark.parametrize("form", ["cross_entropy", "released"])
 def test_half_precision_logits_are_compared_in_float32(encoder, images, form):
     dmm = DMMLoss(encoder, form=form)
     student, teacher = (9 * images(2, 1, 300, 2, 2)).half()
-    seen = dmm.divergence(student, teacher)
+    seen = dmm.from_logits(student, teacher)
     assert seen.dtype == torch.float32
-    assert torch.equal(seen, dmm.divergence(student.float(), teacher.float()))
-
-
-def test_teacher_made_in_inference_mode(encoder, images):
-    student = images(1, 3, 16, 16).requires_grad_()
-    with torch.inference_mode():
-        teacher = images(1, 3, 16, 16)
-    DMMLoss(encoder)(student, teacher).backward()
-    assert student.grad.isfinite().all()
-
-
-def test_result_dtype(encoder, images):
-    single, double = (images(2, 1, 3, 16, 16, dtype=d) for d in (torch.float32, torch.float64))
-    dmm = DMMLoss(encoder)
-    assert dmm(*single).dtype == dmm(*double).dtype == torch.float32
-    dmm.double()
-    assert dmm(*single).dtype == torch.float32
-    assert dmm(*double).dtype == torch.float64
+    assert torch.equal(seen, dmm.from_logits(student.float(), teacher.float()))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"temperature": 0}, "temperature must be finite and above 0, got 0"),
         ({"form": "kl"}, "one of cross_entropy, released, got 'kl'"),
     ],
 )
 def test_refuses_settings(encoder, arguments, message):
     with pytest.raises(ValueError, match=message):
         DMMLoss(encoder, **arguments)
-
-
-def test_refuses_shapes(encoder):
-    with pytest.raises(ValueError, match=r"teacher .*\(1, 3, 16, 32\).*student .*\(1, 3, 16, 16\)"):
-        DMMLoss(encoder)(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 32))
-    with pytest.raises(ValueError, match="student must be"):
-        DMMLoss(encoder)(torch.rand(1, 4, 16, 16), torch.rand(1, 4, 16, 16))

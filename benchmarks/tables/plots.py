@@ -1,0 +1,196 @@
+"""Pictures of a finished table: gains, curves, distances, Figure 8's plots, crops side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from benchmarks.tables.report import Arms, EncoderCosts, gain, mean
+from examples.restoration.data.images import Image
+from examples.restoration.results.figures import SIZE, telling_crop
+
+COLOURS, STYLES = 10, ("-", "--", ":")  # matplotlib's cycle, and what comes after its end
+Records = Sequence[Mapping[str, Any]]
+
+
+def gains(arms: Arms, reference: str, path: Path) -> None:
+    """A dot for each seed's PSNR beyond the reference arm's, and a bar for their mean.
+
+    Without the reference arm, or unpaired, PSNR itself.
+    """
+    sets = list(next(iter(arms.values())))
+    figure = Figure(figsize=(1 + 3.6 * len(sets), 0.9 + 0.32 * len(arms)), layout="constrained")
+    for axis, images in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+        base = arms.get(reference, {}).get(images, {}).get("psnr")
+        paired = base and all(len(found[images]["psnr"]) == len(base) for found in arms.values())
+        for row, (_, found) in enumerate(arms.items()):
+            values = np.array(found[images]["psnr"]) - (base if paired else 0)
+            axis.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.5)
+            axis.plot([mean(list(values)).mean] * 2, [row - 0.3, row + 0.3], color="black")
+        axis.set_yticks(range(len(arms)), list(arms))
+        axis.invert_yaxis()
+        axis.set_title(images)
+        axis.set_xlabel(f"dB beyond {reference}" if paired else "PSNR (dB)")
+        axis.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=120)
+
+
+def curves(records: Mapping[str, Sequence[Records]], reference: str, path: Path) -> None:
+    """PSNR on the development images over the steps, each arm's mean over seeds.
+
+    Beside it, where the reference arm was trained, the same beyond the reference's.
+    """
+    found = {name: _looks(runs) for name, runs in records.items()}
+    base = found.get(reference)
+    panels = 1 if base is None or len(found) == 1 else 2
+    figure = Figure(figsize=(3 + 5 * panels, 4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for row, (name, (steps, psnr)) in enumerate(found.items()):
+        style = STYLES[row // COLOURS % len(STYLES)]
+        axes[0].plot(steps, psnr, style, label=name)
+        if panels == 2 and base is not None and len(psnr) == len(base[1]):
+            axes[1].plot(steps, psnr - base[1], style)
+    axes[0].set(xlabel="step", ylabel="PSNR on development images (dB)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
+    if panels == 2:
+        axes[1].set(xlabel="step", ylabel=f"dB beyond {reference}")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        _leave_out_the_start(axis)
+    figure.savefig(path, dpi=120)
+
+
+def _leave_out_the_start(axis: Axes) -> None:
+    """Fit the axis to the last four fifths of its lines, beside which the first looks are large."""
+    values = [np.asarray(line.get_ydata(), dtype=float) for line in axis.lines]
+    shown = np.concatenate([value[len(value) // 5 :] for value in values])
+    low, high = shown.min(), shown.max()
+    if high > low:
+        axis.set_ylim(low - (high - low) / 10, high + (high - low) / 10)
+
+
+def _looks(runs: Sequence[Records]) -> tuple[list[float], npt.NDArray[np.float64]]:
+    """Steps at which runs were looked at, and their mean PSNR there."""
+    looks = [[(r["step"], r["psnr"]) for r in run if "psnr" in r] for run in runs]
+    return [step for step, _ in looks[0]], np.mean([[p for _, p in look] for look in looks], axis=0)
+
+
+def distances(records: Records, num_negatives: int, path: Path) -> None:
+    """As the paper's Figure 1: how far the student is from its teacher, and from its negatives.
+
+    One panel a level. While the upper line stays above the lower one the lower bound still pushes;
+    where they meet, negatives have become as good as the student.
+
+    Args:
+        records: Of one run; its `negative` is summed over the negatives.
+        num_negatives: How many they are.
+        path: PNG to write.
+    """
+    seen = [record for record in records if "positive" in record]
+    steps = [record["step"] for record in seen]
+    levels = len(seen[0]["positive"])
+    figure = Figure(figsize=(3 * levels, 2.8), layout="constrained")
+    for level, axis in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
+        mine = [record["positive"][level] for record in seen]
+        others = [record["negative"][level] / num_negatives for record in seen]
+        axis.plot(steps, others, label="to a negative, mean", color="tab:red")
+        axis.plot(steps, mine, label="to the teacher", color="tab:green")
+        axis.set(title=f"level {level}", xlabel="step", yscale="log")
+        axis.grid(alpha=0.3)
+        if level == 0:
+            axis.set_ylabel("student's distance")
+            axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def against_number(
+    arms: Arms, costs: Mapping[str, Mapping[str, float]], label: str, path: Path
+) -> None:
+    """Figure 8: PSNR, and what a step costs, against the number that the arms are named after.
+
+    Args:
+        arms: Their names are numbers.
+        costs: By unit, each arm's as far as they are known.
+        label: Of the number.
+        path: PNG to write.
+    """
+    x, sets = [float(name) for name in arms], list(next(iter(arms.values())))
+    panels = len(sets) + len(costs)
+    figure = Figure(figsize=(3.4 * panels, 3), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for images, axis in zip(sets, axes, strict=False):
+        found = [mean(arm[images]["psnr"]) for arm in arms.values()]
+        errors = np.nan_to_num([value.deviation for value in found])
+        axis.errorbar(x, [value.mean for value in found], errors, marker="o", capsize=3)
+        _finish(axis, x, label, f"{images}, PSNR (dB)")
+    for (unit, by_arm), axis in zip(costs.items(), axes[len(sets) :], strict=True):
+        measured = [name for name in arms if name in by_arm]  # not of given students
+        axis.plot([*map(float, measured)], [by_arm[name] for name in measured], "o-", color="gray")
+        _finish(axis, x, label, unit)
+    figure.savefig(path, dpi=120)
+
+
+def gain_over_cost(arms: Arms, costs: EncoderCosts, reference: str, path: Path) -> None:
+    """What each encoder gains against what it adds to a step, one panel a set."""
+    sets = list(next(iter(arms.values())))
+    figure = Figure(figsize=(1 + 4 * len(sets), 4), layout="constrained")
+    axes = figure.subplots(1, len(sets), squeeze=False)[0]
+    for axis, images in zip(axes, sets, strict=True):
+        axis.axhline(0, color="gray", linewidth=0.8)
+        for name, cost in costs.items():
+            found = gain(arms[name][images]["psnr"], arms[reference][images]["psnr"])
+            if found is not None:
+                error = np.nan_to_num(found.deviation)
+                axis.errorbar(cost["ms"], found.mean, error, fmt="o", capsize=3, label=name)
+        axis.set_title(images)
+        times = [cost["ms"] for cost in costs.values()]
+        _finish(axis, times, "ms added to a step", f"dB beyond {reference}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=120)
+
+
+def _finish(axis: Axes, x: list[float], label: str, unit: str) -> None:
+    axis.set(xlabel=label, ylabel=unit)
+    axis.grid(alpha=0.3)
+    if max(x) > 20 * min(x) > 0:
+        axis.set_xscale("log")
+
+
+def crops(images: Mapping[str, Mapping[str, tuple[Image, float | None]]], path: Path) -> None:
+    """As the paper's Figures 4 to 7: the input with a box, and what is made of it, enlarged.
+
+    The box is where the first version is farthest from the last. Below each crop stands the PSNR of
+    its whole image.
+
+    Args:
+        images: By name, each image's versions by title, the input's first, the ground truth's
+            last: uint8 RGB (H, W, 3) with the PSNR in dB, None for the truth.
+        path: PNG to write.
+    """
+    columns = (max(len(versions) for versions in images.values()) + 1) // 2
+    figure = Figure(figsize=(4.4 + 2 * columns, 4.6 * len(images)), layout="constrained")
+    parts = figure.subfigures(len(images), 2, width_ratios=(4, 2 * columns), squeeze=False)
+    for (left, right), (name, versions) in zip(parts, images.items(), strict=True):
+        pixels = [image for image, _ in versions.values()]
+        top, start = telling_crop(pixels[0], pixels[-1])
+        box = slice(top, top + SIZE), slice(start, start + SIZE)
+        axis = left.subplots()
+        axis.imshow(pixels[0])
+        size = pixels[0][box].shape
+        axis.add_patch(Rectangle((start, top), size[1], size[0], fill=False, color="red"))
+        axis.set_xlabel(name)
+        axes = list(right.subplots(2, columns, squeeze=False).flat)
+        for place, (title, (image, psnr)) in zip(axes, versions.items(), strict=False):
+            place.imshow(image[box], interpolation="nearest")
+            place.set_xlabel(f"{title}\n{'PSNR' if psnr is None else f'{psnr:.2f} dB'}")
+        for place in (axis, *axes):
+            place.set(xticks=[], yticks=[])
+            place.set_frame_on(bool(place.images))
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,411 @@
+"""What a table trains: its runs, and what determines each of them.
+
+A command line becomes `Options`; `parts` makes of them each block's runs; a `Job` is one run; and
+`build` makes a run's losses of its settings, which are numbers and names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from benchmarks import baselines
+from benchmarks.tables.data import Images, ImageSet, images, mean_psnr
+from benchmarks.tables.specs import BUDGETS, Arm, Block, Table, reduced
+from dckd_losses import HistoryModel, NegativeGenerator
+from dckd_losses.dckd import DCR_WEIGHT, DMM_WEIGHT
+from dckd_losses.dcr import LEVEL_WEIGHTS
+from dckd_losses.negatives import NUM_NEGATIVES
+from dckd_losses.weights import COMPACT
+from examples.restoration import networks
+from examples.restoration.data.crops import RandomCrops
+from examples.restoration.data.datasets import lq_sizes
+from examples.restoration.networks import KNOWN, SPECIFICATIONS
+from examples.restoration.recipe import Recipe
+from examples.restoration.training import checkpoint as checkpoints
+from examples.restoration.training.loop import Run, Step
+
+CONTRASTIVE = ("csd", "aecr", "mclir", "dckd", "dckd_star")  # they look through an encoder
+DCKD = ("dckd", "dckd_star")
+TRANSFORMING = {"dukd": "seed", "dckd_star": "consistency_seed"}  # and what seeds their transforms
+DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equal settings
+    "dcr_weight": DCR_WEIGHT,
+    "dmm_weight": DMM_WEIGHT,
+    "form": "cross_entropy",
+    "level_weights": list(LEVEL_WEIGHTS),
+    "balance": None,
+    "num_negatives": NUM_NEGATIVES,
+    "degradation": "noise",
+}
+GROWTH_EVERY = 100_000  # steps of the 250,000 that the paper has, or their share of a shorter run:
+LENGTH = 250_000  # there the history's interval grows (released code) ...
+GROWTHS = 3  # ... by its first value, up to so many times that
+DUKD = {  # its released configurations, against an L1 to the ground truth of 1
+    ("rcan-student", 2): {"probability": 0.0},
+    ("rcan-student", 3): {"weight": 0.5, "logits_weight": 0.5, "zoom_out": True},
+    ("rcan-student", 4): {"probability": 0.0},
+    **{
+        (network, scale): {"weight": 0.2, "logits_weight": 0.2}
+        for network in ("swinir-student", "swinir-light")
+        for scale in (2, 3, 4)
+    },
+}
+FAKD_LAYERS = {  # RCAN's as its authors took them; SwinIR's, unpublished, the ends of the thirds
+    "rcan-student": ["body.1", "body.5", "body.10"],
+    "rcan-teacher": ["body.1", "body.5", "body.10"],
+    "swinir-student": ["layers.0", "layers.2", "layers.3"],
+    "swinir-teacher": ["layers.1", "layers.3", "layers.5"],
+}
+# of a recipe, whose place a table's arms take
+RECIPE_LOSSES = ("dcr_weight", "dmm_weight", "form", "balance")
+WEIGHTS = {"dcr_weight", "dmm_weight"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A trained network from a file, a URL or, of the paper's, a name of `networks.KNOWN`."""
+
+    source: str  # which
+    # for a teacher of the paper's networks, whose; None where the file says what it is
+    student: str | None
+    scale: int  # output size over input size
+
+    def network(self) -> nn.Module:
+        """The network, in eval mode.
+
+        Raises:
+            ValueError: It is another network, or for another scale.
+            RuntimeError: It cannot be read.
+        """
+        if self.student in SPECIFICATIONS:
+            return networks.load_teacher(self.student, self.source, self.scale)
+        model = networks.load(self.source)
+        if model.scale != self.scale:
+            raise ValueError(f"{self.source}: a network for x{model.scale}; expected x{self.scale}")
+        return model
+
+    @cached_property
+    def identity(self) -> str:
+        """Of its weights, wherever they lie."""
+        return checkpoints.checksum(self.network().state_dict().values())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Runs of one seed have the same initial weights, the same crops in the same order and the same
+    random numbers of torch in each step, whatever their method."""
+
+    block: Block  # the networks and their task
+    network: str  # which of `networks.NAMES` is trained
+    method: str  # of `baselines.METHODS`
+    settings: Mapping[str, Any]  # of its losses, in full
+    recipe: Recipe  # the training's numbers
+    seed: int  # of initial weights, crops and negatives
+    images: Images  # what is trained on
+    teacher: Job | Given | None  # none for a network that learns from the ground truth alone
+    encoder: str | None  # of the contrastive methods
+    device: str  # "cpu" or "cuda"; the last digits depend on it
+
+    @cached_property
+    def determined(self) -> dict[str, Any]:
+        """All that the trained weights follow from, as JSON holds it."""
+        block, contrastive = self.block, self.method in CONTRASTIVE
+        facts = {
+            "task": block.task,
+            "scale": block.scale,
+            "network": self.network,
+            "method": self.method,
+            "losses": dict(self.settings),
+            "recipe": {k: v for k, v in asdict(self.recipe).items() if k not in RECIPE_LOSSES},
+            "seed": self.seed,
+            "images": self.images.train.fingerprint,
+            "teacher": self.teacher and self.teacher.identity,
+            "encoder": _fingerprint(self.encoder) if contrastive else None,
+            "device": self.device,
+        }
+        content: dict[str, Any] = json.loads(json.dumps(facts))
+        return content
+
+    @cached_property
+    def identity(self) -> str:
+        """The method, the seed, and a hash of all that determines the run."""
+        digest = hashlib.sha256(json.dumps(self.determined, sort_keys=True).encode()).hexdigest()
+        return f"{self.block.task}_x{self.block.scale}_{self.method}_{self.seed}_{digest[:10]}"
+
+    def start(
+        self, folder: Path, accelerator: Accelerator, teacher: nn.Module | None, workers: int = 0
+    ) -> tuple[Run, Step, baselines.Arm | None]:
+        """The run at its beginning, its step, and its losses, of which checkpoints keep the state.
+
+        `train` continues it where the folder has a checkpoint.
+        """
+        recipe, block = self.recipe, self.block
+        pairs = self.images.train.pairs
+        if not recipe.mirror:  # smaller ones are left out
+            crop = max(stage.crop for stage in recipe.all_stages)
+            large = [i for i, size in enumerate(lq_sizes(pairs)) if min(size) >= crop]
+            if not large:
+                raise ValueError(f"no training image is {crop}x{crop} LQ pixels or larger")
+            if len(large) < len(pairs):
+                pairs = [pairs[i] for i in large]
+        crops = RandomCrops.of(recipe, pairs, scale=block.scale, seed=self.seed)
+        set_seed(self.seed)
+        student = networks.build(self.network, block.scale)
+        run = Run(folder, recipe, student, crops, accelerator, workers=workers)
+        development = self.images.development
+        run.validate = partial(mean_psnr, images=development, task=block.task, scale=block.scale)
+        run.settings = self.determined
+        arm = None
+        if teacher is not None:
+            teacher.to(accelerator.device).eval().requires_grad_(False)
+            arm = build(self.method, self.settings, student, teacher, self.encoder, self.seed)
+            arm.to(accelerator.device).attach(run.optimizer)
+        pixel = "l1" if recipe.reconstruction == "l1" else "psnr_loss"
+
+        def step(lq: Tensor, hq: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            student_out = run.model(lq).float()
+            loss = recipe.pixel_loss(student_out, hq)
+            terms = {pixel: loss}
+            if teacher is None or arm is None:
+                return loss, terms
+            with torch.no_grad(), accelerator.autocast():
+                teacher_out = teacher(lq).float()
+            run.check(arm, student_out, teacher_out, lq)
+            loss = loss + arm(student_out, teacher_out, lq, target=hq)
+            return loss, terms | arm.last
+
+        return run, step, arm
+
+
+def _fingerprint(encoder: str | None) -> str | None:
+    """An encoder's content; of those that are fetched, which never change, the name."""
+    path = COMPACT if encoder == "compact" else Path(encoder or "")
+    if not path.is_file():
+        return encoder
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+Trained = Job | Given
+
+
+# From the command line to runs
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    table: str  # its name
+    budget: str  # "paper", "small" or "smoke"
+    block: str | None = None  # label of the one block to do, None for all
+    arms: Sequence[str] | None = None  # names of the arms to do, None for all
+    seeds: Sequence[int] | None = None  # none for the budget's
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # what is not as in the budget's recipe
+    # what is not as by default in DCKD, where an arm does not say it itself; of them `balance` is
+    # of all contrastive methods
+    losses: Mapping[str, Any] = field(default_factory=dict)
+    encoder: str | None = None  # of all contrastive methods, None for the budget's
+    student: str | None = None  # network to train, None for the budget's
+    teacher: str | None = None  # file of the teacher, None for the budget's
+    given: Mapping[str, str] = field(default_factory=dict)  # files of trained students by arm
+    development: bool = False  # scores are of development images
+
+
+@dataclass(frozen=True)
+class Part:
+    """One block of a table."""
+
+    block: Block  # its networks
+    images: Images  # what they are trained and tested on
+    teacher: Trained  # what they learn from
+    arms: Mapping[str, Sequence[Trained]]  # the networks of each arm, one a seed
+    sets: tuple[ImageSet, ...]  # what the scores are of
+
+    @property
+    def jobs(self) -> dict[str, list[Job]]:
+        """What has to be trained, by arm, the teacher first."""
+        found = {
+            name: [run for run in runs if isinstance(run, Job)] for name, runs in self.arms.items()
+        }
+        if isinstance(self.teacher, Job):
+            found = {"Teacher": [self.teacher], **found}
+        return {name: runs for name, runs in found.items() if runs}
+
+
+def parts(table: Table, options: Options, device: str) -> list[Part]:
+    """Every block that is asked for.
+
+    Raises:
+        ValueError: What is asked for is not there, or does not fit.
+    """
+    blocks = table.blocks if options.budget == "paper" else (reduced(table),)
+    labels = [block.label for block in blocks]
+    if options.block is not None and options.block not in labels:
+        raise ValueError(f"got --block {options.block!r}; expected one of {', '.join(labels)}")
+    chosen = [block for block in blocks if options.block in (None, block.label)]
+    if len(chosen) > 1 and (options.teacher or options.given):
+        raise ValueError(f"files fit one network: name it by --block, one of {', '.join(labels)}")
+    names = [arm.name for arm in table.arms]
+    for name in [*(options.arms or ()), *options.given]:
+        if name not in names:
+            raise ValueError(f"got arm {name!r}; expected one of {', '.join(names)}")
+    return [_part(table, options, device, block) for block in chosen]
+
+
+def _part(table: Table, options: Options, device: str, block: Block) -> Part:
+    budget = BUDGETS[options.budget]
+    fixed = {"balance": 0} if options.losses.keys() & WEIGHTS else {}  # they mean themselves
+    options = replace(options, losses={**budget.losses, **fixed, **options.losses})
+    block = replace(block, student=options.student or block.student)
+    recipe, teacher_recipe = budget.recipes(block, options.recipe)
+    source = options.teacher or (None if teacher_recipe else _known(block))
+    found = images(options.budget, block.task, block.scale, block.sets)
+    encoder = options.encoder or budget.encoder
+    scratch = Job(block, block.student, "scratch", {}, recipe, 0, found, None, encoder, device)
+    teacher: Trained
+    if source is None:
+        assert teacher_recipe is not None
+        teacher = replace(scratch, network=block.teacher, recipe=teacher_recipe)
+    else:
+        teacher = _given(source, block.student, block.scale)
+    seeds = options.seeds or budget.seeds
+    arms = {
+        arm.name: _runs(arm, options, replace(scratch, teacher=teacher), seeds)
+        for arm in table.arms
+        if options.arms is None or arm.name in options.arms
+    }
+    sets = (found.development,) if options.development else found.tests
+    return Part(block, found, teacher, arms, sets)
+
+
+def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[Trained]:
+    """An arm's networks: one a seed, or the file that is given."""
+    if arm.name in options.given:
+        return [_given(options.given[arm.name], None, like.block.scale)]
+    settings = {**meant_for(arm.method, options.losses), **arm.settings}
+    job = replace(
+        like,
+        method=arm.method,
+        settings=settings_of(arm.method, settings, like.recipe, like.network, like.block.scale),
+        teacher=None if arm.method == "scratch" else like.teacher,
+        encoder=arm.encoder or like.encoder,
+    )
+    return [replace(job, seed=seed) for seed in seeds]
+
+
+def _given(source: str, student: str | None, scale: int) -> Given:
+    """A file's network, read once so that it is refused now, not after hours of training."""
+    given = Given(source, student, scale)
+    given.network()
+    return given
+
+
+def _known(block: Block) -> str:
+    """The name under which a teacher of the paper can be had."""
+    data = {"deblur": "gopro", "derain": "rain13k", "sr": f"x{block.scale}"}[block.task]
+    name = f"{block.teacher.partition('-')[0]}-{data}"
+    if name not in KNOWN:
+        raise ValueError(f"{block.teacher} cannot be fetched by a name: pass its file by --teacher")
+    return name
+
+
+# From settings to losses
+
+
+def meant_for(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of DCKD's settings that a method has, too: rivals that look through an encoder a pull.
+
+    Args:
+        method: Of `baselines.METHODS`.
+        settings: As the command line says them.
+    """
+    if method in DCKD:
+        return dict(settings)
+    return {k: v for k, v in settings.items() if k == "balance" and method in CONTRASTIVE}
+
+
+def settings_of(
+    method: str, settings: Mapping[str, Any], recipe: Recipe, network: str, scale: int
+) -> dict[str, Any]:
+    """An arm's settings in full.
+
+    Args:
+        method: Of `baselines.METHODS`.
+        settings: What is not as by default; a `balance` of 0 is none. Of DCKD those of
+            `DEFAULTS`, `interval`, the steps between the history's first updates, and
+            `interval_factor`, which multiplies them.
+        recipe: By default it says the interval.
+        network: The student.
+        scale: Its.
+    """
+    if method not in DCKD:
+        published = DUKD.get((network, scale), {}) if method == "dukd" else {}
+        found = {**published, **settings}
+        return {name: value for name, value in found.items() if name != "balance" or value}
+    growth_every = max(1, round(GROWTH_EVERY * min(1, recipe.iterations / LENGTH)))
+    schedule = {"interval": recipe.history_interval, "growth_every": growth_every}
+    full = {**schedule, **DEFAULTS, **settings}
+    full["balance"] = full["balance"] or None
+    factor = full.pop("interval_factor", 1)
+    full["interval"] = max(1, round(factor * full["interval"]))
+    return full
+
+
+def build(
+    method: str,
+    settings: Mapping[str, Any],
+    student: nn.Module,
+    teacher: nn.Module,
+    encoder: str | None,
+    seed: int,
+) -> baselines.Arm:
+    """The losses of one run.
+
+    Args:
+        method: Of `baselines.METHODS`.
+        settings: What `settings_of` gave.
+        student: The network to be trained.
+        teacher: Its teacher.
+        encoder: Of the contrastive methods, one for all; None for each method's own.
+        seed: Of negatives.
+    """
+    known = dict(settings)
+    if method in DCKD:
+        known["level_weights"] = tuple(known["level_weights"])
+        known["negatives"] = _negatives(known, student, seed)
+    if method == "fakd":
+        layers = [FAKD_LAYERS.get(str(getattr(net, "backbone", ""))) for net in (student, teacher)]
+        known |= dict(zip(("student_layers", "teacher_layers"), layers, strict=True))
+    if method in TRANSFORMING:
+        known[TRANSFORMING[method]] = 2 * seed + 1
+    return baselines.build(method, student, teacher, encoder, **known)
+
+
+def _negatives(known: dict[str, Any], student: nn.Module, seed: int) -> NegativeGenerator:
+    """History and negatives, whose settings are taken out."""
+    interval = known.pop("interval")
+    history = HistoryModel(
+        student,
+        interval=interval,
+        interval_growth=interval,
+        growth_every=known.pop("growth_every"),
+        max_interval=GROWTHS * interval,
+    )
+    return NegativeGenerator(
+        history,
+        num_negatives=known.pop("num_negatives"),
+        degradation=known.pop("degradation"),
+        seed=2 * seed,  # even ones; those of the rivals' transforms are odd
+    )

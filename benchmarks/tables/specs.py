@@ -1,0 +1,278 @@
+"""What each table compares and how large its runs are, as data.
+
+Budgets, from the paper's scale to a test's:
+
+**paper** is the paper's networks and recipes (`examples/restoration/recipe.py`) on its images,
+with trained teachers, each method with the encoder that its authors have, and one seed, as there.
+DMM is the released code's, to which the paper's weight of 1e-3 belongs.
+
+**small** is one fixed recipe for every table, whatever networks the paper has there: the student is
+`tiny` (9,492 parameters for x2), the teacher `small` (152,332), which is trained first, once, on
+the same training images for 10,000 steps of 16 crops; 5,000 steps of Adam, 1e-3 with 50 steps of
+warm-up and a cosine to 1e-5, 8 crops of 24x24 LR pixels (48x48 where sizes stay), three seeds, the
+history's interval scaled to the run. All contrastive methods look through `compact`, with which
+published weights mean something else than with each one's own encoder: the gradient of every one is
+balanced to 0.3 of an L1's, unless weights are given, and not in Table 7, which is about them.
+`--balance 0` trains with the published weights. Images: see `data`.
+
+**smoke** is the same for a few steps of tiny crops, on scikit-image's photographs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from dckd_losses.history import INTERVAL
+from examples.restoration.recipe import PAPER, Cosine, Recipe
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table."""
+
+    name: str  # in the table
+    method: str  # of `baselines.METHODS`
+    # of its losses, where they are not the defaults; see `runs.settings_of`
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    paper: str | None = None  # its name in the paper's table, if another
+    encoder: str | None = None  # name or file, where the arm has one of its own
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which networks a table trains on what."""
+
+    label: str  # as the paper's numbers name it
+    task: str  # "sr", "deblur" or "derain"
+    scale: int  # output size over input size
+    student: str  # of `networks.NAMES`
+    teacher: str  # likewise
+    sets: tuple[str, ...]  # the paper's test sets
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables."""
+
+    title: str  # what it shows
+    arms: tuple[Arm, ...]  # its rows
+    reference: str  # the arm that gains are counted from
+    blocks: tuple[Block, ...]  # the paper's
+    x: str | None = None  # what an arm's name is a number of, where the paper plots
+    note: str = ""  # what a reader has to know before he compares
+
+
+def _sr(network: str, scale: int, *sets: str) -> Block:
+    family = network.lower()
+    student = family if "-" in family else f"{family}-student"
+    teacher = f"{family.partition('-')[0]}-teacher"
+    return Block(f"{network} x{scale}", "sr", scale, student, teacher, sets)
+
+
+def _same_size(network: str, task: str, *sets: str) -> Block:
+    family = network.lower()
+    return Block(network, task, 1, f"{family}-student", f"{family}-teacher", sets)
+
+
+SR_SETS = ("Set5", "Set14", "BSD100", "Urban100")
+ABLATION = (_sr("RCAN", 2, "Set14", "Urban100"),)
+SCRATCH, LOGITS, DCKD = Arm("Scratch", "scratch"), Arm("Logits", "logits"), Arm("DCKD", "dckd")
+RIVALS = (
+    Arm("FAKD", "fakd"),
+    Arm("DUKD", "dukd"),
+    Arm("CSD", "csd"),
+    Arm("AECR", "aecr"),
+    Arm("MCLIR", "mclir"),
+)
+FIXED = {"balance": 0}  # weights that mean themselves
+BALANCES = ("0.1", "0.3", "1")
+DCR_WEIGHTS = ("0.01", "0.1", "1")
+DMM_WEIGHTS = ("0.0001", "0.001", "0.01")
+UPDATE_STEPS = (100, 500, 1000, 2000, 3000)  # the paper names 1000 only
+COUNTS = (1, 3, 5, 7, 9)  # the paper names 5 only
+
+TABLES = {
+    "table2": Table(
+        "Super-resolution",
+        (SCRATCH, LOGITS, *RIVALS, DCKD, Arm("DCKD*", "dckd_star")),
+        "Logits",
+        tuple(_sr(name, x, *SR_SETS) for name in ("SwinIR", "RCAN") for x in (2, 3, 4)),
+        note="CSD's authors train a slice of the teacher together with it; here the teacher is "
+        "given and fixed. AECR and MCLIR learn from no teacher, and their authors published no "
+        "settings for super-resolution; `benchmarks/baselines` says what these are.",
+    ),
+    "table3": Table(
+        "Deblurring",
+        (SCRATCH, LOGITS, DCKD),
+        "Logits",
+        tuple(_same_size(name, "deblur", "GoPro") for name in ("NAFNet", "Restormer")),
+    ),
+    "table4": Table(
+        "Deraining",
+        (SCRATCH, LOGITS, DCKD),
+        "Logits",
+        (
+            _same_size(
+                "Restormer", "derain", "Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"
+            ),
+        ),
+    ),
+    "table5": Table(
+        "DCKD's two losses",
+        (
+            Arm("neither", "logits"),
+            Arm("DCR", "dckd", {"dmm_weight": 0.0}),
+            Arm("DMM", "dckd", {"dcr_weight": 0.0}),
+            Arm("DCR+DMM", "dckd"),
+        ),
+        "neither",
+        ABLATION,
+    ),
+    "table6": Table(
+        "Degradations of the negatives' inputs",
+        tuple(
+            Arm(name, "dckd", {"degradation": name}) for name in ("blur", "noise", "resize", "mix")
+        ),
+        "noise",
+        ABLATION,
+    ),
+    "table7": Table(
+        "Weights; the released code's DMM is a softmax of a softmax",
+        (
+            *(Arm(f"DCR {w}", "dckd", {**FIXED, "dcr_weight": float(w)}) for w in DCR_WEIGHTS),
+            *(
+                Arm(
+                    f"{title} {w}",
+                    "dckd",
+                    {**FIXED, "dmm_weight": float(w), "form": form},
+                    paper=f"DMM {w}",
+                )
+                for title, form in (("DMM", "cross_entropy"), ("released DMM", "released"))
+                for w in DMM_WEIGHTS
+            ),
+        ),
+        "DCR 0.1",
+        ABLATION,
+    ),
+    "table8": Table(
+        "Contrastive learning",
+        (SCRATCH, Arm("MCLIR", "mclir"), DCKD),
+        "Scratch",
+        (_sr("SwinIR-light", 4, "Set14", "BSD100", "Urban100", "Manga109"),),
+        note="Neither MCLIR's settings for super-resolution nor DCKD's recipe for SwinIR-light are "
+        "published: these are MCLIR's of dehazing and SwinIR's, not the authors'.",
+    ),
+    "study": Table(
+        "What helps, one thing changed at a time (not in the paper)",
+        (
+            SCRATCH,
+            LOGITS,
+            Arm("fixed weights", "dckd", FIXED),
+            Arm("fixed, a tenth", "dckd", {**FIXED, "dcr_weight": 0.01, "dmm_weight": 1e-4}),
+            *(Arm(f"balance {b}", "dckd", {"balance": float(b)}) for b in BALANCES),
+            Arm("finest level", "dckd", {"level_weights": [1.0, 0.0, 0.0, 0.0, 0.0]}),
+            Arm("equal levels", "dckd", {"level_weights": [1.0] * 5}),
+            *(
+                Arm(f"{title} negatives", "dckd", {"degradation": name})
+                for title, name in (("blurred", "blur"), ("resized", "resize"), ("mixed", "mix"))
+            ),
+            Arm("history 5 times as often", "dckd", {"interval_factor": 0.2}),
+            Arm("history 10 times as rare", "dckd", {"interval_factor": 10}),
+        ),
+        "Logits",
+        ABLATION,
+    ),
+    "figure8a": Table(
+        "Number of negatives",
+        tuple(Arm(str(n), "dckd", {"num_negatives": n}) for n in COUNTS),
+        "5",
+        ABLATION,
+        x="negatives",
+    ),
+    "figure8b": Table(
+        "Initial update step of the history",
+        tuple(Arm(str(s), "dckd", {"interval_factor": s / INTERVAL}) for s in UPDATE_STEPS),
+        "1000",
+        ABLATION,
+        x="initial update step, of a run of 250,000",
+    ),
+}
+
+
+def encoder_study(encoders: Sequence[str]) -> Table:
+    """DCKD through several encoders beside plain distillation; a kind of `study`.
+
+    Args:
+        encoders: Names or files; an arm is named after its file.
+
+    Raises:
+        ValueError: Two have one name.
+    """
+    names = [Path(encoder).stem for encoder in encoders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got encoders {', '.join(names)}; expected different names")
+    arms = (Arm(name, "dckd", encoder=e) for name, e in zip(names, encoders, strict=True))
+    title = "Encoders: cost and gain (not in the paper)"
+    return Table(title, (LOGITS, *arms), "Logits", ABLATION)
+
+
+# How large the runs are
+
+STUDENT, TEACHER, ENCODER = "tiny", "small", "compact"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all tables of a size have in common."""
+
+    students: Mapping[str, Recipe]  # recipes, by network or else by task
+    teachers: Mapping[str, Recipe]  # likewise, by task; none where trained teachers are taken
+    seeds: tuple[int, ...]  # by default
+    encoder: str | None  # of all contrastive methods; None for each one's own
+    # of DCKD, where neither an arm nor the command line says it; `balance` is of all contrastive
+    # methods
+    losses: Mapping[str, Any]
+
+    def recipes(self, block: Block, changes: Mapping[str, Any]) -> tuple[Recipe, Recipe | None]:
+        """The student's recipe with changes, and the teacher's, which they leave alone.
+
+        Raises:
+            ValueError: There is no recipe for such a student, or a change is out of range.
+        """
+        known, found = dict(changes), self.students.get(block.student)
+        student = found or self.students.get(block.task)
+        if student is None:
+            raise ValueError(f"got --student {block.student}; expected {', '.join(self.students)}")
+        if "iterations" in known:
+            student = student.shortened(known.pop("iterations"))
+        student = replace(student, **known)
+        for size in SIZES:
+            student = student.with_constant(size) if size in known else student
+        return student, self.teachers.get(block.task)
+
+
+def _by_task(recipe: Recipe, same_size_crop: int) -> dict[str, Recipe]:
+    """A recipe for super-resolution, and for the tasks whose inputs and outputs have one size."""
+    same_size = replace(recipe, crop=same_size_crop)
+    return {"sr": recipe, "deblur": same_size, "derain": same_size}
+
+
+SMALL = Recipe(iterations=5_000, batch_size=8, crop=24)
+SMALL_TEACHER = replace(SMALL, iterations=10_000, batch_size=16)
+BALANCED = {"balance": 0.3}
+SIZES: tuple[Literal["batch_size", "crop"], ...] = ("batch_size", "crop")  # of all a run's stages
+SMOKE = _by_task(Recipe(iterations=2, batch_size=2, crop=8, schedule=Cosine(end=1e-5)), 16)
+BUDGETS = {
+    "paper": Budget(PAPER, {}, seeds=(0,), encoder=None, losses={"form": "released"}),
+    "small": Budget(_by_task(SMALL, 48), _by_task(SMALL_TEACHER, 48), (0, 1, 2), ENCODER, BALANCED),
+    "smoke": Budget(SMOKE, SMOKE, (0, 1), ENCODER, BALANCED),
+}
+
+
+def reduced(table: Table) -> Block:
+    """The one block of a small table: the paper's last, at x2 where it has that."""
+    block = next((b for b in reversed(table.blocks) if b.scale == 2), table.blocks[-1])
+    return replace(block, student=STUDENT, teacher=TEACHER)

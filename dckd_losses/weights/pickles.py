@@ -1,0 +1,279 @@
+"""Read what torch.save wrote, without executing anything of it.
+
+Such a file is a pickle that describes tensors, and a record of bytes for each storage. Python's own
+machine reads the pickle, but a name in it gives no more than a dtype, an `OrderedDict`, one of
+`REBUILD` or a stub.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import io
+import os
+import pickle
+import re
+import sys
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+# Where a file of torch.save has its weights, the first that is there
+STATES = ("model_state_dict", "state_dict", "params_ema", "params-ema", "params", "model", "net")
+OLD_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
+STORAGES = {  # their names in pickles
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+}
+# What makes plain values: dates, paths, NumPy's scalars and arrays, random states, ...
+VALUES = re.compile(
+    r"_codecs\.encode|copyreg\._reconstructor|collections\.\w+|datetime\.\w+"
+    r"|decimal\.Decimal|fractions\.Fraction|functools\.partial|numpy\.[\w.]+"
+    r"|pathlib\.(_local\.)?\w*Path|random\.Random|types\.SimpleNamespace|uuid\.UUID"
+    r"|torch\.(Size|device|_tensor\._rebuild\w+|_utils\._rebuild\w+|serialization\._get_layout)"
+    r"|zoneinfo\.ZoneInfo(\._unpickle)?"
+)
+
+
+@dataclass
+class Storage:
+    """Bytes that tensors refer to, as a pickle describes them; nothing of that can be trusted."""
+
+    key: Any
+    dtype: Any
+    numel: Any
+
+    @property
+    def nbytes(self) -> int:
+        nbytes: int = self.numel * self.dtype.itemsize
+        return nbytes
+
+
+@dataclass
+class StoredTensor:
+    """A tensor as a pickle describes it; nothing of that can be trusted."""
+
+    storage: Any
+    dtype: Any
+    offset: Any
+    size: Any
+    stride: Any
+    plain: bool = True
+
+
+class PickleStub(dict[Any, Any]):
+    """Stands for whatever else a pickle names: a callback, a settings node, a function.
+
+    It can be made, filled and given a state, and none of that does anything. Nor does a call; but
+    a call of what makes no plain value refuses the file, for other readers would carry it out.
+    """
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        name = type(self).__name__
+        module, _, last = name.rpartition(".")
+        if module == "builtins":
+            known = isinstance(vars(builtins).get(last), type)
+        else:  # a library's class
+            known = module.split(".")[0] not in sys.stdlib_module_names and last[:1].isupper()
+        if not known and not VALUES.fullmatch(name):
+            raise pickle.UnpicklingError(f"the file wants to call {name}")
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def append(self, value: object) -> None:
+        pass
+
+    extend = add = append
+
+
+def _typed(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> StoredTensor:
+    dtype = storage.dtype if isinstance(storage, Storage) else None
+    return StoredTensor(storage, dtype, offset, size, stride, plain=not any(more[2:]))
+
+
+def _untyped(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> StoredTensor:
+    return StoredTensor(storage, more[2], offset, size, stride, plain=not any(more[3:]))
+
+
+def _meta(dtype: Any, size: Any, stride: Any, *more: Any) -> StoredTensor:
+    return StoredTensor(None, dtype, 0, size, stride)
+
+
+def _attribute(owner: type, name: str) -> type[PickleStub]:
+    return type(f"{owner.__name__}.{name}", (PickleStub,), {})
+
+
+REBUILD: dict[str, Callable[..., Any]] = {
+    "builtins.getattr": _attribute,
+    "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: rebuild(*args),
+    "torch._utils._rebuild_meta_tensor_no_storage": _meta,
+    "torch._utils._rebuild_parameter": lambda tensor, *more: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *more: tensor,
+    "torch._utils._rebuild_tensor": _typed,
+    "torch._utils._rebuild_tensor_v2": _typed,
+    "torch._utils._rebuild_tensor_v3": _untyped,
+}
+
+
+class PickleReader(pickle._Unpickler):
+    """Reads a pickle of torch.save; not in C, where one damaged index takes all memory there is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.storages: dict[Any, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        renamed = (IMPORT_MAPPING.get(module, module), name)  # torch.save writes Python 2's names
+        module, name = NAME_MAPPING.get((module, name), renamed)
+        full = f"{module}.{name}"
+        if full == "collections.OrderedDict":
+            return OrderedDict
+        if full in REBUILD:  # wrapped: a pickle may set attributes of what it is given
+            return functools.partial(REBUILD[full])
+        if module in ("torch", "torch.storage"):
+            dtype = STORAGES.get(name) or vars(torch).get(name)
+            if isinstance(dtype, torch.dtype):
+                return dtype
+        return type(full, (PickleStub,), {})
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] != "storage":
+            return pid[1]  # an old file's module: its class
+        _, dtype, key, _, numel = pid[:5]
+        self.storages[key] = Storage(key, dtype, numel)
+        return self.storages[key]
+
+
+def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Read the tensors of a file of `torch.save` whose names begin with one of these.
+
+    Raises:
+        Exception: of any kind, for a file that is damaged or of another kind.
+    """
+    tensors: dict[str, Tensor] = {}
+    records: dict[Any, bytearray] = {}
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        content, read = (_open_zip if is_zip else _open_old)(file)
+        for name, value in _state(content).items():
+            if not isinstance(name, str) or not name.startswith(prefixes):
+                continue
+            if isinstance(value, StoredTensor):
+                storage = _check(name, value)
+                if storage.key not in records:
+                    records[storage.key] = read(name, storage)
+                flat = torch.frombuffer(records[storage.key] or bytearray(16), dtype=value.dtype)
+                tensors[name] = flat.as_strided(value.size, value.stride, value.offset)
+            elif type(value).__name__.startswith("torch."):
+                raise ValueError(f"{name} is not a plain tensor but {type(value).__name__}")
+    return tensors
+
+
+def _state(content: Any) -> dict[Any, Any]:
+    """The set of weights in what a file holds."""
+    if isinstance(content, dict):
+        found = (content.get(key) for key in STATES)
+        content = next((state for state in found if isinstance(state, dict) and state), content)
+        if len(content) == 1 and isinstance(only := next(iter(content.values())), dict):
+            content = only
+    if not isinstance(content, dict) or (isinstance(content, PickleStub) and not content):
+        raise ValueError(f"it holds no state_dict but one {type(content).__name__}")
+    return content
+
+
+def _check(name: str, tensor: StoredTensor) -> Storage:
+    """Refuse a tensor that its storage does not hold."""
+    storage, size, stride = tensor.storage, tensor.size, tensor.stride
+    if storage is None:
+        raise ValueError(f"{name} is a meta tensor, which has no values")
+    if not (
+        isinstance(storage, Storage)
+        and tensor.plain
+        and all(isinstance(dtype, torch.dtype) for dtype in (storage.dtype, tensor.dtype))
+    ):
+        raise ValueError(f"{name} is not a plain tensor")
+    if len(size) != len(stride) or any(
+        type(number) is not int or number < 0
+        for number in (storage.numel, tensor.offset, *size, *stride)
+    ):
+        raise ValueError(f"{name} has no such shape as {size} with strides {stride}")
+    end = tensor.offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
+    if all(size) and end * tensor.dtype.itemsize > storage.nbytes:
+        raise ValueError(f"{name} ends beyond its storage of {storage.nbytes:,} bytes")
+    return storage
+
+
+Content = tuple[Any, Callable[[str, Storage], bytearray]]  # and how a tensor's storage is read
+
+
+def _open_zip(file: BinaryIO) -> Content:
+    archive = zipfile.ZipFile(file)
+    names = set(archive.namelist())
+    roots = [name[: -len("data.pkl")] for name in names if name.partition("/")[2] == "data.pkl"]
+    if len(roots) != 1:
+        raise ValueError("it is an archive, but not one of torch.save")
+    root = roots[0]
+    if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in names):
+        raise ValueError("it is TorchScript, whose code would run: save a state_dict instead")
+    pickled, size = archive.getinfo(f"{root}data.pkl"), os.fstat(file.fileno()).st_size
+    if sum(entry.compress_size for entry in archive.infolist()) > size or pickled.file_size > size:
+        raise ValueError("it claims to hold more than it has bytes")
+    if f"{root}byteorder" in names and archive.open(f"{root}byteorder").read(8) != b"little":
+        raise ValueError("it was written on a big-endian machine")
+
+    def read(name: str, storage: Storage) -> bytearray:
+        entry = archive.getinfo(f"{root}data/{storage.key}")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed, which torch.save does not do")
+        if entry.file_size != storage.nbytes:
+            raise ValueError(
+                f"{name} has a record of {entry.file_size:,} bytes; {storage.nbytes:,} are expected"
+            )
+        return bytearray(archive.read(entry))  # which compares the checksum
+
+    return PickleReader(io.BytesIO(archive.read(pickled))).load(), read
+
+
+def _open_old(file: BinaryIO) -> Content:
+    """As torch.save wrote before its version 1.6: pickles, then storages one after the other."""
+    magic, _, system = (PickleReader(file).load() for _ in range(3))
+    if magic != OLD_MAGIC or not system["little_endian"]:
+        raise ValueError("it is no file of torch.save")
+    reader = PickleReader(file)
+    content, keys = reader.load(), PickleReader(file).load()
+    starts, end = {}, file.tell()
+    for key in keys:
+        starts[key] = end
+        end += 8 + reader.storages[key].nbytes
+
+    def read(name: str, storage: Storage) -> bytearray:
+        file.seek(starts[storage.key])
+        numel = int.from_bytes(file.read(8), "little")
+        data = bytearray(file.read(storage.nbytes))
+        if numel != storage.numel or len(data) != storage.nbytes:
+            raise ValueError(f"{name} has a record of another size than its storage")
+        return data
+
+    return content, read

@@ -1,0 +1,1 @@
+"""Images, data sets, crops of them, and degradations made here."""

@@ -1,0 +1,149 @@
+"""Random crops of pairs of images, and which of them each step of each process takes."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..recipe import Recipe
+from ..results.metrics import to_tensor
+from .datasets import Pair, lq_sizes
+from .images import Image
+
+
+class Crop(NamedTuple):
+    """An item of `RandomCrops`: its number, and LQ pixels a side."""
+
+    number: int
+    size: int
+
+
+class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
+    """Aligned random crops, each flipped and turned at random.
+
+    Item i depends on (seed, i), and a `Crop` on its size, and on nothing else: workers, order and
+    earlier items do not matter. Images are drawn by their number of pixels, so small ones are not
+    over-represented.
+
+    Args:
+        pairs: The images.
+        crop: LR pixels a side, the largest that will be asked for.
+        scale: HR size over LR size.
+        length: Number of items.
+        seed: 0 or more.
+        quarter_turns: Whether to turn by 90 degrees, besides flipping.
+        mirror: Whether to mirror smaller images at their lower and right borders, or refuse them.
+
+    Shape: items are float32 in [0, 1], (3, crop, crop) and (3, crop scale, crop scale).
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        crop: int,
+        scale: int,
+        length: int,
+        seed: int,
+        quarter_turns: bool = True,
+        mirror: bool = False,
+    ) -> None:
+        if not pairs:
+            raise ValueError("got no pairs; expected at least one")
+        sizes = lq_sizes(pairs)
+        for index, (height, width) in enumerate(sizes):
+            if min(height, width) < crop and not mirror:
+                raise ValueError(
+                    f"{pairs[index].name}: LR is {width}x{height}; expected {crop}x{crop} or more"
+                )
+        self.pairs, self.crop, self.scale = pairs, crop, scale
+        self.length, self.seed = length, seed
+        self.quarter_turns = quarter_turns
+        self.share = np.cumsum([height * width for height, width in sizes], dtype=float)
+        self.share /= self.share[-1]
+
+    @classmethod
+    def of(cls, recipe: Recipe, pairs: Sequence[Pair], *, scale: int, seed: int) -> "RandomCrops":
+        """The crops that a recipe asks for."""
+        return cls(
+            pairs,
+            crop=max(stage.crop for stage in recipe.all_stages),
+            scale=scale,
+            length=recipe.crops_before(recipe.iterations),
+            seed=seed,
+            quarter_turns=recipe.quarter_turns,
+            mirror=recipe.mirror,
+        )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, item: int | Crop) -> tuple[Tensor, Tensor]:
+        """Crops of LR and HR; IndexError outside [0, length)."""
+        index, size = item if isinstance(item, Crop) else (item, self.crop)
+        if not 0 <= index < self.length:
+            raise IndexError(f"got item {index}; expected 0 to {self.length - 1}")
+        rng = np.random.default_rng((self.seed, index))
+        _, lq, hq = self.pairs[int(np.searchsorted(self.share, rng.random(), side="right"))]
+        top, left = (int(rng.integers(max(0, side - size) + 1)) for side in lq.shape[:2])
+        turns, flip = int(rng.integers(4)), 1 - 2 * int(rng.integers(2))
+        if not self.quarter_turns:
+            turns -= turns % 2
+
+        def cut(image: Image, unit: int) -> Tensor:
+            y, x, side = top * unit, left * unit, size * unit
+            part = _mirrored(image[y : y + side, x : x + side], side)
+            return to_tensor(np.rot90(part, turns)[:, ::flip])
+
+        return cut(lq, 1), cut(hq, self.scale)
+
+
+def _mirrored(image: Image, side: int) -> Image:
+    """An image of (side, side), repeated beyond its lower and right borders by reflection."""
+    height, width = image.shape[:2]
+    if min(height, width) == side:
+        return image
+    missing = ((0, side - height), (0, side - width), (0, 0))
+    return np.pad(image, missing, mode="symmetric")
+
+
+class Batches(Sampler[list[Crop]]):
+    """The batches of one process, in the order of training.
+
+    Each step takes the recipe's next crops. Processes share them in equal blocks, and each goes
+    through its block in equal parts (gradient accumulation), so neither number changes what a step
+    sees. `first` is the step to begin with.
+    """
+
+    def __init__(
+        self, recipe: Recipe, *, first: int = 0, processes: int = 1, rank: int = 0, parts: int = 1
+    ) -> None:
+        check_shares(recipe, processes, parts)
+        self.recipe, self.first = recipe, first
+        self.processes, self.rank, self.parts = processes, rank, parts
+
+    def __len__(self) -> int:
+        return max(0, self.recipe.iterations - self.first) * self.parts
+
+    def __iter__(self) -> Iterator[list[Crop]]:
+        start = self.recipe.crops_before(self.first)
+        for step in range(self.first, self.recipe.iterations):
+            stage = self.recipe.stage_at(step)
+            size = stage.batch_size // (self.processes * self.parts)
+            block = start + self.rank * self.parts * size
+            for begin in range(block, block + self.parts * size, size):
+                yield [Crop(number, stage.crop) for number in range(begin, begin + size)]
+            start += stage.batch_size
+
+
+def check_shares(recipe: Recipe, processes: int, parts: int) -> None:
+    """Require that every batch of a recipe divides into equal shares."""
+    for stage in recipe.all_stages:
+        if stage.batch_size % (processes * parts):
+            raise ValueError(
+                f"got a batch of {stage.batch_size} crops from step {stage.step:,} on; expected "
+                f"a multiple of {processes * parts}, the processes ({processes}) times the parts "
+                f"that gradients are accumulated over ({parts})"
+            )

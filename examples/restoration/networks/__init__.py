@@ -1,0 +1,29 @@
+"""Networks by name, and their files."""
+
+from .build import (
+    BACKBONES,
+    NAMES,
+    SPECIFICATIONS,
+    build,
+    multiply_adds,
+    names_for,
+    specified,
+    teacher_of,
+)
+from .files import KNOWN, load, load_teacher, load_weights, save
+
+__all__ = [
+    "BACKBONES",
+    "KNOWN",
+    "NAMES",
+    "SPECIFICATIONS",
+    "build",
+    "load",
+    "load_teacher",
+    "load_weights",
+    "multiply_adds",
+    "names_for",
+    "save",
+    "specified",
+    "teacher_of",
+]

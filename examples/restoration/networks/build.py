@@ -1,0 +1,152 @@
+"""Networks by name: two small ones that train on a laptop, and the paper's teachers and students.
+
+The paper's are those of Table 1, and Table 8's SwinIR-light. Table 1 gives channels and blocks;
+where it leaves the rest open, the teacher's other numbers are those of its authors, and the
+student's are the teacher's, halved where the table halves the width. NAFNet's and Restormer's
+students are the only exact halvings with the table's parameter counts.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .small import ResidualNetwork, ResidualSameSize, ResidualSR
+
+SR_SCALES = (2, 3, 4)
+SAME_SIZE = (1,)  # deblurring and deraining
+
+SWINIR = {"window_size": 8, "mlp_ratio": 2}
+CLASSICAL = {**SWINIR, "img_size": 48, "upsampler": "pixelshuffle"}
+LIGHT = {**SWINIR, "img_size": 64, "upsampler": "pixelshuffledirect"}
+SWINIR_TEACHER = {"embed_dim": 180, "depths": [6] * 6, "num_heads": [6] * 6}
+SWINIR_STUDENT = {"embed_dim": 60, "depths": [6] * 4, "num_heads": [6] * 4}
+RCAN = {"n_resgroups": 10, "n_feats": 64, "reduction": 16}
+NAFNET = {"middle_blk_num": 1, "dec_blk_nums": [1, 1, 1, 1]}
+RESTORMER = {"heads": [1, 2, 4, 8], "ffn_expansion_factor": 2.66, "LayerNorm_type": "WithBias"}
+
+
+@dataclass(frozen=True)
+class Specification:
+    """A class of `paper`, the scales that the paper has, and its arguments besides the scale."""
+
+    architecture: str
+    scales: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+
+SPECIFICATIONS = {
+    "swinir-teacher": Specification("SwinIR", SR_SCALES, {**CLASSICAL, **SWINIR_TEACHER}),
+    "swinir-student": Specification("SwinIR", SR_SCALES, {**CLASSICAL, **SWINIR_STUDENT}),
+    "swinir-light": Specification("SwinIR", SR_SCALES, {**LIGHT, **SWINIR_STUDENT}),
+    "rcan-teacher": Specification("RCAN", SR_SCALES, {**RCAN, "n_resblocks": 20}),
+    "rcan-student": Specification("RCAN", SR_SCALES, {**RCAN, "n_resblocks": 6}),
+    "nafnet-teacher": Specification(
+        "NAFNet", SAME_SIZE, {**NAFNET, "width": 32, "enc_blk_nums": [1, 1, 1, 28]}
+    ),
+    "nafnet-student": Specification(
+        "NAFNet", SAME_SIZE, {**NAFNET, "width": 16, "enc_blk_nums": [1, 1, 1, 14]}
+    ),
+    "restormer-teacher": Specification(
+        "Restormer",
+        SAME_SIZE,
+        {**RESTORMER, "dim": 48, "num_blocks": [4, 6, 6, 8], "num_refinement_blocks": 4},
+    ),
+    "restormer-student": Specification(
+        "Restormer",
+        SAME_SIZE,
+        {**RESTORMER, "dim": 24, "num_blocks": [2, 3, 3, 4], "num_refinement_blocks": 2},
+    ),
+}
+
+
+def teacher_of(name: str) -> str:
+    """The teacher of a network of `SPECIFICATIONS`; a teacher's is itself."""
+    family, _, _ = name.partition("-")
+    return f"{family}-teacher"
+
+
+BACKBONES = {
+    "tiny": {"channels": 12, "blocks": 3},  # the student: 9,492 parameters for x2
+    "small": {"channels": 32, "blocks": 8},  # the teacher: 152,332 parameters for x2
+}
+NAMES = (*BACKBONES, *SPECIFICATIONS)
+
+
+def names_for(task: str) -> list[str]:
+    """The networks for "sr", or for images of one size: "deblur" and "derain"."""
+    scales = SR_SCALES if task == "sr" else SAME_SIZE
+    return [*BACKBONES, *(name for name, each in SPECIFICATIONS.items() if each.scales == scales)]
+
+
+def build(name: str, scale: int) -> nn.Module:
+    """A fresh network, (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped.
+
+    Its attributes `backbone` and `scale` say what it is ("custom" for a small one of another
+    shape).
+
+    Raises:
+        ValueError: Another name than those of `NAMES`, or a scale that this network is not for.
+        RuntimeError: spandrel, which has the paper's networks, cannot be imported.
+    """
+    if name in BACKBONES:
+        return small(**BACKBONES[name], scale=scale)
+    specification = specified(name, scale)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spandrel makes torch speak of what it will deprecate
+        architecture = getattr(_architectures(name), specification.architecture)
+        model: nn.Module = architecture(scale=scale, **specification.settings)
+    model.backbone = name
+    return model
+
+
+def specified(name: str, scale: int) -> Specification:
+    """What one of the paper's networks is made of; ValueError where it is not for this scale."""
+    if name not in SPECIFICATIONS:
+        raise ValueError(f"got backbone {name!r}; expected one of {', '.join(NAMES)}")
+    specification = SPECIFICATIONS[name]
+    if scale not in specification.scales:
+        scales = " or ".join(map(str, specification.scales))
+        raise ValueError(f"got scale {scale} for {name}; expected {scales}")
+    return specification
+
+
+def multiply_adds(model: nn.Module, height: int, width: int) -> int:
+    """Multiply-adds of convolutions and matrix products, for one image of height x width pixels."""
+    weight = next(model.parameters())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype))
+    return int(counter.get_total_flops()) // 2
+
+
+def small(channels: int, blocks: int, scale: int) -> ResidualNetwork:
+    """A network of one of the small kinds."""
+    shape = channels, blocks
+    model = ResidualSameSize(*shape) if scale == 1 else ResidualSR(*shape, scale)
+    model.backbone = name_of(model)
+    return model
+
+
+def _architectures(name: str) -> ModuleType:
+    """The module of the paper's networks, not before one is asked for: torchvision is heavy."""
+    try:
+        from . import paper
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision raises all of them
+        raise RuntimeError(
+            f"{name} is built by spandrel, which cannot be imported ({error}): pip install "
+            "spandrel spandrel-extra-arches, and the torchvision that belongs to torch "
+            f"{torch.__version__}, from the same index"
+        ) from error
+    return paper
+
+
+def name_of(model: nn.Module) -> str:
+    if not isinstance(model, ResidualNetwork):
+        return str(model.backbone)
+    shape = {"channels": model.channels, "blocks": model.blocks}
+    return next((name for name, known in BACKBONES.items() if known == shape), "custom")

@@ -1,0 +1,224 @@
+"""Files of networks: those written here, and trained teachers by path, URL or name."""
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from dckd_losses.weights import cache_dir
+from dckd_losses.weights.files import read_safetensors, refusing, write_safetensors
+
+from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
+from .small import ResidualNetwork
+
+SHAPE = ("channels", "blocks", "scale")  # what a small network's metadata must say to rebuild it
+
+SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/001_classicalSR_DIV2K_s48w8"
+RESTORMER = "https://github.com/swz30/Restormer/releases/download/v1.0"
+NAFNET = "https://huggingface.co/nyanko7/nafnet-models/resolve/main"  # a mirror, not the authors'
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The network and the scale of a trained teacher, its URL, and its sha256 where published."""
+
+    backbone: str
+    scale: int
+    url: str
+    sha256: str | None = None
+
+
+KNOWN = {  # the paper's teachers; RCAN's lie in a Google Drive folder, which has no plain address
+    "swinir-x2": Weights("swinir-teacher", 2, f"{SWINIR}_SwinIR-M_x2.pth"),
+    "swinir-x3": Weights("swinir-teacher", 3, f"{SWINIR}_SwinIR-M_x3.pth"),
+    "swinir-x4": Weights(
+        "swinir-teacher",
+        4,
+        f"{SWINIR}_SwinIR-M_x4.pth",
+        "129dc773ba2d4c07f3eb0bb116fbe692011b7cc072d9ca12797cd3748198610a",
+    ),
+    "nafnet-gopro": Weights(
+        "nafnet-teacher",
+        1,
+        f"{NAFNET}/NAFNet-GoPro-width32.pth",
+        "19394e6155d12ef6371d1d57496f87f0ec88f92bdffa27c0792690722d5d1a5c",
+    ),
+    "restormer-gopro": Weights("restormer-teacher", 1, f"{RESTORMER}/motion_deblurring.pth"),
+    "restormer-rain13k": Weights("restormer-teacher", 1, f"{RESTORMER}/deraining.pth"),
+}
+
+
+def fetch(url: str, sha256: str | None = None) -> Path:
+    """The file behind a URL, in the folder `teachers` of DCKD_HOME; only the first use fetches it.
+
+    One process fetches while the others wait. A file appears under its name once it is complete.
+
+    Raises:
+        RuntimeError: It cannot be fetched, or has another sha256; nothing of it is kept.
+    """
+    name = PurePosixPath(urlsplit(url).path).name
+    # two files of one name are two files
+    path = cache_dir() / "teachers" / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.is_file():
+                show = sys.stderr.isatty()
+                torch.hub.download_url_to_file(url, str(path), sha256, progress=show)
+    except Exception as error:  # the system's, urllib's, torch.hub's
+        raise RuntimeError(
+            f"{url} cannot be fetched ({type(error).__name__}: {error}): fetch it on a machine "
+            f"with a network and pass its path, or put it here as {path}"
+        ) from error
+    return path
+
+
+def save(model: nn.Module, path: str | Path, **metadata: object) -> None:
+    """Write a network as safetensors, at once or not at all; further facts are kept as strings."""
+    path = Path(path)
+    facts = {**metadata, "backbone": name_of(model), "scale": model.scale}
+    if isinstance(model, ResidualNetwork):
+        facts |= {key: getattr(model, key) for key in SHAPE}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(model.state_dict(), path, **{key: str(v) for key, v in facts.items()})
+
+
+def load(path: str | Path) -> nn.Module:
+    """Read a network that `save` wrote, in eval mode.
+
+    Raises:
+        RuntimeError: The file is missing, damaged, without the metadata of `save`, or its tensors
+            do not fit them; names the file. Or spandrel is needed and cannot be imported.
+    """
+    tensors, metadata = read_safetensors(Path(path))
+    try:
+        if metadata.get("backbone") in SPECIFICATIONS:
+            model = build(metadata["backbone"], int(metadata["scale"]))
+        else:
+            model = small(**{key: int(metadata[key]) for key in SHAPE})
+    except (KeyError, ValueError) as error:
+        raise RuntimeError(
+            f"{path}: got metadata {metadata}; expected whole numbers for {', '.join(SHAPE)}, or "
+            f"a scale and one of the backbones {', '.join(SPECIFICATIONS)}"
+        ) from error
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RuntimeError(f"{path}: tensors do not fit metadata {metadata}: {error}") from error
+    return model.eval()
+
+
+def load_weights(source: str, backbone: str, scale: int) -> nn.Module:
+    """A trained network of the paper, frozen and in eval mode.
+
+    Args:
+        source: A path, a URL or one of `KNOWN`. Files are those of the networks' authors, of
+            BasicSR and its kind (`.pth`, `.pt`, `.ckpt`), or `.safetensors`.
+        backbone: Which network it has to be.
+        scale: Output size over input size it has to have.
+
+    Raises:
+        ValueError: It is another network or has other sizes; names both.
+        RuntimeError: The file is missing, damaged, no weights, a pickle of more than tensors, or
+            cannot be fetched. Or spandrel cannot be imported.
+    """
+    model = build(backbone, scale)
+    known = KNOWN.get(source)
+    if known is not None and (known.backbone, known.scale) != (backbone, scale):
+        raise ValueError(
+            f"{source} is {known.backbone} for x{known.scale}; expected {backbone} for x{scale}"
+        )
+    url = known.url if known else source
+    if "://" in url:
+        path = fetch(url, known.sha256 if known else None)
+        tensors = _read_fetched(path)
+    else:
+        path = Path(source)
+        tensors = _read(path)
+    _fill(model, tensors, f"{path} holds", f"expected {backbone} for x{scale}")
+    return model.eval().requires_grad_(False)
+
+
+def load_teacher(student: str, source: str | None, scale: int) -> nn.Module:
+    """The teacher that Table 1 gives a student; raises as `load_weights`, and for no source."""
+    backbone = teacher_of(student)
+    specified(student, scale)
+    if source is None:
+        raise ValueError(
+            f"{student} has no embedded teacher; expected {backbone} for x{scale} by --teacher: a "
+            f"file, a URL or one of {', '.join(KNOWN)}"
+        )
+    return load_weights(source, backbone, scale)
+
+
+def _read_fetched(path: Path) -> dict[str, Tensor]:
+    """Read what was fetched; what cannot be read is not kept, as it may have been cut short."""
+    try:
+        return _read(path)
+    except RuntimeError as error:
+        path.unlink()
+        raise RuntimeError(f"{error}. It has been removed: the next try fetches it anew") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, under the authors' names."""
+    import spandrel  # here: torchvision is heavy
+
+    if not path.is_file():
+        raise RuntimeError(f"{path}: no such file, nor one of {', '.join(KNOWN)}")
+    with refusing(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spandrel tries .pt as TorchScript, which is deprecated
+        if path.suffix == ".safetensors":
+            content = spandrel.canonicalize_state_dict(read_safetensors(path)[0])
+        else:
+            content = spandrel.ModelLoader().load_state_dict_from_file(path)
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        if not tensors:
+            raise ValueError("it holds no tensors")
+    return tensors
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], seen: str, expected: str) -> None:
+    """Load the parameters of exactly this network.
+
+    Buffers are left as they are: these networks' are constants, and SwinIR's masks, of which one
+    size is kept, say nothing but on which patches a file was trained.
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    buffers = {name for name, _ in model.named_buffers()}
+    found = {name: tuple(value.shape) for name, value in tensors.items() if name not in buffers}
+    if found != wanted:
+        odd = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise ValueError(
+            f"{seen} {_described(tensors)}; {expected}, {_size(model):,} parameters "
+            f"({odd}: {found.get(odd, 'none')} there, {wanted.get(odd, 'none')} here)"
+        )
+    model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+
+
+def _described(tensors: Mapping[str, Tensor]) -> str:
+    """Which network tensors are of, as far as spandrel can tell."""
+    import spandrel
+    from spandrel_extra_arches import EXTRA_REGISTRY
+
+    for registry in (spandrel.MAIN_REGISTRY, EXTRA_REGISTRY):
+        try:
+            found = registry.load(dict(tensors))
+        except Exception:  # spandrel tries to build whatever a few names suggest
+            continue
+        size = _size(found.model)
+        return f"{found.architecture.name} for x{found.scale}, {size:,} parameters"
+    return f"an unknown network of {len(tensors)} tensors"
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

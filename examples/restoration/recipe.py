@@ -1,0 +1,290 @@
+"""How long, how fast and on what to train, as data: the paper's recipes and small ones.
+
+Steps are optimizer steps, counted from 0, of all processes together.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dckd_losses.dckd import DCR_WEIGHT, DMM_WEIGHT
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """A ramp from zero, then constant, then half a cosine down to the end of the run.
+
+    Attributes:
+        end: the last step's learning rate.
+        warm_up: steps of the ramp.
+        hold: steps before the cosine begins, the ramp's among them.
+    """
+
+    end: float
+    warm_up: int = 0
+    hold: int = 0
+
+    def at(self, step: int, lr: float, iterations: int) -> float:
+        """Learning rate of a step of a run whose highest is lr."""
+        if step < self.warm_up:
+            return lr * (step + 1) / self.warm_up
+        start = max(self.warm_up, self.hold)
+        done = max(0, step - start) / max(1, iterations - start)
+        return self.end + (lr - self.end) * (1 + math.cos(math.pi * done)) / 2
+
+    def scaled(self, share: float) -> "Cosine":
+        """The same shape in a run of another length; the optimizer's ramp is as long as ever."""
+        return replace(self, hold=round(self.hold * share))
+
+    def __str__(self) -> str:
+        before = f"after a ramp of {self.warm_up:,} steps, " if self.warm_up else ""
+        hold = f"constant for {self.hold:,} steps, then " if self.hold else ""
+        return f"{before}{hold}by a cosine down to {self.end:g}"
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Constant but for a factor from each of some steps on."""
+
+    steps: tuple[int, ...]
+    factor: float
+
+    def at(self, step: int, lr: float, iterations: int) -> float:
+        """Learning rate of a step of a run whose highest is lr."""
+        return lr * self.factor ** sum(step >= each for each in self.steps)
+
+    def scaled(self, share: float) -> "Decay":
+        """The same shape in a run of another length."""
+        return replace(self, steps=tuple(round(step * share) for step in self.steps))
+
+    def __str__(self) -> str:
+        return f"times {self.factor:g} from steps {', '.join(f'{s:,}' for s in self.steps)}"
+
+
+HISTORY_UPDATES = 200  # of a run at least: the paper's shortest has 200,000 steps and moves it
+HISTORY_INTERVAL = 1000  # every so many steps at first (Eq. 6, Figure 8b)
+SHORT = Cosine(end=1e-5, warm_up=50)  # of runs of a thousand steps
+MSE_FLOOR = 1e-8  # NAFNet's; at 80 dB
+MIN_HISTORY_INTERVAL = 50  # steps; a short run's history would otherwise be the student itself
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From a step on, another batch of other crops: Restormer's progressive learning."""
+
+    step: int
+    crop: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run's numbers.
+
+    Attributes:
+        iterations: optimizer steps.
+        batch_size: crops a step, of all processes together.
+        crop: LQ pixels a side.
+        stages: where batch_size and crop change.
+        lr: the highest learning rate.
+        schedule: what becomes of it.
+        optimizer: "adam" or "adamw".
+        betas: the optimizer's.
+        weight_decay: the optimizer's.
+        reconstruction: loss to the ground truth: "l1" (Eq. 2) or "psnr" (NAFNet's).
+        clip: the gradient's largest norm, or None.
+        ema: decay of the student's moving average, which is then what a run yields, or None.
+        dcr_weight: of the contrastive term in Eq. 10.
+        dmm_weight: of the cross-entropy in Eq. 10.
+        form: of DMM: "cross_entropy" (Eq. 9), or "released" (the authors' code).
+        balance: DCKD's gradient as a fraction of an L1's, which these weights then only share; None
+            for fixed weights.
+        quarter_turns: whether crops are turned by 90 degrees, besides being flipped.
+        mirror: whether images smaller than a crop are mirrored up to it, or refused.
+
+    Raises:
+        ValueError: iterations, a batch_size or a crop is below 1.
+    """
+
+    iterations: int
+    batch_size: int
+    crop: int
+    stages: tuple[Stage, ...] = ()
+    lr: float = 1e-3
+    schedule: Cosine | Decay = SHORT
+    optimizer: Literal["adam", "adamw"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    reconstruction: Literal["l1", "psnr"] = "l1"
+    clip: float | None = None
+    ema: float | None = None
+    dcr_weight: float = DCR_WEIGHT
+    dmm_weight: float = DMM_WEIGHT
+    form: str = "cross_entropy"
+    balance: float | None = None
+    quarter_turns: bool = True
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        for part in (self, *self.stages):
+            for name in ("iterations", "batch_size", "crop"):
+                if getattr(part, name, 1) < 1:
+                    raise ValueError(f"got {name} {getattr(part, name)}; expected 1 or more")
+
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """The stages, the one that begins at step 0 included."""
+        return Stage(0, self.crop, self.batch_size), *self.stages
+
+    @property
+    def history_interval(self) -> int:
+        """Steps between the first updates of DCKD's history."""
+        share = min(HISTORY_INTERVAL, self.iterations // HISTORY_UPDATES)
+        return max(MIN_HISTORY_INTERVAL, share)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step."""
+        return self.schedule.at(step, self.lr, self.iterations)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that a step belongs to."""
+        return next(s for s in reversed(self.all_stages) if s.step <= step)
+
+    def batch_size_at(self, step: int) -> int:
+        """Crops of a step, of all processes together."""
+        return self.stage_at(step).batch_size
+
+    def crop_at(self, step: int) -> int:
+        """LQ pixels a side of a step's crops."""
+        return self.stage_at(step).crop
+
+    def crops_before(self, step: int) -> int:
+        """Crops of all steps before this one; at `iterations`, of the whole run."""
+        ends = [*(stage.step for stage in self.stages), self.iterations]
+        return sum(
+            max(0, min(step, end) - stage.step) * stage.batch_size
+            for stage, end in zip(self.all_stages, ends, strict=True)
+        )
+
+    def pixel_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss to the ground truth, a scalar; NAFNet's is a mean of the images' -PSNR in dB."""
+        if self.reconstruction == "l1":
+            return F.l1_loss(output, target)
+        mse = F.mse_loss(output, target, reduction="none").mean(dim=(1, 2, 3))
+        return 10 * torch.log10(mse + MSE_FLOOR).mean()
+
+    def with_constant(self, name: Literal["crop", "batch_size"]) -> "Recipe":
+        """The same with its first crop or batch_size all along."""
+        first = getattr(self, name)
+        return replace(self, stages=tuple(replace(stage, **{name: first}) for stage in self.stages))
+
+    def shortened(self, iterations: int) -> "Recipe":
+        """The same in another number of steps: all switches at the same share of the run."""
+        share = iterations / self.iterations
+        stages = tuple(replace(stage, step=round(stage.step * share)) for stage in self.stages)
+        schedule = self.schedule.scaled(share)
+        return replace(self, iterations=iterations, stages=stages, schedule=schedule)
+
+
+# Eq. 10's in the paper; the second was tuned with the released code's DMM, whose gradient is 100 to
+# 350 times smaller than Eq. 9's.
+WEIGHTS = {"dcr_weight": 0.1, "dmm_weight": 1e-3, "form": "released"}
+# "ADAM optimizer with b1 = 0.9, b2 = 0.99 [...] batch size is set to 16 with a total of 2.5 x 10^5
+# iterations [...] decayed by a factor of 10 at every 10^5"; the moving average is the released
+# code's, which evaluates it.
+SR = Recipe(
+    iterations=250_000,
+    batch_size=16,
+    crop=48,
+    lr=1e-4,
+    schedule=Decay(steps=(100_000, 200_000), factor=0.1),
+    ema=0.999,
+    **WEIGHTS,
+)
+# The paper does not say how Table 8's network is trained: this is its authors' recipe.
+SR_LIGHT = replace(
+    SR,
+    iterations=500_000,
+    batch_size=64,
+    crop=64,
+    lr=2e-4,
+    schedule=Decay(steps=(250_000, 400_000, 450_000, 475_000), factor=0.5),
+    betas=(0.9, 0.999),
+)
+# Appendix; its "original training configuration" has PSNR as the loss, and clips gradients.
+NAFNET = Recipe(
+    iterations=200_000,
+    batch_size=32,
+    crop=256,
+    lr=1e-3,
+    schedule=Cosine(end=1e-7),
+    optimizer="adamw",
+    betas=(0.9, 0.9),
+    weight_decay=1e-3,
+    reconstruction="psnr",
+    clip=0.01,
+    **WEIGHTS,
+)
+# Appendix; the constant first part, the clipping and the mirroring are its authors'.
+RESTORMER = Recipe(
+    iterations=300_000,
+    batch_size=64,
+    crop=128,
+    stages=(
+        Stage(92_000, crop=160, batch_size=40),
+        Stage(156_000, crop=192, batch_size=32),
+        Stage(204_000, crop=256, batch_size=16),
+        Stage(240_000, crop=320, batch_size=8),
+        Stage(276_000, crop=384, batch_size=8),
+    ),
+    lr=3e-4,
+    schedule=Cosine(end=1e-6, hold=92_000),
+    optimizer="adamw",
+    betas=(0.9, 0.999),
+    weight_decay=1e-4,
+    clip=0.01,
+    quarter_turns=False,
+    mirror=True,
+    **WEIGHTS,
+)
+PAPER: Mapping[str, Recipe] = {  # by student
+    "swinir-student": SR,
+    "swinir-light": SR_LIGHT,
+    "rcan-student": SR,
+    "nafnet-student": NAFNET,
+    "restormer-student": RESTORMER,
+}
+
+
+def reduced(recipe: Recipe, iterations: int, crop: int, batch_size: int) -> Recipe:
+    """One of the paper's recipes for a laptop: shorter, its crops and batches in proportion."""
+
+    def smaller(stage: Stage) -> Stage:
+        size = max(1, stage.batch_size * batch_size // recipe.batch_size)
+        side = stage.crop * crop // recipe.crop // 8 * 8  # no network pads multiples of 8
+        return Stage(stage.step, side, size)
+
+    short = recipe.shortened(iterations)
+    stages = tuple(map(smaller, short.stages))
+    ema = recipe.ema and min(recipe.ema, 1 - 10 / iterations)  # not over more steps than there are
+    return replace(short, batch_size=batch_size, crop=crop, stages=stages, ema=ema)
+
+
+# Minutes on two CPU cores. With the embedded encoder the paper's weights pull three times as hard
+# as L1, and rain at first drives the student out of the images.
+SMALL_SR = Recipe(iterations=1000, batch_size=8, crop=24, balance=0.3)
+SMALL: Mapping[str, Recipe] = {  # by task, for the small networks, and by student
+    "sr": SMALL_SR,
+    "deblur": replace(SMALL_SR, crop=48),
+    "derain": replace(SMALL_SR, crop=48),
+    "swinir-student": reduced(SR, iterations=50, crop=16, batch_size=2),
+    "swinir-light": reduced(SR_LIGHT, iterations=50, crop=16, batch_size=2),
+    "rcan-student": reduced(SR, iterations=50, crop=16, batch_size=2),
+    "nafnet-student": reduced(NAFNET, iterations=60, crop=32, batch_size=2),
+    "restormer-student": reduced(RESTORMER, iterations=60, crop=32, batch_size=4),
+}

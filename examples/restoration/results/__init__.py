@@ -1,0 +1,1 @@
+"""What a trained network reaches: metrics, tables and pictures."""

@@ -1,0 +1,136 @@
+"""Restore images with a network and score them by their task's protocol."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..data.datasets import Pair
+from ..data.images import Image, write_png
+from ..data.synthetic import matlab_bicubic
+from .metrics import protocol, psnr, ssim, to_tensor, to_uint8
+
+OVERLAP = 32  # pixels that a tile sees beyond what is kept of it
+UNIT = 8  # of which tiles begin at multiples: SwinIR's windows lie as in the whole image
+
+
+class Score(TypedDict):
+    """PSNR in dB and SSIM."""
+
+    psnr: float
+    ssim: float
+
+
+class Scores(Score):
+    """The means over a data set, and each image's own."""
+
+    images: dict[str, Score]
+
+
+def restore(model: nn.Module, lq: Image, tile: int | None = None) -> Image:
+    """Run a network on one image, uint8 RGB (H, W, 3), without gradient.
+
+    The network runs in eval mode, on its own device and in its own dtype; its modes are put back.
+    `tile` is the side in pixels, a multiple of 8, of the parts in which a large image is restored.
+    """
+    if tile is not None and (tile < UNIT or tile % UNIT):
+        raise ValueError(f"got tile {tile}; expected a multiple of {UNIT}")
+    weight = next(model.parameters())
+    with torch.no_grad(), _evaluating(model):
+        image = to_tensor(lq)[None].to(weight)
+        return to_uint8(model(image) if tile is None else _tiled(model, image, tile))
+
+
+def _tiled(model: nn.Module, image: Tensor, tile: int) -> Tensor:
+    """Restore tile by tile, each with what lies around it."""
+    rows = []
+    for top in range(0, image.shape[-2], tile):
+        row = []
+        for left in range(0, image.shape[-1], tile):
+            begin = [max(0, start - OVERLAP) for start in (top, left)]
+            seen = image[..., begin[0] : top + tile + OVERLAP, begin[1] : left + tile + OVERLAP]
+            made = model(seen)
+            scale = made.shape[-1] // seen.shape[-1]
+            y, x = (
+                (start - first) * scale for start, first in zip((top, left), begin, strict=True)
+            )
+            row.append(made[..., y : y + tile * scale, x : x + tile * scale])
+        rows.append(torch.cat(row, dim=-1))
+    return torch.cat(rows, dim=-2)
+
+
+def degraded(lq: Image, scale: int) -> Image:
+    """What restores nothing: MATLAB's bicubic, and for scale 1 the image itself."""
+    return lq if scale == 1 else matlab_bicubic(lq, scale)
+
+
+def evaluate(
+    model: nn.Module | None,
+    pairs: Iterable[Pair],
+    scale: int,
+    save_images: Path | None = None,
+    *,
+    task: str = "sr",
+    tile: int | None = None,
+) -> Scores:
+    """Score a network, or the `degraded` images, as the papers of a task do: `metrics.protocol`.
+
+    Args:
+        model: (1, 3, H, W) in [0, 1] to `scale` times that size; None for `degraded`.
+        pairs: The data set.
+        scale: HR size over LR size; 1 for deblurring and deraining.
+        save_images: Folder for the restored images, as PNG.
+        task: "sr", "deblur" or "derain".
+        tile: As in `restore`.
+    """
+    rules = protocol(task, scale)
+    images: dict[str, Score] = {}
+    for name, lq, hq in pairs:
+        output = restore(model, lq, tile) if model else degraded(lq, scale)
+        images[name] = {"psnr": psnr(output, hq, rules), "ssim": ssim(output, hq, rules)}
+        if save_images:
+            write_png(output, save_images / f"{name}.png")
+    if not images:
+        raise ValueError("got no pairs to evaluate; expected at least one")
+    return {**mean(images.values()), "images": images}
+
+
+def mean(scores: Iterable[Score]) -> Score:
+    """The mean of both numbers."""
+    all_scores = list(scores)
+    return {
+        "psnr": sum(score["psnr"] for score in all_scores) / len(all_scores),
+        "ssim": sum(score["ssim"] for score in all_scores) / len(all_scores),
+    }
+
+
+def validation(
+    pairs: Sequence[Pair], task: str, scale: int, accelerator: Accelerator
+) -> Callable[[nn.Module], float]:
+    """Mean PSNR of a network, to be called in every process: each takes its share of the images."""
+    mine = range(accelerator.process_index, len(pairs), accelerator.num_processes)
+    rules = protocol(task, scale)
+
+    def mean_psnr(model: nn.Module) -> float:
+        read = (pairs[index] for index in mine)
+        decibels = [psnr(restore(model, lq), hq, rules) for _, lq, hq in read]
+        total = torch.tensor(float(sum(decibels)), device=accelerator.device)
+        return float(accelerator.reduce(total)) / len(pairs)
+
+    return mean_psnr
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; `model.train()` afterwards would wake modules frozen in eval mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

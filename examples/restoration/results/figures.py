@@ -1,0 +1,94 @@
+"""Pictures of a finished run: curves, and what the student made beside the others."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..data.images import Image
+
+SIZE = 96  # pixels a side of the compared crops
+STEP = 16  # grid on which the most telling crop is looked for
+LOG_SPAN = 10  # a loss that changes more than this much is drawn on a logarithmic axis
+
+
+def curves(records: Sequence[Mapping[str, Any]], levels: Mapping[str, float], path: Path) -> None:
+    """Losses, gradient ratio and validation PSNR over the steps: pale as they are, and smoothed.
+
+    Args:
+        records: The run's: `step`, numbers by name, now and then `psnr`; lists are left out.
+        levels: PSNR in dB by name, drawn as horizontal lines.
+        path: PNG to write.
+    """
+    names = {name for record in records for name, value in record.items() if np.isscalar(value)}
+    order = dict.fromkeys(name for record in records for name in record if name in names)
+    shown = [name for name in order if name not in ("step", "psnr")]
+    figure = Figure(figsize=(3.2 * (len(shown) + 1), 2.8), layout="constrained")
+    *axes, psnr_axis = figure.subplots(1, len(shown) + 1)
+    for axis, name in zip(axes, shown, strict=True):
+        steps, values = _points(records, name)
+        axis.plot(steps, values, alpha=0.3, color="C0")
+        axis.plot(steps, smoothed(values), color="C0")
+        axis.set_title("gradient ratio" if name == "ratio" else f"{name} loss")
+        if 0 < LOG_SPAN * min(values) < max(values):
+            axis.set_yscale("log")
+    psnr_axis.plot(*_points(records, "psnr"), label="student", marker="o")
+    psnr_axis.set_title("validation PSNR (dB)")
+    for style, (name, level) in zip(("--", ":", "-."), levels.items(), strict=False):
+        psnr_axis.axhline(level, color="gray", linestyle=style, label=name)
+    psnr_axis.legend(fontsize=8)
+    for axis in (*axes, psnr_axis):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The steps at which something was recorded, and its values."""
+    there = [record for record in records if name in record]
+    return [record["step"] for record in there], [record[name] for record in there]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Means over the values around each, as many as a tenth of all, fewer towards the ends."""
+    reach = len(values) // 20
+    return [
+        float(np.mean(values[max(0, at - reach) : at + reach + 1])) for at in range(len(values))
+    ]
+
+
+def side_by_side(
+    images: Mapping[str, Mapping[str, tuple[Image, float | None]]], path: Path
+) -> None:
+    """One row an image: the crop where its first version is farthest from its last.
+
+    Args:
+        images: By name, each image's versions by title, the input's first, the ground truth's last:
+            uint8 RGB (H, W, 3) with the whole image's PSNR in dB (None for the truth).
+        path: PNG to write.
+    """
+    columns = max(len(versions) for versions in images.values())
+    figure = Figure(figsize=(2.4 * columns, 2.6 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    for row, (name, versions) in zip(axes, images.items(), strict=True):
+        pixels = [image for image, _ in versions.values()]
+        top, left = telling_crop(pixels[0], pixels[-1])
+        for axis, (title, (image, psnr)) in zip(row, versions.items(), strict=True):
+            axis.imshow(image[top : top + SIZE, left : left + SIZE], interpolation="nearest")
+            axis.set_title(title if psnr is None else f"{title}, {psnr:.2f} dB", fontsize=10)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name if len(name) <= 24 else f"...{name[-21:]}", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def telling_crop(first: Image, last: Image) -> tuple[int, int]:
+    """Top left corner of the crop, SIZE pixels a side, where two images differ most."""
+    error = np.square(first.astype(float) - last).sum(2)
+    corners = [
+        (top, left)
+        for top in range(0, max(1, error.shape[0] - SIZE + 1), STEP)
+        for left in range(0, max(1, error.shape[1] - SIZE + 1), STEP)
+    ]
+    return max(corners, key=lambda c: float(error[c[0] : c[0] + SIZE, c[1] : c[1] + SIZE].sum()))

@@ -1,0 +1,202 @@
+"""What a run says at its start, and leaves at its end: a table, metrics.json and pictures."""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import command, networks
+from ..data.datasets import Pair
+from ..data.images import Image
+from ..data.layouts import lacks_pairs, sets_in
+from ..recipe import Recipe
+from ..training import checkpoint
+from ..training.loop import Run
+from . import figures
+from .evaluation import Scores, degraded, evaluate, restore
+from .metrics import protocol
+
+MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
+PICTURES = 4  # images in side_by_side.png at most
+LINE = 88  # characters, where a list of names has to be cut
+LOSSES = ("dcr_weight", "dmm_weight", "form", "balance")  # of the settings, what is DCKD's alone
+TITLES = {"logits": "plain distillation"}
+
+Models = Mapping[str, nn.Module | None]  # by name; the input, which is None, first
+Sets = Mapping[str, Sequence[Pair]]  # by name; curves and pictures are of the first
+
+
+def announce(
+    args: argparse.Namespace, run: Run, teacher: nn.Module | None, dckd: Any, val_sets: Sets
+) -> None:
+    """Say what will happen, once, in a dozen lines."""
+    if not run.accelerator.is_main_process:
+        return
+    lines = {
+        "method": f"{args.method}: {_losses(args, run.recipe, dckd)}, seed {args.seed}",
+        "data": f"{len(run.crops.pairs)} images of {args.data or 'scikit-image'}, scale "
+        f"{args.scale}{''.join(_made_of(args))}",
+        "held out": "; ".join(f"{name}: {_names(pairs)}" for name, pairs in val_sets.items()),
+        "student": f"{args.backbone}, {cost(run.student)}",
+        "teacher": "none" if teacher is None else cost(teacher),
+        "encoder": "none"
+        if dckd is None
+        else f"{args.encoder}, history moves every {run.recipe.history_interval} steps",
+        **_recipe_lines(run),
+    }
+    if dckd is not None:
+        lines["ratio"] = "in the log: the gradient norm of DCKD over that of the pixel losses"
+    lines["output"] = str(run.folder)
+    print("\n".join(f"{name:12}{text}" for name, text in lines.items()), flush=True)
+
+
+def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:
+    """Write the student and what the models reach, and let the processes part."""
+    if run.accelerator.is_main_process:
+        path = run.folder / "student.safetensors"
+        networks.save(run.student, path, task=args.task, method=args.method)
+        there = {who: model for who, model in models.items() if model or who == "input"}
+        plain = _plain_distillation(args, run)
+        if plain is not None:  # before the student
+            there = {"input": None, "logits": plain, **there}
+        facts = {"task": args.task, "scale": args.scale, "method": args.method}
+        facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
+        print(report(run.folder, facts, there, val_sets, run.records))
+        written = ", ".join(sorted(path.name for path in run.folder.iterdir()))
+        print(f"written to {run.folder}: {written}")
+    run.accelerator.end_training()
+
+
+def _plain_distillation(args: argparse.Namespace, run: Run) -> nn.Module | None:
+    """The student of a run by --method logits that differs in nothing else, where there is one."""
+    folder = command.folder_of(args, "logits")
+    if command.METHODS[args.method] is None or not (folder / "student.safetensors").is_file():
+        return None
+    ours = json.loads(json.dumps({**run.settings, "method": "logits"}))  # as a file has them
+    theirs = checkpoint.settings(folder / "checkpoint.pt")
+    shared = {*ours, *theirs} - {*LOSSES, "encoder"}
+    if any(ours.get(name) != theirs.get(name) for name in shared):
+        return None
+    return networks.load(folder / "student.safetensors").to(run.accelerator.device)
+
+
+def _losses(args: argparse.Namespace, recipe: Recipe, dckd: Any) -> str:
+    losses = [recipe.reconstruction] if args.method == "scratch" else [recipe.reconstruction, "kd"]
+    if dckd is None:
+        return " + ".join(losses)
+    weights = {"dcr": dckd.dcr_weight, "dmm": dckd.dmm_weight}
+    losses += [f"{weight:g} {name}" for name, weight in weights.items() if weight]
+    losses[-1] += " as released" if dckd.dmm_weight and recipe.form == "released" else ""
+    balanced = f", balanced to {recipe.balance:g}" if recipe.balance else ""
+    return " + ".join(losses) + balanced
+
+
+def _names(pairs: Sequence[Pair]) -> str:
+    """Names of images, as many as fit into a line."""
+    names = [getattr(each, "name", "") for each in getattr(pairs, "files", pairs)]
+    if len(", ".join(names)) <= LINE:
+        return ", ".join(names)
+    return f"{names[0]} to {names[-1]}, {len(names)} images"
+
+
+def _made_of(args: argparse.Namespace) -> Iterator[str]:
+    """A line for each folder whose low-quality images are made; it may be meant to have them."""
+    folders = [] if args.data is None else [(args.data, False)]
+    folders += [(each, True) for folder in args.val or () for each in sets_in(folder)]
+    for folder, held_out in folders:
+        if lacks_pairs(folder, args.scale, held_out=held_out):
+            yield f"\n{'':12}no pairs in {folder}: its images are {MADE[args.task]}"
+
+
+def _recipe_lines(run: Run) -> dict[str, str]:
+    """The recipe in words."""
+    recipe, devices = run.recipe, run.accelerator
+    crops = [f"{s.batch_size} crops of {s.crop}x{s.crop}" for s in recipe.all_stages]
+    decay = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+    clip = f", gradients clipped to {recipe.clip:g}" if recipe.clip else ""
+    average = {"average": f"of the student, decay {recipe.ema:g}"} if recipe.ema else {}
+    on = f"{devices.num_processes} x {devices.device.type}"
+    return {
+        "steps": f"{recipe.iterations:,} of {crops[0]} on {on}",
+        **{f"at {s.step:,}": text for s, text in zip(recipe.stages, crops[1:], strict=True)},
+        "optimizer": f"{recipe.optimizer}, betas {recipe.betas}{decay}{clip}",
+        "lr": f"{recipe.lr:g}, {recipe.schedule}",
+        **average,
+    }
+
+
+def cost(model: nn.Module) -> str:
+    """Parameters, and multiply-adds for one LQ pixel."""
+    parameters = sum(p.numel() for p in model.parameters())
+    per_pixel = networks.multiply_adds(model, 32, 32) / 32**2
+    return f"{parameters:,} parameters, {per_pixel:,.0f} multiply-adds per LQ pixel"
+
+
+def report(
+    folder: Path,
+    facts: Mapping[str, Any],
+    models: Models,
+    val_sets: Sets,
+    records: Sequence[Mapping[str, Any]],
+) -> str:
+    """Evaluate the models and write metrics.json, log.json, curves.png and side_by_side.png.
+
+    `facts`, with `task` and `scale` among them, begin metrics.json. Returns the table of all
+    scores.
+    """
+    task, scale = facts["task"], facts["scale"]
+    scores = {
+        name: {who: evaluate(model, pairs, scale, task=task) for who, model in models.items()}
+        for name, pairs in val_sets.items()
+    }
+    val = {
+        name: {who: {k: score[k] for k in ("psnr", "ssim")} for who, score in by_model.items()}
+        for name, by_model in scores.items()
+    }
+    _write(folder / "metrics.json", {**facts, "val": val})
+    _write(folder / "log.json", records)
+    first, pairs = next(iter(val_sets.items()))
+    lines = {_title(w, scale): s["psnr"] for w, s in scores[first].items() if w != "student"}
+    figures.curves(records, lines, folder / "curves.png")
+    versions = {
+        pair.name: _versions(pair, models, scores[first], scale)
+        for pair in (pairs[index] for index in range(min(PICTURES, len(pairs))))
+    }
+    figures.side_by_side(versions, folder / "side_by_side.png")
+    return table(scores, task, scale)
+
+
+def table(scores: Mapping[str, Mapping[str, Scores]], task: str, scale: int) -> str:
+    """One line a validation set: PSNR and SSIM of each model, below what they are measured on."""
+    titles = [_title(who, scale) for who in next(iter(scores.values()))]
+    widths = [max(14, len(title)) + 2 for title in titles]
+    first = max(map(len, [*scores, "set"]))
+    heads = (f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
+    lines = [f"PSNR (dB) / SSIM {protocol(task, scale)}", f"{'set':{first}}{''.join(heads)}"]
+    for name, by_model in scores.items():
+        cells = (f"{score['psnr']:.2f} / {score['ssim']:.4f}" for score in by_model.values())
+        row = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{name:{first}}{''.join(row)}")
+    return "\n".join(lines)
+
+
+def _versions(
+    pair: Pair, models: Models, scores: Mapping[str, Scores], scale: int
+) -> dict[str, tuple[Image, float | None]]:
+    """One image as each of the models makes it, with its PSNR, and the ground truth."""
+    made: dict[str, tuple[Image, float | None]] = {}
+    for who, model in models.items():
+        image = restore(model, pair.lq) if model else degraded(pair.lq, scale)
+        made[_title(who, scale)] = image, scores[who]["images"][pair.name]["psnr"]
+    return {**made, "ground truth": (pair.hq, None)}
+
+
+def _title(who: str, scale: int) -> str:
+    return "bicubic" if who == "input" and scale > 1 else TITLES.get(who, who)
+
+
+def _write(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

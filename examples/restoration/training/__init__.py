@@ -1,0 +1,1 @@
+"""The training loop, its checkpoint, and what it says on the terminal."""

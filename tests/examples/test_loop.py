@@ -1,0 +1,347 @@
+"""The training loop, in one process and with a toy encoder: resume, stop, refuse."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from restoration.recipe import Recipe
+from restoration.training import checkpoint, loop
+from restoration.training.console import RefusedError, StoppedError
+from restoration.training.gradient_checkpointing import checkpoint_blocks
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from toys import RECIPE, Toy, assert_close, assert_same
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def content(toy):
+    return checkpoint.load(toy.run.checkpoint, toy.run.settings)
+
+
+def interrupt(number=signal.SIGINT):
+    return lambda: signal.raise_signal(number)
+
+
+def stopped(toy, step, number=signal.SIGINT):
+    """A run that is stopped in the middle of a step."""
+    with pytest.raises(StoppedError, match=f"after step {step} of "):
+        toy.at_step(step, interrupt(number)).trained()
+    return toy
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("straight")).trained()
+
+
+def test_training_moves_student_history_and_counters(straight):
+    fresh = Toy(straight.run.folder).run.student
+    assert not torch.equal(straight.run.student.tail.weight, fresh.tail.weight)
+    state = content(straight)["dckd"]
+    assert state["history.iteration"] == 6
+    assert state["negatives.counter"] == 6
+    assert not torch.equal(state["history.model.tail.weight"], fresh.tail.weight)
+    records = straight.run.records
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert set(records[0]) == {"step", "l1", "kd", "dcr", "dmm", "positive", "negative"}
+    assert len(records[0]["positive"]) == 5, "the distances of each level"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_stopped_and_resumed_is_bit_identical(straight, tmp_path, number, step):
+    assert content(stopped(Toy(tmp_path), step, number))["step"] == step
+    assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
+
+
+def test_resumed_is_bit_identical_where_the_student_draws_random_numbers(tmp_path):
+    """As SwinIR's stochastic depth does; resuming draws others before it trains."""
+
+    def drawing(folder):
+        return Toy(tmp_path / folder, prepare=lambda model: model.body.append(nn.Dropout(0.5)))
+
+    whole = drawing("straight").trained()
+    stopped(drawing("stopped"), 3)
+    assert_same(content(drawing("stopped").trained(resume=True)), content(whole))
+
+
+def test_each_step_and_each_rank_draws_its_own(tmp_path):
+    drawn, run = set(), Toy(tmp_path).run
+
+    class Rank:
+        process_index = 0
+
+    run.accelerator = Rank
+    for run.crops.seed in range(3):
+        for Rank.process_index in range(3):
+            for run.step in range(3):
+                loop.seed_draws(run)
+                drawn.add(torch.rand(()).item())
+    assert len(drawn) == 27
+
+
+def test_a_stop_between_checkpoints_leaves_one(tmp_path):
+    recipe = Recipe(iterations=60, batch_size=2, crop=8)  # a checkpoint every 3 steps
+    assert content(stopped(Toy(tmp_path, recipe), 4))["step"] == 4
+
+
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_signal_ends_at_once_and_handlers_come_back(tmp_path, interruptible):
+    usual = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.1)  # two that are both pending would be handled as one
+        signal.raise_signal(signal.SIGINT)
+
+    toy = Toy(tmp_path).at_step(2, twice)
+    with pytest.raises(KeyboardInterrupt):
+        toy.trained()
+    assert toy.run.step == 1
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == usual
+
+
+def test_killed_before_the_first_checkpoint(straight, tmp_path):
+    def die():
+        raise SystemExit
+
+    toy = Toy(tmp_path).at_step(1, die)
+    with pytest.raises(SystemExit):
+        toy.trained()
+    assert not toy.run.checkpoint.exists()
+    assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
+
+
+def test_killed_while_writing_a_checkpoint(straight, tmp_path, monkeypatch):
+    write, written = Path.write_bytes, []
+
+    def half(path, data):
+        written.append(path)
+        if len(written) == 3:
+            write(path, data[:1000])
+            raise SystemExit
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(SystemExit):
+        Toy(tmp_path).trained()
+    monkeypatch.undo()
+    assert content(Toy(tmp_path))["step"] == 2
+    assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
+
+
+def test_resume_of_a_finished_run_changes_nothing(straight, tmp_path):
+    before = Toy(tmp_path).trained().run.checkpoint.read_bytes()
+    again = Toy(tmp_path).trained(resume=True).run
+    assert again.checkpoint.read_bytes() == before
+    assert_same(again.student.state_dict(), straight.run.student.state_dict())
+    assert again.records == straight.run.records
+
+
+def test_the_last_step_leaves_a_checkpoint_whatever_the_interval(tmp_path):
+    recipe = Recipe(iterations=45, batch_size=1, crop=8)
+    assert content(Toy(tmp_path, recipe, distils=False).trained())["step"] == 45
+
+
+def test_without_resume_the_run_starts_anew_and_the_old_checkpoint_is_kept(straight, tmp_path):
+    before = stopped(Toy(tmp_path), 2).run.checkpoint.read_bytes()
+    assert_same(content(Toy(tmp_path).trained()), content(straight))
+    assert (tmp_path / "checkpoint.old.pt").read_bytes() == before
+
+
+def test_learning_rate_is_the_recipes_also_after_a_stop(tmp_path):
+    seen = []
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, *rest: seen.append(optimizer.param_groups[0]["lr"])
+    )
+    stopped(Toy(tmp_path), 3)
+    Toy(tmp_path).trained(resume=True)
+    handle.remove()
+    assert seen == [RECIPE.lr_at(step) for step in range(6)]
+
+
+def test_checkpoints_that_do_not_fit_are_refused_by_name(straight, tmp_path):
+    other = Toy(straight.run.folder, settings={"seed": 1, "processes": 2})
+    with pytest.raises(RefusedError, match=r"seed was 0, is 1, processes was None, is 2$"):
+        other.trained(resume=True)
+    path = Toy(tmp_path).trained().run.checkpoint
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(RefusedError, match=r"checkpoint\.pt: cut short, altered or not"):
+        Toy(tmp_path).trained(resume=True)
+
+
+def test_validation_does_not_touch_training(straight, tmp_path):
+    toy = Toy(tmp_path)
+
+    def validate(model):
+        assert model is toy.run.student
+        return 30.0 + toy.run.step
+
+    toy.run.validate = validate
+    toy.trained()
+    assert [record["psnr"] for record in toy.run.records] == [31, 32, 33, 34, 35, 36]
+    assert_same(toy.run.student.state_dict(), straight.run.student.state_dict())
+
+
+def test_the_student_ends_bare_and_in_eval_mode(straight):
+    student = straight.run.student
+    assert not student.training
+    assert "forward" not in vars(student) or not hasattr(student, "_original_forward")
+    assert straight.dckd is not None
+    straight.dckd.attach(torch.optim.Adam(student.parameters())).detach()
+
+
+def test_the_grad_scaler_is_part_of_the_checkpoint(tmp_path):
+    def accelerator():
+        made = Accelerator(cpu=True)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        return made
+
+    first = stopped(Toy(tmp_path, accelerator=accelerator()), 4)
+    assert content(first)["scaler"]["scale"] == 16.0
+    again = Toy(tmp_path, accelerator=accelerator()).trained(resume=True)
+    assert again.run.accelerator.scaler.get_scale() == 32.0
+
+
+@pytest.mark.parametrize("distils", [True, False])
+def test_a_teacher_of_nan_is_refused_at_the_first_step(tmp_path, distils):
+    toy = Toy(tmp_path, distils=distils)
+    nn.init.constant_(toy.teacher.tail.bias, torch.nan)
+    with pytest.raises(RefusedError, match="teacher_out must be finite" if distils else "kd nan"):
+        toy.trained()
+    assert toy.run.step <= 1
+    assert not toy.run.checkpoint.exists()
+
+
+def test_a_diverged_student_is_never_saved(tmp_path):
+    recipe = Recipe(iterations=60, batch_size=1, crop=8)
+    toy = Toy(tmp_path, recipe, distils=False)
+    toy.at_step(5, lambda: toy.run.student.tail.bias.data.fill_(torch.nan))
+    with pytest.raises(RefusedError, match=r"step 6: got losses l1 nan kd nan; expected finite"):
+        toy.trained()
+    assert content(toy)["step"] == 3
+
+
+def test_a_diverged_students_output_is_refused_by_its_step(tmp_path):
+    toy = Toy(tmp_path)
+    toy.at_step(2, lambda: toy.run.student.tail.bias.data.fill_(torch.nan))
+    with pytest.raises(RefusedError, match="step 2: the student's output is not finite"):
+        toy.trained()
+
+
+def test_bugs_keep_their_traceback(tmp_path):
+    def buggy(model):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        Toy(tmp_path, validate=buggy).trained()
+
+
+def test_values_are_looked_at_where_a_step_is_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 4)
+    monkeypatch.setattr(loop, "VALIDATIONS", 1)
+    toy = Toy(tmp_path)
+    toy.at_step(2, lambda: toy.teacher.tail.bias.data.fill_(7.0))
+    with pytest.raises(RefusedError, match=r"teacher_out must lie in \[0, 1\]"):
+        toy.trained()
+    assert toy.run.step == 3
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_the_whole_batchs(tmp_path, parts, clip):
+    recipe = Recipe(iterations=4, batch_size=4, crop=8, clip=clip)
+    states = []
+    for each in (1, parts):
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=each)
+        toy = Toy(tmp_path, recipe, accelerator=accelerator, dcr_weight=0).trained()
+        assert toy.dckd.history.iteration == 4
+        states.append(toy.run.student.state_dict())
+    assert_close(*states, 1e-5)
+
+
+def test_mixed_precision_trains_nearly_the_same_student_in_float32(tmp_path, straight, accelerator):
+    made = accelerator(mixed_precision="bf16")
+    mixed = Toy(tmp_path, accelerator=made).trained().run.student.state_dict()
+    usual = straight.run.student.state_dict()
+    assert {tensor.dtype for tensor in mixed.values()} == {torch.float32}
+    assert not torch.equal(mixed["tail.weight"], usual["tail.weight"])
+    assert_close(mixed, usual, 1e-2)
+
+
+@pytest.mark.parametrize("change", [{"workers": 2}, {"checkpoints_blocks": True}], ids=str)
+def test_reading_ahead_and_computing_again_change_nothing(tmp_path, straight, change):
+    changed = Toy(tmp_path, **change).trained().run.student.state_dict()
+    assert_same(changed, straight.run.student.state_dict())
+
+
+def saved_bytes(model, image):
+    """What a model keeps for backward, and its first gradient."""
+    kept = 0
+
+    def count(tensor):
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    model.zero_grad()
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = model(image)
+    total = kept
+    output.square().mean().backward()
+    first = next(p for p in model.parameters() if p.grad is not None)
+    return total, first.grad.clone()
+
+
+@pytest.mark.usefixtures("paper_networks")
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("swinir-student", 2), ("rcan-student", 2), ("nafnet-student", 1), ("restormer-student", 1)],
+)
+def test_gradient_checkpointing_saves_memory_in_each_network(name, scale):
+    from restoration import networks
+
+    torch.manual_seed(0)
+    model, image = networks.build(name, scale).train(), torch.rand(1, 3, 16, 16)
+    usual, gradient = saved_bytes(model, image)
+    checkpoint_blocks(model)
+    less, again = saved_bytes(model, image)
+    assert less < usual / 3
+    torch.testing.assert_close(again, gradient, rtol=1e-5, atol=1e-9)
+
+
+def test_networks_without_known_blocks_are_refused():
+    with pytest.raises(ValueError, match="got Linear; expected blocks NAFBlock"):
+        checkpoint_blocks(nn.Linear(1, 1))
+
+
+def test_a_frozen_parameter_is_not_the_optimizers():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    (group,) = loop.optimizer_of(RECIPE, model).param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in model[0].parameters()]
+
+
+def test_a_step_gives_any_numbers_and_lists_for_the_log(tmp_path):
+    """Benchmarks record other methods' distances so."""
+    toy = Toy(tmp_path, distils=False)
+
+    def step(lq, hq):
+        value = F.l1_loss(toy.run.model(lq), hq)
+        return value, {"mine": value, "levels": torch.stack([value, 2 * value])}
+
+    loop.train(toy.run, step, resume=False)
+    record = toy.run.records[0]
+    assert record["levels"] == [record["mine"], 2 * record["mine"]]

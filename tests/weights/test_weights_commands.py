@@ -1,0 +1,256 @@
+"""`python -m dckd_losses.weights`."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub import complete_checkpoint
+from safetensors.torch import save_file
+
+from dckd_losses import weights
+from dckd_losses.weights import SOURCES, load
+from dckd_losses.weights.__main__ import main
+from dckd_losses.weights.files import write_safetensors
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    monkeypatch.setenv("DCKD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command that is to succeed; what it printed."""
+
+    def run(*arguments):
+        code, said = main([str(a) for a in arguments]), capsys.readouterr()
+        assert (code, said.err) == (0, "")
+        return said.out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that is to fail; the one line that it said."""
+
+    def refused(*arguments):
+        code, said = main([str(a) for a in arguments]), capsys.readouterr()
+        assert (code, said.out) == (1, "")
+        assert said.err.startswith("error: ")
+        assert said.err.count("\n") == 1
+        return said.err
+
+    return refused
+
+
+@pytest.fixture
+def checkpoint(tensors, tmp_path):
+    return complete_checkpoint(tensors, tmp_path / "last.ckpt")
+
+
+@pytest.fixture
+def converted(tensors, tmp_path):
+    write_safetensors(tensors, tmp_path / "encoder.safetensors", made="here")
+    return tmp_path / "encoder.safetensors"
+
+
+def test_list(run, home):
+    said = run("list")
+    assert all(name in said for name in weights.NAMES)
+    for source in SOURCES.values():
+        for part in (source.url, *source.elsewhere, source.size, source.sha256 or "not published"):
+            assert part in said
+    path = home / "vqgan-f16-1024.safetensors"
+    assert f"not fetched yet; belongs to {path}" in said
+    home.mkdir()
+    path.touch()
+    path.with_suffix(".sha256").write_text("abc  last.ckpt\n")
+    assert f"vqgan-f16-1024: here {path}" in run("list")
+    assert "sha256 abc, recorded by the first fetch" in run("list")
+
+
+def test_convert(run, checkpoint, tensors, tmp_path):
+    out = tmp_path / "new" / "encoder.safetensors"
+    said = run("convert", checkpoint, out)
+    assert "of 32, 32, 32, 64, 64 channels" in said
+    assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in said
+    seen = load(out)
+    assert seen.keys() == tensors.keys()
+    assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.slow
+def test_a_clean_install_is_enough(checkpoint, tmp_path):
+    """Without NumPy, which torch does not need, and without what wrote the checkpoint."""
+    code = f"""
+import sys
+for name in ("numpy", "omegaconf", "pytorch_lightning", "lightning", "taming", "torchvision"):
+    sys.modules[name] = None
+from dckd_losses import VQGANEncoder
+from dckd_losses.weights.__main__ import main
+assert main(["convert", {str(checkpoint)!r}, "encoder.safetensors"]) == 0
+for name in ("encoder.safetensors", "compact", {str(checkpoint)!r}):
+    assert main(["info", name]) == main(["verify", name]) == 0
+    VQGANEncoder.from_pretrained(name)
+assert main(["list"]) == 0
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
+
+
+def test_convert_refuses(refused, checkpoint, tensors, tmp_path, home):
+    out = tmp_path / "out.safetensors"
+    assert "must be named *.safetensors, got" in refused("convert", checkpoint, tmp_path / "a.ckpt")
+    assert "nowhere.ckpt: no such file" in refused("convert", tmp_path / "nowhere.ckpt", out)
+
+    class Caller:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    evil = complete_checkpoint(tensors, tmp_path / "evil.ckpt", loops={"fit": [Caller()]})
+    assert "evil.ckpt" in refused("convert", evil, out)
+    assert not (tmp_path / "executed").exists()
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(checkpoint.read_bytes()[:-9999])
+    assert "cut.ckpt" in refused("convert", cut, out)
+    del tensors["encoder.conv_in.bias"]
+    torch.save(tensors, tmp_path / "less.ckpt")
+    assert "encoder.conv_in.bias" in refused("convert", tmp_path / "less.ckpt", out)
+    named = home / "vqgan-f16-1024.safetensors"
+    assert "last.ckpt is not vqgan-f16-1024: it has" in refused("convert", checkpoint, named)
+    assert not out.exists()
+    assert not home.exists()
+
+
+def test_info(run, converted):
+    said = run("info", converted)
+    lines = {line.split(None, 1)[0]: line.split(None, 1)[1] for line in said.splitlines()}
+    count = 439_904
+    assert sum(t.numel() for t in load(converted).values()) == count
+    assert lines["sha256"] == hashlib.sha256(converted.read_bytes()).hexdigest()
+    assert lines["levels"] == "5 of 32, 32, 32, 64, 64 channels, stem 32"
+    assert lines["blocks"] == "1 a level"
+    assert lines["attention"] == "on level 5 and in the middle"
+    assert lines["downsampling"] == "16"
+    assert lines["codes"] == "11 of 6 channels, from 8 latent ones"
+    assert lines["parameters"].startswith(f"{count:,}: encoder 439,784, quant_conv 54, codebook 66")
+    assert "metadata      made: here" in said
+
+
+def test_info_of_a_checkpoint_and_of_the_embedded_encoder(run, checkpoint):
+    assert "codes         11" in run("info", checkpoint)
+    assert "codes         256" in run("info", weights.COMPACT)
+
+
+def test_info_and_verify_know_the_names_that_list_shows(run, refused, tensors, home, monkeypatch):
+    assert f"file          {weights.COMPACT}" in run("info", "compact")
+    assert f"{weights.COMPACT}: good" in run("verify", "compact")
+    path = home / "vqgan-f16-1024.safetensors"
+    for command in ("info", "verify"):
+        said = refused(command, "vqgan-f16-1024")
+        assert f"{path}: no such file; 'fetch vqgan-f16-1024' makes it" in said
+    home.mkdir()
+    write_safetensors(tensors, path)
+    assert f"file          {path}" in run("info", "vqgan-f16-1024")
+    assert "is not vqgan-f16-1024" in refused("verify", "vqgan-f16-1024")
+    assert "vqgan-f16: no such file" in refused("info", "vqgan-f16")
+
+
+def test_verify(run, refused, converted, checkpoint, tensors, tmp_path):
+    assert "tensors as they were written" in run("verify", converted)
+    assert "not one that is published" in run("verify", checkpoint)
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    assert "without a digest" in run("verify", tmp_path / "foreign.safetensors")
+    data = bytearray(converted.read_bytes())
+    data[-1] ^= 1
+    converted.write_bytes(data)
+    assert "it was written as" in refused("verify", converted)
+    assert "no such file" in refused("verify", tmp_path / "nowhere")
+    assert "no such file" in refused("verify", tmp_path)
+    assert "two lines: no such file" in refused("verify", "two\nlines")
+
+
+def test_verify_holds_a_name_against_what_it_promises(
+    run, refused, tensors, architecture, tmp_path, monkeypatch
+):
+    path = tmp_path / "vqgan-f16-16384.safetensors"
+    write_safetensors(tensors, path, original_sha256="0" * 64)
+    assert "is not vqgan-f16-16384" in refused("verify", path)
+
+    def promise(sha256):
+        source = weights.Source("a/b", "c", "1 MB", sha256, architecture, ())
+        monkeypatch.setitem(SOURCES, "vqgan-f16-16384", source)
+
+    promise("1" * 64)
+    assert re.search("sha256 0{64}; that of vqgan-f16-16384 is 1{64}", refused("verify", path))
+    promise("0" * 64)
+    assert "the published checkpoint" in run("verify", path)
+
+
+def test_convert_onto_a_name_takes_its_published_checkpoint_alone(
+    run, refused, checkpoint, architecture, tmp_path, monkeypatch
+):
+    named, other = tmp_path / "vqgan-f16-16384.safetensors", tmp_path / "other.safetensors"
+    seen = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    for sha256 in ("1" * 64, seen):
+        source = weights.Source("a/b", "c", "1 MB", sha256, architecture, ())
+        monkeypatch.setitem(SOURCES, "vqgan-f16-16384", source)
+        if sha256 != seen:
+            said = refused("convert", checkpoint, named)
+            assert re.search(rf"last\.ckpt \([\d,]+ bytes\): sha256 is {seen}, expected 1", said)
+            assert not named.exists()
+            run("convert", checkpoint, other)
+    run("convert", checkpoint, named)
+    assert "made from the published checkpoint" in run("verify", named)
+
+
+def test_verify_knows_a_published_checkpoint(run, checkpoint, architecture, monkeypatch):
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    source = weights.Source("a/b", "c", "1 MB", sha256, architecture, ())
+    monkeypatch.setitem(SOURCES, "vqgan-f16-16384", source)
+    assert f"{sha256}, vqgan-f16-16384" in run("verify", checkpoint)
+
+
+def test_fetch(run, refused, checkpoint, architecture, monkeypatch, tmp_path, home):
+    asked = []
+
+    def download(repository, file, revision):
+        asked.append((repository, file, revision))
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    source = weights.Source("a/b", "last.ckpt", "1 MB", None, architecture, ())
+    monkeypatch.setitem(SOURCES, "vqgan-f16-1024", source)
+    for _ in range(2):
+        said = run("fetch", "vqgan-f16-1024")
+        assert said.startswith(f"{home / 'vqgan-f16-1024.safetensors'}: good\n")
+    assert asked == [("a/b", "last.ckpt", "main")]
+    assert "embedded, nothing to fetch" in run("fetch", "compact")
+    said = refused("fetch", "vqgan")
+    assert "unknown weights 'vqgan': expected one of compact, vqgan-f16-1024" in said
+
+
+@pytest.mark.slow
+def test_as_a_module_it_warns_of_nothing_and_tells_errors_in_one_line(tmp_path):
+    """In a process of its own: as a user runs it, offline and with nothing there."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONWARNINGS": "error::RuntimeWarning",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "dckd_losses.weights", "fetch", "vqgan-f16-1024"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert "958 MB" in ended.stderr
