@@ -138,10 +138,8 @@ def check_origin(
     first, *others = _reproduce(model, student, lq)
     if not isinstance(first, Tensor) or first.shape != student_out.shape:
         return  # as where training gives several images; other checks tell the rest
-    bounds = student_out.detach().aminmax()
-    first = first.clamp(*bounds)  # what a trainer clips is fine
-    size, distance = _rms(student_out), _rms(first - student_out)
-    swapped = _rms(first - teacher_out) < 0.1 * distance and distance > 1e-3 * size
+    size, distance = _rms(student_out), _distance(first, student_out)
+    swapped = _distance(first, teacher_out) < 0.1 * distance and distance > 1e-3 * size
     words = "teacher_out is what the student makes of lq, student_out is not: are they swapped?"
     if not distance > max(ROOM * size, 3 * max(_rms(first - other) for other in others)):
         if swapped:
@@ -190,6 +188,11 @@ def _reason(out: Tensor, lq: Tensor, student_out: Tensor) -> str:
         if _rms(out + base - student_out) < ROOM * _rms(student_out):
             return ": it is that plus lq, so the residual connection lies outside"
     return ""
+
+
+def _distance(out: Tensor, seen: Tensor) -> float:
+    """Of a network's output from what a trainer may have clipped."""
+    return _rms(out.clamp(*seen.detach().aminmax()) - seen)
 
 
 def _rms(x: Tensor) -> float:

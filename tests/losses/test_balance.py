@@ -242,11 +242,11 @@ def test_ratio_is_that_of_the_norms(images):
 def test_ratio_grows_in_proportion_to_the_weights(student, encoder, images):
     lq, gt, teacher_out = images(1, 3, 8, 8), images(1, 3, 16, 16), images(1, 3, 16, 16)
     ratios = []
-    for factor in (1, 10):
+    for factor in (1, 8):  # a power of two, which rounds nothing anew
         weights = {"dcr_weight": 0.1 * factor, "dmm_weight": 1e-3 * factor, "balance": None}
         dckd, out = DCKDLoss(student, encoder, **weights), student(lq)
         ratios.append(gradient_ratio(dckd(out, teacher_out, lq), (out - gt).abs().mean(), out))
-    torch.testing.assert_close(ratios[1], 10 * ratios[0])
+    torch.testing.assert_close(ratios[1], 8 * ratios[0])
 
 
 PATHS = [
