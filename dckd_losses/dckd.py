@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -215,9 +216,9 @@ class DCKDLoss(Attachable):
         last = self.last
 
         def step(student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> Tensor:
-            loss: Tensor = replay(student_out, teacher_out, lq)
+            loss = replay(student_out, teacher_out, lq)
             self.last = last
-            return loss
+            return cast(Tensor, loss)
 
         return step
 
