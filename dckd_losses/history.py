@@ -136,13 +136,12 @@ class HistoryModel(nn.Module):
         """
         self.moves += 1
         new = self._weights_of(source)
-        parameters, buffers = (
-            dict(self.model.named_parameters()),
-            dict(self.model.named_buffers()),
-        )
+        parameters = dict(self.model.named_parameters())
+        buffers = dict(self.model.named_buffers())
         finite = [new[name].isfinite().all() for name in parameters]
         finite += [new[name].eq(new[name]).all() for name in buffers]  # a mask may be infinite
-        if not all(torch.stack([flag.to(self.iteration.device) for flag in finite]).tolist()):
+        flags = [flag.to(self.iteration.device) for flag in finite]
+        if flags and not torch.stack(flags).all():
             if not self._warned_not_finite:
                 warnings.warn(
                     "the source's weights are not all finite: history keeps its own until they are",

@@ -495,3 +495,8 @@ def test_a_student_of_several_outputs_is_refused(images):
         ValueError, match=r"one tensor, got list: make the loss from a module aroun"
     ):
         HistoryModel(Several())(images(1, 3, 8, 8))
+
+
+def test_a_student_without_weights_has_a_history_too():
+    student = nn.Upsample(scale_factor=2)
+    assert HistoryModel(student, interval=1).step(student)
