@@ -37,10 +37,7 @@ class Architecture:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Architecture:
-        """Read the architecture off taming-format tensors.
-
-        Args:
-            tensors: `encoder.*`, `quant_conv.*` and `quantize.embedding.weight`.
+        """Read it off `encoder.*`, `quant_conv.*` and `quantize.embedding.weight`.
 
         Raises:
             ValueError: the tensors are those of another kind of network; names what was seen.
@@ -161,11 +158,7 @@ class VQGANNetwork(nn.Module):
         self.quantize = Codebook(architecture.codes, architecture.code_channels)
 
     def levels(self, images: Tensor) -> Iterator[Tensor]:
-        """The first residual block's output at each of the five resolutions, as they appear.
-
-        Args:
-            images: (B, 3, H, W) in the range the network was trained on, at least 16 pixels a side.
-        """
+        """The first residual block's output at each of the five resolutions, as they appear."""
         return self.encoder.levels(images)
 
     def latents(self, last_level: Tensor) -> Tensor:

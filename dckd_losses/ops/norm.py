@@ -22,16 +22,9 @@ def group_norm_silu(
     *,
     fused: bool,
 ) -> Tensor:
-    """GroupNorm, then SiLU, computed in the weight's precision: (B, C, H, W) to the same.
+    """GroupNorm, then SiLU if wanted, in the weight's precision: (B, C, H, W) to the same.
 
-    Args:
-        x: (B, C, H, W).
-        weight: (C,).
-        bias: (C,).
-        groups: a divisor of C.
-        eps: added to the variance.
-        silu: False leaves SiLU out.
-        fused: give a gradient to x only, and keep only x and its statistics for it.
+    If fused, only x gets a gradient, and only x and its statistics are kept for it.
     """
     if not fused:
         out = F.group_norm(x.to(weight.dtype), groups, weight, bias, eps)

@@ -1,20 +1,22 @@
-"""README's "Your trainer": each block is run, in the real package or on a stand-in of its model."""
+"""Blocks of the integrations' README are run, in the real package or on a stand-in of its model."""
 
+import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import Student
-from test_history_in_trainers import options
-from test_readme import YOUR_TRAINER, blocks
+from conftest import CANNOT_IMPORT, Student
+from test_integrations import options
 from torch import nn
 
 from dckd_losses import HistoryModel
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
-BLOCKS = blocks("python", YOUR_TRAINER)
+README = Path(__file__).parents[2] / "examples" / "integrations" / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 BATCHES = 4
 
 
@@ -27,7 +29,7 @@ def eager_history(monkeypatch, tmp_path):
 
 @pytest.fixture
 def scope(student, images):
-    """The names that README's blocks take for granted."""
+    """The names that the blocks take for granted."""
     pairs = [(images(1, 3, 8, 8), images(1, 3, 16, 16)) for _ in range(BATCHES)]
     return {
         "torch": torch,
@@ -74,6 +76,7 @@ def test_plain(scope, student):
 
 
 def test_lightning(scope, student):
+    pytest.importorskip("lightning", exc_type=CANNOT_IMPORT)
     execute("import lightning", scope)
     assert_trained(scope["module"].dckd, student, BATCHES // 2)
 

@@ -1,0 +1,202 @@
+"""The training commands as processes: interrupted, two together, one of them dying."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+import torch
+from restoration import networks
+from toys import ENVIRONMENT, LAUNCH, ROOT, assert_close, options, weights, write
+
+pytestmark = pytest.mark.slow
+SCRIPT = "examples/train_sr.py"
+STEPS = 51  # the history moves after 50
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """Options of a run of sixty steps."""
+    folder = tmp_path_factory.mktemp("sets")
+    for seed in range(3):
+        write(folder / "train" / f"{seed}.png", 10 + seed, 12, seed)
+    write(folder / "val" / "a.png", 5, 6, 8)
+    data = {"data": folder / "train", "val": folder / "val"}
+    return options(iterations=60, batch_size=1, crop=8, **data)
+
+
+def command(*args, launcher=(sys.executable,), script=SCRIPT):
+    settings = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True}
+    return subprocess.run(
+        [*launcher, script, *map(str, args)], check=False, timeout=200, **settings
+    )
+
+
+@contextmanager
+def started(*args, launcher=(sys.executable,)):
+    settings = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "text": True}
+    line = [*launcher, SCRIPT, *map(str, args)]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, **settings) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(lines, text):
+    """Read a pipe up to a line that contains a text."""
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(seen))
+
+
+def assert_same_state(one, other):
+    """Two checkpoints hold the same student, history and counters."""
+    states = []
+    for folder in (one, other):
+        saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+        states.append(saved["content"]["dckd"] | saved["content"]["student"])
+    assert states[0]["negatives.counter"] == 60
+    assert_close(*states, 0)
+
+
+def test_bad_input_is_one_line_and_two(line, tmp_path):
+    done = command(*line, "--data", tmp_path / "absent")
+    said = f"error: {tmp_path / 'absent'}: found nothing; expected a folder of images\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@posix
+def test_any_interruption_and_resume_is_bit_identical(line, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert command(*line, "--output", straight).returncode == 0
+    resumed = [*line, "--output", broken, "--resume"]
+    with started(*line, "--output", broken) as process:
+        until(process.stdout, "output")
+        process.kill()
+    for number in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
+        with started(*resumed) as process:
+            until(process.stderr, "left")
+            process.send_signal(number)
+            _, stderr = process.communicate()
+        if number != signal.SIGKILL:
+            assert process.returncode == 130
+            (said,) = [text for text in stderr.splitlines() if "left" not in text]
+            assert said.startswith("stopped after step ")
+            assert "the same command with --resume" in said
+        assert not (broken / "metrics.json").exists()
+    for _ in range(2):  # the second time with nothing left to do
+        done = command(*resumed)
+        assert done.returncode == 0, done.stderr
+        assert weights(broken) == weights(straight)
+        for name in ("metrics.json", "log.json"):
+            assert (broken / name).read_bytes() == (straight / name).read_bytes(), name
+        (broken / "student.safetensors").unlink()
+    assert_same_state(straight, broken)
+
+
+@posix
+def test_two_processes_stop_together_when_one_is_asked_to(line, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    line = [*line, "--method", "dcr"]
+    done = command(*line, "--output", straight, launcher=LAUNCH)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stdout
+    assert done.stdout.count("output") == 1
+    with started(*line, "--output", broken, launcher=LAUNCH) as process:
+        until(process.stderr, "left")
+        workers = sorted(psutil.Process(process.pid).children(), key=lambda p: p.pid)
+        workers[-1].terminate()  # one of them alone
+        process.communicate(timeout=60)
+    assert (broken / "checkpoint.pt").exists()
+    assert not (broken / "metrics.json").exists()
+    done = command(*line, "--output", broken, "--resume", launcher=LAUNCH)
+    assert done.returncode == 0, done.stderr
+    assert weights(broken) == weights(straight)
+    assert_same_state(straight, broken)
+    done = command(*line, "--output", broken, "--resume")
+    assert done.returncode == 2
+    assert "processes was 2, is 1" in done.stderr
+
+
+def test_a_rank_that_dies_ends_the_run(line, tmp_path):
+    endless = [*line, "--method", "logits", "--iterations", "100000", "--output", str(tmp_path)]
+    with started(*endless, launcher=LAUNCH) as launcher:
+        until(launcher.stdout, "output")  # the last line before the training
+        time.sleep(1)
+        workers = sorted(psutil.Process(launcher.pid).children(), key=lambda p: p.pid)
+        workers[-1].kill()
+        launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def states(line, tmp_path_factory):
+    """Runs train_sr; what each of its processes ends with."""
+    folder = tmp_path_factory.mktemp("states")
+    script = folder / "both.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {os.fspath(ROOT / 'examples')!r})\n"
+        "import torch, train_sr\n"
+        "train = train_sr.train\n"
+        "def both(run, step, *, dckd, resume):\n"
+        "    train(run, step, dckd=dckd, resume=resume)\n"
+        "    state = {'student': run.student.state_dict(), 'dckd': dckd.state_dict()}\n"
+        f"    torch.save(state, os.path.join({os.fspath(folder)!r}, os.environ.get('RANK', '0')))\n"
+        "train_sr.train = both\n"
+        "sys.exit(train_sr.main())\n",
+        encoding="utf-8",
+    )
+
+    def run(processes, *more):
+        launcher = LAUNCH if processes == 2 else [sys.executable]
+        args = [*line, "--iterations", STEPS, "--output", folder / "run", *more]
+        done = command(*args, launcher=launcher, script=str(script))
+        assert done.returncode == 0, done.stderr
+        return [torch.load(folder / str(rank)) for rank in range(processes)]
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["dmm", "dckd"])
+def test_two_processes_are_one_of_twice_the_batch(method, states):
+    """DCR's ratio, its negatives and a balance are each process's own: without them they agree."""
+    losses = ["--method", method, "--balance", 0]
+    first, second = states(2, *losses, "--batch-size", 1)
+    (alone,) = states(1, *losses, "--batch-size", 2)
+    fresh = networks.build("tiny", 2).state_dict()
+    assert first["dckd"]["history.iteration"] == STEPS
+    for part in ("student", "dckd"):  # all ranks hold the same, the history's weights included
+        assert_close(first[part], second[part], 0)
+    assert not torch.equal(first["dckd"]["history.model.tail.weight"], fresh["tail.weight"])
+    if method == "dmm":
+        assert_close(first["student"], alone["student"], 1e-4)
+        assert_close(first["dckd"], alone["dckd"], 1e-4)
+    else:
+        pairs = ((first["student"][name], alone["student"][name]) for name in fresh)
+        assert max((one - other).abs().max() for one, other in pairs) > 1e-4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_default_run_gains_half_a_decibel(task, seed, tmp_path):
+    import json
+
+    args = ["--seed", seed, "--output", tmp_path]
+    settings = {"cwd": ROOT, "check": True, "capture_output": True}
+    subprocess.run([sys.executable, f"examples/train_{task}.py", *map(str, args)], **settings)
+    scores = json.loads((tmp_path / "metrics.json").read_text())["val"]["photographs"]
+    assert scores["student"]["psnr"] >= scores["input"]["psnr"] + 0.5
+    assert scores["student"]["ssim"] > scores["input"]["ssim"]

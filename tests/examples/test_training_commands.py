@@ -1,0 +1,436 @@
+"""The three training commands as a user runs them, within this process."""
+
+import json
+import os
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+import train_deblur
+import train_derain
+import train_sr
+from PIL import Image as Pillow
+from restoration import command, networks
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import pairs_from_images
+from restoration.data.images import photographs
+from restoration.results.evaluation import evaluate as score
+from toys import main, options, weights, write
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
+LAYOUTS = {"deblur": ("blur", "sharp"), "derain": ("input", "target")}
+WRITTEN = {
+    *("checkpoint.pt", "curves.png", "log.json", "metrics.json", "side_by_side.png"),
+    "student.safetensors",
+}
+tasks = pytest.mark.parametrize("task", list(SAME_SIZE))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Small training and validation sets."""
+    folder = tmp_path_factory.mktemp("sets")
+    for seed in range(3):
+        write(folder / "train" / f"{seed}.png", 10 + seed, 12, seed)
+    write(folder / "val" / "a.png", 10, 11, 8)
+    write(folder / "val" / "b.png", 11, 10, 9)
+    return folder
+
+
+@pytest.fixture
+def small(sets, tmp_path):
+    """Options of a run that takes a moment."""
+    data = {"data": sets / "train", "val": sets / "val", "output": tmp_path}
+    return options(iterations=3, batch_size=1, crop=8, **data)
+
+
+def write_pairs(root, task, count=2):
+    for seed in range(count):
+        path = write(root / LAYOUTS[task][1] / f"{seed}.png", 10, 12, seed)
+        image = np.asarray(Pillow.open(path))
+        noise = np.random.default_rng(seed).normal(0, 9, image.shape)
+        (root / LAYOUTS[task][0]).mkdir(parents=True, exist_ok=True)
+        noisy = Pillow.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8))
+        noisy.save(root / LAYOUTS[task][0] / f"{seed}.png")
+    return root
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def done(sets, tmp_path_factory):
+    """A run of twelve steps: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("results") / "deep" / "run"
+    line = options(data=sets / "train", val=sets / "val", iterations=12, batch_size=1, crop=8)
+    out, err = folder.parents[1] / "out", folder.parents[1] / "err"
+    with pytest.MonkeyPatch.context() as patch, out.open("w") as one, err.open("w") as two:
+        patch.setattr(sys, "stdout", one)
+        patch.setattr(sys, "stderr", two)
+        assert main(patch, train_sr, *line, *options(seed=3, output=folder)) == 0
+    return folder, out.read_text(), err.read_text()
+
+
+class TestResults:
+    """Of one run of twelve steps."""
+
+    def test_every_file_is_written(self, done):
+        folder, *_ = done
+        assert {path.name for path in folder.iterdir()} == WRITTEN
+        for picture in ("curves.png", "side_by_side.png"):
+            assert min(Pillow.open(folder / picture).size) > 200
+        assert networks.load(folder / "student.safetensors").tail.weight.abs().max() > 0
+
+    def test_metrics_are_exactly_these(self, done):
+        metrics = read(done[0] / "metrics.json")
+        val = metrics.pop("val")
+        facts = {"task": "sr", "scale": 2, "method": "dckd", "iterations": 12, "seed": 3}
+        assert metrics == facts
+        assert list(val) == ["val"]
+        assert list(val["val"]) == ["input", "student", "teacher"]
+        for scores in val["val"].values():
+            assert list(scores) == ["psnr", "ssim"]
+            assert 10 < scores["psnr"] < 60
+            assert 0 < scores["ssim"] < 1
+
+    @pytest.mark.parametrize("who", ["input", "student", "teacher"])
+    def test_evaluate_agrees_and_needs_nothing_else(self, done, sets, who, tmp_path, monkeypatch):
+        files = {"input": "bicubic", "teacher": train_sr.TEACHERS[2]}
+        model = files.get(who, done[0] / "student.safetensors")
+        line = options(task="sr", scale=2, model=model, data=sets / "val", json=tmp_path / "a.json")
+        assert main(monkeypatch, evaluate, *line) == 0
+        scores, metrics = read(tmp_path / "a.json"), read(done[0] / "metrics.json")
+        for key, value in metrics["val"]["val"][who].items():
+            assert scores[key] == pytest.approx(value, abs=1e-6)
+
+    def test_what_it_prints(self, done):
+        folder, out, _ = done
+        facts, table = out.split("PSNR (dB) / SSIM on Y, without a border of 2 pixels\n")
+        assert len(facts.splitlines()) <= 20
+        assert max(map(len, facts.splitlines())) <= 100 + len(str(folder))
+        for fact in (
+            *("l1 + kd + 0.1 dcr", "9,492 parameters", "152,332", "compact", "seed 3"),
+            *("held out    val: a, b", "ratio       in the log: the gradient norm of DCKD"),
+        ):
+            assert fact in facts
+        for name in ("train", "val"):
+            assert f"{name}: its images are shrunk by MATLAB's bicubic\n" in facts
+        assert table.splitlines()[0].split() == ["set", "bicubic", "student", "teacher"]
+        row = table.splitlines()[1]
+        assert row.startswith("val ")
+        for scores in read(folder / "metrics.json")["val"]["val"].values():
+            assert f"{scores['psnr']:.2f} / {scores['ssim']:.4f}" in row
+
+    def test_a_log_file_gets_one_line_a_validation(self, done):
+        err = done[2]
+        assert "\r" not in err
+        lines = [line for line in err.splitlines() if "left" in line]
+        assert len(lines) == 12
+        for part in ("12/12 ", "it/s", "left", "l1 ", "kd ", "dcr ", "dmm ", "ratio ", "psnr "):
+            assert part in lines[-1]
+
+    def test_the_log_has_the_gradient_ratio_and_the_distances_of_each_level(self, done):
+        for record in read(done[0] / "log.json"):
+            assert 0 < record["ratio"] < 1e4
+            assert len(record["positive"]) == len(record["negative"]) == 5
+
+
+class TestMethods:
+    def test_they_differ_in_nothing_but_the_losses(self, small, tmp_path, monkeypatch):
+        starts = []
+        orders = []
+        crops, train = RandomCrops.__getitem__, train_sr.train
+
+        def spy(self, index):
+            orders[-1].append((index, crops(self, index)[0].sum().item()))
+            return crops(self, index)
+
+        def noting(run, *args, **kwargs):
+            starts.append({name: p.clone() for name, p in run.student.state_dict().items()})
+            train(run, *args, **kwargs)
+
+        monkeypatch.setattr(RandomCrops, "__getitem__", spy)
+        monkeypatch.setattr(train_sr, "train", noting)
+        students = []
+        dckd = ["kd", "positive", "negative", "dcr", "dmm", "ratio"]
+        without = {
+            "scratch": dckd,
+            "logits": dckd[1:],
+            "dcr": ["dmm"],
+            "dmm": dckd[1:4],
+            "dckd": [],
+        }
+        for method in command.METHODS:
+            orders.append([])
+            assert main(monkeypatch, train_sr, *small, "--method", method) == 0
+            students.append(weights(tmp_path))
+            expected = {"step", "l1", *dckd, "psnr"} - set(without[method])
+            assert set(read(tmp_path / "log.json")[0]) == expected
+        assert len(orders[0]) == 3
+        for start, order in zip(starts, orders, strict=True):
+            assert order == orders[0]
+            assert all(torch.equal(start[name], starts[0][name]) for name in starts[0])
+        assert all(a != b for a, b in combinations(students, 2))
+
+    def students(self, monkeypatch, small, *lines):
+        """What each of the command lines trains."""
+        found = []
+        for line in lines:
+            assert main(monkeypatch, train_sr, *small, *line) == 0
+            found.append(weights(Path(small[small.index("--output") + 1])))
+        return found
+
+    def test_weights_and_balance(self, small, monkeypatch):
+        logits, zero = self.students(
+            monkeypatch,
+            small,
+            ["--method", "logits"],
+            ["--method", "dckd", "--dcr-weight", 0, "--dmm-weight", 0],
+        )
+        assert logits == zero, "DCKD of weight zero"
+        dmm = ["--method", "dmm", "--dmm-weight"]
+        one, same, *others = self.students(
+            monkeypatch,
+            small,
+            *([*dmm, 1e-3, "--balance", 0.25], [*dmm, 2e-3, "--balance", 0.25]),
+            *([*dmm, 1e-3, "--balance", 0.5], [*dmm, 1e-3, "--balance", 0]),
+            [*dmm, 2e-3, "--balance", 0],  # 0 turns it off
+        )
+        assert one == same, "balanced weights share, and the fraction decides"
+        assert all(a != b for a, b in combinations([one, *others], 2))
+        dcr = ["--method", "dcr"]
+        default, alone, both = self.students(
+            monkeypatch,
+            small,
+            *(dcr, [*dcr, "--dcr-weight", 0.2], [*dcr, "--dcr-weight", 0.2, "--balance", 0.3]),
+        )
+        assert default == both != alone, "a weight given alone is fixed"
+
+    def test_the_form_of_dmm_is_the_command_lines(self, small, monkeypatch, capsys):
+        students = []
+        for form in ("cross_entropy", "released"):
+            line = ["--method", "dmm", "--form", form]
+            students += self.students(monkeypatch, small, line)
+            assert ("dmm as released" in capsys.readouterr().out) == (form == "released")
+        assert students[0] != students[1]
+
+    def test_the_seed_decides(self, small, monkeypatch):
+        lines = [["--method", "logits", "--seed", seed] for seed in (0, 0, 1)]
+        first, again, other = self.students(monkeypatch, small, *lines)
+        assert first == again != other
+
+    def test_scratch_needs_no_teacher(self, small, tmp_path, monkeypatch):
+        self.students(monkeypatch, small, ["--method", "scratch", "--scale", 3])
+        assert list(read(tmp_path / "metrics.json")["val"]["val"]) == ["input", "student"]
+        teacher = networks.load(tmp_path / "student.safetensors")
+        assert teacher.scale == 3
+        networks.save(teacher, tmp_path / "teacher.safetensors")
+        taught = ["--method", "logits", "--scale", 3, "--teacher", tmp_path / "teacher.safetensors"]
+        self.students(monkeypatch, small, taught)
+
+    def test_the_student_of_plain_distillation_is_shown_where_there_is_one(
+        self, sets, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.chdir(tmp_path)  # the output folders are the default ones
+        data = {"data": sets / "train", "val": sets / "val", "iterations": 3, "batch_size": 1}
+        line = options(crop=8, **data)
+        assert main(monkeypatch, train_sr, *line, "--method", "logits") == 0
+        for more, shown in ((["--method", "dmm"], True), (["--method", "dmm", "--crop", 9], False)):
+            capsys.readouterr()
+            assert main(monkeypatch, train_sr, *line, *more) == 0
+            assert ("plain distillation" in capsys.readouterr().out) == shown
+            val = read(tmp_path / "runs" / "sr_x2_dmm_0" / "metrics.json")["val"]["val"]
+            assert list(val) == ["input", *["logits"] * shown, "student", "teacher"]
+            if shown:
+                of_logits = read(tmp_path / "runs" / "sr_x2_logits_0" / "metrics.json")
+                assert val["logits"] == of_logits["val"]["val"]["student"]
+
+
+class TestSameSize:
+    """Deblurring and deraining."""
+
+    @tasks
+    def test_the_embedded_teacher_restores(self, task):
+        """On photographs that it never saw; what its card says is measured at length."""
+        script = SAME_SIZE[task]
+        assert script.TEACHER.stat().st_size < 700_000
+        teacher = networks.load(script.TEACHER)
+        assert (teacher.channels, teacher.blocks, teacher.scale) == (32, 8, 1)
+        degradation = getattr(script, {"deblur": "camera_motion", "derain": "rain"}[task])
+        corner = {"cat": photographs("held_out")["chelsea"][:160, :160]}
+        pairs = pairs_from_images(corner, 1, degradation)
+        scores = [score(model, pairs, 1, task=task)["psnr"] for model in (None, teacher)]
+        assert scores[1] > scores[0] + {"deblur": 0.5, "derain": 5}[task]
+
+    @tasks
+    def test_photographs_by_default(self, task, tmp_path, monkeypatch, capsys):
+        """A short run of everything: the same table, pictures and curves as for SR."""
+        few = {name: image[:96, :96] for name, image in photographs("held_out").items()}
+        monkeypatch.setattr(SAME_SIZE[task], "photographs", lambda split: few)
+        line = ["--iterations", 4, "--batch-size", 1, "--crop", 32, "--seed", 3]
+        assert main(monkeypatch, SAME_SIZE[task], *line, "--output", tmp_path) == 0
+        assert {path.name for path in tmp_path.iterdir()} == WRITTEN
+        metrics = read(tmp_path / "metrics.json")
+        val = metrics.pop("val")["photographs"]
+        facts = {"task": task, "scale": 1, "method": "dckd", "iterations": 4, "seed": 3}
+        assert metrics == facts
+        assert list(val) == ["input", "student", "teacher"]
+        assert val["teacher"]["psnr"] > val["input"]["psnr"]
+        where = {
+            "deblur": "in RGB, border included, SSIM over the volume",
+            "derain": "on Y in whole numbers, border included",
+        }
+        said, table = capsys.readouterr().out.split(f"PSNR (dB) / SSIM {where[task]}\n")
+        assert table.splitlines()[0].split() == ["set", "input", "student", "teacher"]
+        losses = "l1 + kd + 0.1 dcr + 0.001 dmm, balanced to 0.3,"
+        held_out = "photographs: chelsea-0, coffee-0, rocket-0, chelsea-1, coffee-1, rocket-1"
+        for fact in (losses, "24 images", held_out, "tiny", "154,924", "crops of 32x32"):
+            assert fact in said
+        assert networks.load(tmp_path / "student.safetensors").tail.weight.abs().max() > 0
+
+    @tasks
+    def test_pairs_on_disk_and_resuming(self, task, tmp_path, monkeypatch, capsys):
+        data, script = write_pairs(tmp_path / "set", task), SAME_SIZE[task]
+        line = ["--data", data, "--val", data, "--method", "logits", "--batch-size", 1]
+        line += ["--crop", 16, "--iterations", 4]
+        states = []
+        for memory in (1, 0):  # in memory, and read by processes that are ahead
+            more = ["--output", tmp_path / str(memory), "--memory", memory]
+            assert main(monkeypatch, script, *line, *more) == 0
+            states.append(weights(tmp_path / str(memory)))
+        assert states[0] == states[1]
+        assert main(monkeypatch, script, *line, *more, "--resume") == 0
+        assert weights(tmp_path / "0") == states[0]
+        broken = data / LAYOUTS[task][0] / "0.png"
+        broken.write_bytes(broken.read_bytes()[:300])
+        capsys.readouterr()
+        more = ["--output", tmp_path / "x", "--memory", 0]
+        assert main(monkeypatch, script, *line, *more) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"error: {broken}: cannot be read as an image" in said
+
+    @tasks
+    def test_what_is_made_of_images_without_pairs_is_said(
+        self, task, tmp_path, monkeypatch, capsys
+    ):
+        script, data = SAME_SIZE[task], write_pairs(tmp_path / "set", task)
+        alone = write_pairs(tmp_path / "plain", task) / LAYOUTS[task][1]
+        without_training(monkeypatch, script)
+        line = ["--method", "scratch", "--crop", 16, "--output", tmp_path / "out", "--data", data]
+        made = {"deblur": "blurred", "derain": "rained on"}[task]
+        for val, said in ((data, []), (alone, [f"no pairs in {alone}: its images are {made}"])):
+            assert main(monkeypatch, script, *line, "--val", val) == 0
+            out = capsys.readouterr().out
+            assert [text.strip() for text in out.splitlines() if "no pairs" in text] == said
+
+
+def without_training(monkeypatch, script):
+    monkeypatch.setattr(script, "train", lambda *args, **kwargs: None)
+    monkeypatch.setattr(script.report, "finish", lambda *args: None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
+@pytest.mark.parametrize(
+    ("task", "folder"), [("derain", "derain/Rain100L_dev"), ("deblur", "deblur/REDS_mini")]
+)
+def test_real_pairs(task, folder, tmp_path, monkeypatch):
+    data = Path(os.environ["DCKD_DATA"], folder)
+    line = ["--data", data / "train", "--val", data / "val", "--output", tmp_path]
+    line += ["--iterations", 30, "--batch-size", 2, "--method", "scratch"]
+    assert main(monkeypatch, SAME_SIZE[task], *line) == 0
+    scores = read(tmp_path / "metrics.json")["val"]["val"]
+    assert scores["student"]["psnr"] > scores["input"]["psnr"] - 0.5
+    last = read(tmp_path / "log.json")[-1]
+    assert last["psnr"] == pytest.approx(scores["student"]["psnr"], abs=1e-3)
+
+
+@pytest.mark.usefixtures("paper_networks")
+@pytest.mark.parametrize(
+    ("script", "name", "loss"),
+    [
+        (train_sr, "swinir-light", "l1"),
+        (train_deblur, "nafnet-student", "psnr"),
+        pytest.param(train_derain, "restormer-student", "l1", marks=pytest.mark.slow),
+    ],
+)
+def test_the_papers_networks_by_the_same_command(script, name, loss, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    scale, teacher = 2 if script is train_sr else 1, tmp_path / "teacher.safetensors"
+    networks.save(networks.build(networks.teacher_of(name), scale), teacher)
+    data = write_pairs(tmp_path / "set", "deblur")
+    data = data / "sharp" if scale == 2 else data
+    line = options(data=data, val=data, backbone=name, teacher=teacher, output=tmp_path / "out")
+    line += options(iterations=1, crop=16, batch_size=1, method="logits")
+    assert main(monkeypatch, script, *line, "--gradient-checkpointing") == 0
+    student = networks.load(tmp_path / "out" / "student.safetensors")
+    assert (student.backbone, student.scale) == (name, scale)
+    assert f"logits: {loss} + kd" in capsys.readouterr().out  # its small recipe
+    first = read(tmp_path / "out" / "log.json")[0]
+    assert first.get("pixel", 0) <= 0 if loss == "psnr" else first.get("pixel", 1) > 0
+
+
+def test_a_papers_recipe_is_printed_in_full(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("spandrel", exc_type=(ImportError, RuntimeError))
+    data = write_pairs(tmp_path / "set", "derain")
+    without_training(monkeypatch, train_derain)
+    monkeypatch.setattr(command, "open_teacher", lambda *args: None)
+    line = ["--data", data, "--val", data, "--recipe", "paper", "--method", "scratch"]
+    line += ["--backbone", "restormer-student", "--output", tmp_path / "out"]
+    assert main(monkeypatch, train_derain, *line) == 0
+    said = capsys.readouterr().out
+    for fact in (
+        *("300,000 of 64 crops of 128x128", "40 crops of 160x160", "8 crops of 384x384"),
+        *("at 92,000", "at 276,000", "adamw, betas (0.9, 0.999), weight decay 0.0001"),
+        *("clipped to 0.01", "0.0003, constant for 92,000 steps, then by a cosine"),
+    ):
+        assert fact in said
+    assert len(said.splitlines()) <= 20
+    assert max(map(len, said.splitlines())) <= 110 + len(str(tmp_path))
+
+
+def test_a_data_set_without_options_is_scikit_images(tmp_path, monkeypatch, capsys):
+    runs = []
+    without_training(monkeypatch, train_sr)
+    monkeypatch.setattr(train_sr, "train", lambda run, *args, **kwargs: runs.append(run))
+    assert main(monkeypatch, train_sr, "--output", tmp_path) == 0
+    trained_on = [pair.name for pair in runs[0].crops.pairs]
+    assert len(trained_on) == 8
+    out = capsys.readouterr().out
+    (held_out,) = [line for line in out.splitlines() if line.startswith("held out")]
+    assert held_out.split(": ")[1].split(", ") == ["chelsea", "coffee", "rocket"]
+    assert not set(trained_on) & {"chelsea", "coffee", "rocket"}
+    for fact in ("dckd", "compact", "tiny", "scale 2"):
+        assert fact in out
+
+
+def test_settings_leave_out_only_what_cannot_matter():
+    args = set(vars(command.parse(None, "sr", [])))
+    of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
+    by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
+    by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *command.WEIGHTS}
+    by_accelerator = {"mixed_precision", "gradient_accumulation"}
+    rest = args - of_no_account - by_checksum - by_recipe - by_accelerator
+    assert rest == set(command.DECISIVE)
+
+
+@pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
+def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command.parse("What it does.", task, ["--help"])
+    text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # where lines were broken
+    offered = {"sr": ("swinir-light", "swinir-x4"), "deblur": ("nafnet-student", "nafnet-gopro")}
+    for known, names in offered.items():
+        assert all((name in text) == ((known == "sr") == (task == "sr")) for name in names)
+    for option in command.parse(None, task, []).__dict__:
+        if option not in ("task", "scale") or (task == "sr" and option == "scale"):
+            name = f"--{option.replace('_', '-')}"
+            rest = text.split("options:")[1].split(f" {name} ", 1)
+            assert len(rest) == 2 or name in text, option
+            assert rest[-1].split(" --", 1)[0].count("default:") <= 1, option
