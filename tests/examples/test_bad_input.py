@@ -7,9 +7,9 @@ import train_sr
 from PIL import Image as Pillow
 from restoration import networks
 from safetensors.torch import save_file
-from toys import main, options, write
+from toys import main, no_pictures, options, write  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")

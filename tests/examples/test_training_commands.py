@@ -19,7 +19,7 @@ from restoration.data.crops import RandomCrops
 from restoration.data.datasets import pairs_from_images
 from restoration.data.images import photographs
 from restoration.results.evaluation import evaluate as score
-from toys import main, options, weights, write
+from toys import main, no_pictures, options, weights, write  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
@@ -141,6 +141,7 @@ class TestResults:
             assert len(record["positive"]) == len(record["negative"]) == 5
 
 
+@pytest.mark.usefixtures("no_pictures")
 class TestMethods:
     def test_they_differ_in_nothing_but_the_losses(self, small, tmp_path, monkeypatch):
         starts = []
@@ -295,6 +296,7 @@ class TestSameSize:
         assert networks.load(tmp_path / "student.safetensors").tail.weight.abs().max() > 0
 
     @tasks
+    @pytest.mark.usefixtures("no_pictures")
     def test_pairs_on_disk_and_resuming(self, task, tmp_path, monkeypatch, capsys):
         data, script = write_pairs(tmp_path / "set", task), SAME_SIZE[task]
         line = ["--data", data, "--val", data, "--method", "logits", "--batch-size", 1]
@@ -355,7 +357,7 @@ def test_real_pairs(task, folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "name", "loss"),
     [
-        (train_sr, "swinir-light", "l1"),
+        pytest.param(train_sr, "swinir-light", "l1", marks=pytest.mark.slow),
         (train_deblur, "nafnet-student", "psnr"),
         pytest.param(train_derain, "restormer-student", "l1", marks=pytest.mark.slow),
     ],
