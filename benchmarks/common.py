@@ -18,6 +18,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -198,20 +199,10 @@ def tf32(allowed: bool) -> Iterator[None]:
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
-def in_turns(
-    jobs: Mapping[Key, Callable[[], Times]], rounds: int, until: float = math.inf
-) -> dict[Key, list[Times]]:
-    """Do all jobs in each round, so that what else a machine does meets all of them.
-
-    Args:
-        jobs: by name; warmed up.
-        rounds: how many at most, one at least.
-        until: when to stop, on `time.monotonic`'s clock.
-    """
+def in_turns(jobs: Mapping[Key, Callable[[], Times]], rounds: int) -> dict[Key, list[Times]]:
+    """Do all jobs, warmed up, in each round: what else a machine does meets all of them."""
     times: dict[Key, list[Times]] = {name: [] for name in jobs}
-    for done in range(rounds):
-        if done and time.monotonic() > until:
-            break
+    for _ in range(rounds):
         for name, job in jobs.items():
             times[name].append(job())
     return times
@@ -246,33 +237,29 @@ def distance(seen: Tensor, truth: Tensor) -> dict[str, float]:
     }
 
 
+class _Held:
+    """A tensor that the graph keeps for backward."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved(way: Way, student: Tensor) -> int:
     """Bytes that the graph holds between forward and backward, the weights left out."""
     x = student.clone().requires_grad_()
-    loss, found, seen = way(x), {}, set()
-    todo = [loss.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        todo += [following for following, _ in node.next_functions]
-        for tensor in _held_by(node):
-            if not isinstance(tensor, nn.Parameter):
-                storage = tensor.untyped_storage()
-                found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
+    alive: WeakSet[_Held] = WeakSet()
 
+    def pack(tensor: Tensor) -> _Held:
+        held = _Held(tensor if isinstance(tensor, nn.Parameter) else tensor.detach())
+        alive.add(held)
+        return held
 
-def _held_by(node: object) -> list[Tensor]:
-    """The tensors that a node of autograd's graph saved, the hidden ones too."""
-    values = [
-        getattr(node, name)
-        for name in dir(node)
-        if name.startswith("_saved") or name == "saved_tensors"
-    ]
-    flat = [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
-    return [x for x in flat if isinstance(x, Tensor)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+        loss = way(x)
+    tensors = [held.tensor for held in alive if not isinstance(held.tensor, nn.Parameter)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    del loss  # until here it keeps the graph
+    return sum(storages.values())
 
 
 def peak(job: Callable[[], object], device: torch.device) -> int:

@@ -4,15 +4,15 @@
     python -m benchmarks.device --out DIR --seconds 60 --device cpu --tiny  # the same, in miniature
     python -m benchmarks.device --out DIR --seconds 540 --tables            # trains; call it again
 
-Each part is a process with a limit of its own, writes its file as it goes on, and leaves the time
-that it does not need to the parts after it; whatever fails is told in `summary.md`, which is
-printed last. Where there is no clone, DCKD_COMMIT names the commit.
+Each part is a command of its own with a limit, and leaves the time that it does not need to the
+parts after it. Its file is there as soon as it ends, also where it was stopped; whatever fails is
+told in `summary.md`, which is printed last. Without a clone, DCKD_COMMIT names the commit.
 
 `--tables` trains the small tables, Table 5 with the student of 152,332 parameters first, says
 beforehand what it will get done, and stops in time. `--store` (default: runs/device, which git
-ignores) holds the runs; what has to travel of it lies packed in DIR as `store_*.tar`, and is
-unpacked from the store's folder where it is found. DCKD_DATA names the images (benchmarks/tables/
-data.py); without it, or with `--tiny`, the smoke budget is trained.
+ignores) holds the runs. All of it also lies packed in DIR, as `store_*.tar.gz`; a call unpacks what
+it finds of these in its store. DCKD_DATA names the images (benchmarks/tables/data.py); without it,
+or with `--tiny`, the smoke budget is trained.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,12 +30,11 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -46,9 +46,8 @@ from benchmarks import common
 from benchmarks.common import ROOT, Row
 from benchmarks.speed import Bench, Spec, table
 
+START = 4  # seconds that a command may take to import what it needs
 SUMMARY_SECONDS = 3  # of the whole, kept for the summary
-START = 4  # seconds that a part may take to import what it needs
-SAFE = 0.85  # of a part's limit, after which it begins nothing more
 DTYPES = {
     "float32": torch.float32, "tf32": torch.float32, "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -60,7 +59,7 @@ CONSTANTS: Sequence[tuple[str, Sequence[Any]]] = (  # of the Triton kernels; the
     ("dckd_losses.ops.triton_norm.PROGRAMS", (4096, 1024, 2048, 8192)),
     ("dckd_losses.ops.triton_distances.BLOCK", (1024, 512, 2048, 4096)),
 )
-SMALL_TABLES = (  # commands of benchmarks.tables in this order
+SMALL_TABLES = (  # arguments of benchmarks.tables, the most wanted first
     ("table5", "--student", "small", "--seeds", "0", "1", "2", "3", "4"),
     ("table7", "--student", "small"),
     ("table2", "--student", "small"),
@@ -69,80 +68,92 @@ SMALL_TABLES = (  # commands of benchmarks.tables in this order
 TAR_BYTES = 15 << 20  # of a packed part of the store
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How a part is to run.
+class Part(NamedTuple):
+    """One thing that is measured."""
 
-    Attributes:
-        out: where its file goes.
-        device: where it measures.
-        tiny: in miniature.
-        until: when to begin nothing more, on `time.monotonic`'s clock.
-    """
-
-    out: Path
-    device: torch.device
-    tiny: bool
-    until: float
-
-    def bench(self, size: str, truth: bool = False) -> Bench:
-        """Images and weights to measure on; in miniature smaller ones, through `compact`."""
-        size, encoder = ("1x32", "compact") if self.tiny else (size, None)
-        return Bench(size, 5, self.device, truth=truth, encoder=encoder)
-
-    @property
-    def late(self) -> bool:
-        """Whether nothing more should begin."""
-        return time.monotonic() > self.until
-
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a part's JSON, with what it was measured with."""
-        facts = {"command": common.command("benchmarks.device"), **common.machine(self.device)}
-        common.write_json(self.out / name, {**facts, **content})
+    name: str
+    seconds: int  # of 540
+    file: str
+    command: list[str]  # a module and its arguments
 
 
-# Parts
+def parts(device: str, tiny: bool, work: Path) -> list[Part]:
+    """What is measured, in this order, with files in a working folder."""
+    mine = ["benchmarks.device", "--out", str(work), "--device", device, *["--tiny"] * tiny]
+    speed = ["benchmarks.speed", "--device", device, "--json", str(work / "speed.json")]
+    speed += ["--encoder", "compact", "--rounds", "1"] if tiny else []
+    sizes = ["1x32"] if tiny else ["16x192", "4x64", "32x256"]
+    compiled = ["--append", "--compiled", "--sizes", sizes[0], "--precisions", "float16", "tf32"]
+    precision = ["benchmarks.precision", "--device", device]
+    precision += ["--json", str(work / "precision.json")]
+    if tiny:
+        precision += ["--encoders", "compact", "--crops", "1", "--side", "32", "--steps", "2"]
+    files = (p for p in (ROOT / "tests").rglob("test_*.py") if "mark.cuda" in p.read_text("utf-8"))
+    tests = sorted(map(str, files))[: 1 if tiny else None]
+    return [
+        Part("facts", 12, "facts.json", [*mine, "--part", "facts"]),
+        Part("ceilings", 30, "ceilings.json", [*mine, "--part", "ceilings"]),
+        Part("tests", 130, "tests.txt", ["pytest", "-q", "-m", "cuda", "--maxfail=30", *tests]),
+        Part("speed", 110, "speed.json", [*speed, "--sizes", *sizes]),
+        Part("compiled", 60, "speed.json", [*speed, *compiled]),
+        Part("sweep", 50, "sweep.json", [*mine, "--part", "sweep"]),
+        Part("profile", 30, "profile.json", [*mine, "--part", "profile"]),
+        Part("precision", 100, "precision.json", precision),
+    ]
 
 
-def facts(setting: Setting) -> None:
+# What only this module measures
+
+
+def write(path: Path, device: torch.device, content: Mapping[str, Any]) -> None:
+    """Write a part's JSON, with what it was measured with."""
+    facts = {"command": common.command("benchmarks.device"), **common.machine(device)}
+    common.write_json(path, {**facts, **content})
+
+
+def bench(device: torch.device, tiny: bool) -> Bench:
+    """Images and weights to measure on; in miniature small ones, through `compact`."""
+    size, encoder = ("1x32", "compact") if tiny else ("16x192", None)
+    return Bench(size, 5, device, truth=False, encoder=encoder)
+
+
+def facts(out: Path, device: torch.device, tiny: bool) -> None:
     """What the machine is, and whether the library runs there at all."""
-    bench = setting.bench("4x64")
-    row = bench.rows([Spec("stream")], 1)[0]
-    installed = [f"{d.metadata['Name']} {d.version}" for d in metadata.distributions()]
-    setting.write("facts.json", {"first_call": row, "packages": sorted(installed)})
+    row = Bench("1x32", 5, device, truth=False, encoder="compact").rows([Spec("stream")], 1)[0]
+    installed = sorted(f"{d.metadata['Name']} {d.version}" for d in metadata.distributions())
+    write(out / "facts.json", device, {"first_call": row, "packages": installed})
 
 
-def ceilings(setting: Setting) -> None:
+def ceilings(out: Path, device: torch.device, tiny: bool) -> None:
     """What the device reaches at best: copies, products, convolutions as the encoder has them."""
     rows: list[Row] = []
 
     def note(row: Row) -> None:
         rows.append(row)
-        setting.write("ceilings.json", {"rows": rows})
+        write(out / "ceilings.json", device, {"rows": rows})
 
-    gigabytes, side, batch = (0.01, 128, 1) if setting.tiny else (4.0, 8192, 16)
-    source = torch.randn(int(gigabytes * 1e9 / 4), device=setting.device)
+    gigabytes, side, batch = (0.01, 128, 1) if tiny else (4.0, 8192, 16)
+    source = torch.randn(int(gigabytes * 1e9 / 4), device=device)
     target = torch.empty_like(source)
-    seconds = _seconds(partial(target.copy_, source), setting.device)
+    seconds = _seconds(partial(target.copy_, source), device)
     note({"what": f"copy of {gigabytes:g} GB", "gb_per_s": 2 * gigabytes / seconds})
     del source, target
     for precision, dtype in DTYPES.items():
-        a, b = (torch.randn(side, side, device=setting.device, dtype=dtype) for _ in range(2))
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         with common.tf32(precision == "tf32"):
-            seconds = _seconds(partial(torch.mm, a, b), setting.device)
+            seconds = _seconds(partial(torch.mm, a, b), device)
         label = {"what": f"product of {side}", "precision": precision}
         note({**label, "tflop_per_s": 2 * side**3 / seconds / 1e12})
-        del a, b
-    cases = product((False, True), CONVOLUTIONS, ("float32", "tf32", "float16"), (False, True))
-    for benchmark, (channels, pixels), precision, bias in cases:
-        if setting.late or (setting.tiny and (pixels > 12 or benchmark)):
-            continue
-        if bias and (precision != "float16" or pixels != 192):
-            continue  # one case says whether a bias costs a pass of its own
+    shapes = CONVOLUTIONS[-1:] if tiny else CONVOLUTIONS
+    for benchmark, (channels, pixels) in product((False, True), shapes):
         torch.backends.cudnn.benchmark = benchmark
-        label = {"what": f"convolution, {channels} channels, {batch}x{pixels}x{pixels}"}
-        label |= {"precision": precision, "bias": bias, "cudnn_benchmark": benchmark}
-        note({**label, **_convolution(setting.device, batch, channels, pixels, precision, bias)})
+        # one with a bias says whether that costs a pass of its own
+        cases = [("float32", False), ("tf32", False), ("float16", False), ("float16", True)]
+        for precision, bias in cases:
+            found = _convolution(device, batch, channels, pixels, precision, bias)
+            label = {"what": f"convolution, {channels} channels, {batch}x{pixels}x{pixels}"}
+            label |= {"precision": precision, "bias": bias, "cudnn_benchmark": benchmark}
+            note({**label, **found})
 
 
 def _convolution(
@@ -181,135 +192,56 @@ def _seconds(job: Callable[[], object], device: torch.device, count: int = 10) -
     return (time.perf_counter() - start) / count
 
 
-def tests(setting: Setting) -> None:
-    """The tests that need a device; in miniature one file of them."""
-    folder, chosen = ROOT / "tests", ["-m", "cuda"]
-    files = sorted(p for p in folder.rglob("test_*.py") if "mark.cuda" in p.read_text("utf-8"))
-    if setting.tiny:
-        files, chosen = [p for p in files if "kernels" not in p.name][:1], ["-m", "cuda"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x" if setting.tiny else "--maxfail=30",
-         "-p", "no:cacheprovider", *chosen, *map(str, files)],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    (setting.out / "tests.txt").write_text(done.stdout[-200_000:], encoding="utf-8")
-    if done.returncode not in (0, 5):  # 5: none was chosen
-        sys.exit(done.returncode)
-
-
-def speed(setting: Setting) -> None:
-    """The loss in every way, precision and as graphs: the main size first, compiled ways last."""
-    torch.backends.cudnn.benchmark = True
-    sizes = ("16x192",) if setting.tiny else ("16x192", "4x64", "32x256")
-    precisions = ("float32",) if setting.tiny else tuple(DTYPES)
-    halves = () if setting.tiny else ("tf32", "float16")
-    rounds, rows = (1, 10)[not setting.tiny], []
-    for size, graph in product(sizes, (False, True)):
-        if setting.late:
-            break
-        specs = [
-            Spec(mode, precision, settings, graph)
-            for mode, settings in (("released", {}), ("plain", {"impl": "plain"}), ("stream", {}))
-            for precision in precisions
-        ]
-        if size == sizes[0] and not graph:
-            specs += [Spec(f"stream, chunk {c}", p, {"chunk": c}) for c in (1, 16) for p in halves]
-            specs += [Spec("twopass", p, {"mode": "twopass"}) for p in halves]
-            specs += [Spec("stream, torch's norms", p, triton_norms=False) for p in halves]
-        rows += setting.bench(size, truth=True).rows(specs, rounds, setting.until)
-        setting.write("speed.json", {"rows": rows})
-
-
-def compiled(setting: Setting) -> None:
-    """The plain path under torch.compile; appended to what `speed` wrote."""
-    torch.backends.cudnn.benchmark = True
-    path = setting.out / "speed.json"
-    rows = json.loads(path.read_text()).get("rows", []) if path.is_file() else []
-    bench = setting.bench("16x192", truth=True)
-    modes = ("default", "max-autotune-no-cudagraphs")
-    for mode, precision in product(modes, ("float16", "tf32")):
-        spec = Spec("plain", precision, {"impl": "plain"}, compiled=mode)
-        if setting.tiny or setting.late:
-            reason = "in miniature nothing is compiled" if setting.tiny else "no time left"
-            rows.append({**bench.label(spec), "skipped": reason})
-        else:
-            rows += bench.rows([spec], 10)
-        setting.write("speed.json", {"rows": rows})
-
-
-def sweep(setting: Setting) -> None:
+def sweep(out: Path, device: torch.device, tiny: bool) -> None:
     """Chunks, and the kernels' constants, one changed at a time, in float16."""
     torch.backends.cudnn.benchmark = True
-    bench = setting.bench("16x192")
-    precision, rounds = ("float32", 1) if setting.tiny else ("float16", 5)
-    rows: list[Row] = []
+    measured, rows = bench(device, tiny), []
+    precision, rounds = ("float32", 1) if tiny else ("float16", 5)
 
-    def note(label: Row, spec: Spec) -> None:
-        found = bench.rows([spec], rounds, setting.until)[0]
-        rows.append({**label, **{k: found.get(k) for k in ("ms_median", "ms_iqr", "peak_mb")}})
-        setting.write("sweep.json", {"rows": rows})
+    def note(label: Row, settings: Mapping[str, Any]) -> None:
+        found = measured.rows([Spec("stream", precision, settings)], rounds)[0]
+        kept = {k: found[k] for k in ("ms_median", "ms_iqr", "peak_mb", "skipped") if k in found}
+        rows.append({**label, **kept})
+        write(out / "sweep.json", device, {"rows": rows})
 
-    for chunk in CHUNKS[:: 4 if setting.tiny else 1]:
-        note({"chunk": chunk}, Spec("stream", precision, {"chunk": chunk}))
+    for chunk in CHUNKS[:: 4 if tiny else 1]:
+        note({"chunk": chunk}, {"chunk": chunk})
     for name, values in CONSTANTS:
-        for value in values[: 1 if setting.tiny else None]:
-            if setting.late:
-                return
+        for value in values[: 1 if tiny else None]:
+            label = {"constant": name, "value": value}
             try:
                 with patch(name, value):
-                    note({"constant": name, "value": value}, Spec("stream", precision))
-            except (ImportError, AttributeError, RuntimeError) as error:
-                rows.append({"constant": name, "value": value, "failed": str(error)[:300]})
+                    note(label, {})
+            except Exception as error:  # a kernel that does not compile so; the rest may
+                rows.append({**label, "failed": str(error)[:300]})
 
 
-def profiled(setting: Setting) -> None:
+def profiled(out: Path, device: torch.device, tiny: bool) -> None:
     """Kernels of one loss by time, of ours with default settings and of the released way."""
     torch.backends.cudnn.benchmark = True
-    cuda = setting.device.type == "cuda"
-    bench = setting.bench("16x192")
-    content: dict[str, Any] = {}
+    measured, content, cuda = bench(device, tiny), {}, device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    half = "float16" if cuda else "float32"
-    for spec in (Spec("stream", half), Spec("released", "tf32" if cuda else "float32")):
-        job = bench.job(spec, bench.way(spec))
+    ours, theirs = ("float16", "tf32") if cuda else ("float32", "float32")
+    for spec in (Spec("stream", ours), Spec("released", theirs)):
+        job = measured.job(spec, measured.way(spec))
         with profile(activities=activities) as record:
             job()
-            common.wait(setting.device)
-        unit = "device" if cuda else "cpu"
+            common.wait(device)
+        key = f"self_{'device' if cuda else 'cpu'}_time_total"
         events = [
-            {"name": e.key[:120], "calls": e.count,
-             "ms": getattr(e, f"self_{unit}_time_total") / 1e3}
+            {"name": e.key[:120], "calls": e.count, "ms": getattr(e, key) / 1e3}
             for e in record.key_averages()
-        ]  # fmt: skip
+        ]
         events = sorted((e for e in events if e["ms"]), key=lambda e: -e["ms"])
         total, calls = (sum(e[key] for e in events) for key in ("ms", "calls"))
-        content[f"{spec.mode}, {spec.precision}"] = {
-            "ms": total, "launches" if cuda else "calls": calls, "kernels": events[:40],
-        }  # fmt: skip
-        setting.write("profile.json", content)
+        found = {"ms": total, "calls": calls, "kernels": events[:40]}
+        content[f"{spec.mode}, {spec.precision}"] = found
+        write(out / "profile.json", device, content)
 
 
-def precision(setting: Setting) -> None:
-    """How far each precision's gradient is from float64's, on this device."""
-    from benchmarks.precision import ENCODERS, apart, make_steps, measure
-
-    steps = make_steps(2, 1, 32) if setting.tiny else make_steps(325, 6, 96)
-    rows: list[Row] = []
-    for name in ENCODERS[: 1 if setting.tiny else None]:
-        rows += measure(name, steps, setting.device, setting.until)
-        setting.write("precision.json", {"apart": list(map(apart, steps)), "rows": rows})
-
-
-PARTS: Mapping[str, tuple[Callable[[Setting], None], int, str]] = {  # what, seconds of 540, file
-    "facts": (facts, 12, "facts.json"),
-    "ceilings": (ceilings, 30, "ceilings.json"),
-    "tests": (tests, 130, "tests.txt"),
-    "speed": (speed, 110, "speed.json"),
-    "compiled": (compiled, 60, "speed.json"),
-    "sweep": (sweep, 50, "sweep.json"),
-    "profile": (profiled, 30, "profile.json"),
-    "precision": (precision, 100, "precision.json"),
-}
+MEASURES: Mapping[str, Callable[[Path, torch.device, bool], None]] = {
+    "facts": facts, "ceilings": ceilings, "sweep": sweep, "profile": profiled,
+}  # fmt: skip
 
 
 # All parts, one after another
@@ -318,16 +250,13 @@ PARTS: Mapping[str, tuple[Callable[[Setting], None], int, str]] = {  # what, sec
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 where a summary was written, whatever failed."""
     args = arguments(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.part:
-        left = args.until - time.time()  # imports have taken their share
-        until = time.monotonic() + left
-        setting = Setting(args.out, torch.device(args.device), args.tiny, until)
-        PARTS[args.part][0](setting)
+        MEASURES[args.part](args.out, torch.device(args.device), args.tiny)
         return 0
     start = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.tables:
-        lines = tables(args, start + args.seconds)
+        lines = tables(args, start + args.seconds - START)
     else:
         lines = all_parts(args, start + args.seconds - START - SUMMARY_SECONDS)
     text = "\n".join([*lines, "", f"{time.monotonic() - start:.0f} s in all", ""])
@@ -350,49 +279,53 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tables", action="store_true", help="train the small tables instead")
     add("--store", type=Path, default=Path("runs/device"), help="of the tables' runs")
     add("--processes", type=int, help="that train at once (default: 8 on a GPU, 1 on a CPU)")
-    add("--part", choices=list(PARTS), help=argparse.SUPPRESS)
-    add("--until", type=float, help=argparse.SUPPRESS)  # of a part: when to begin nothing more
+    add("--part", choices=list(MEASURES), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def all_parts(args: argparse.Namespace, end: float) -> list[str]:
     """Run every part within its limit; the summary's lines."""
-    told, shares = [], [share for _, share, _ in PARTS.values()]
-    for _, _, file in PARTS.values():
-        (args.out / file).unlink(missing_ok=True)  # of an earlier run
-    for number, name in enumerate(PARTS):
-        left = end - time.monotonic() - START * len(shares[number:])
-        limit = max(1.0, START + left * shares[number] / sum(shares[number:]))
-        path = args.out / PARTS[name][2]
-        began = time.monotonic()
-        code, output = run_part(args, name, limit)
-        seconds = time.monotonic() - began
-        state = {0: "done", None: f"stopped at its limit of {limit:.0f} s"}
-        status = state.get(code, f"failed with code {code}")
-        print(f"{name}: {status}, {seconds:.0f} s", flush=True)
-        told.append(f"| {name} | {status} | {seconds:.0f} | {path.name} |")
-        if code not in (0, None) or not path.is_file():
-            print(output[-2000:], flush=True)
-        if not path.is_file():
-            common.write_json(path, {"failed": status, "output": output[-4000:]})
+    told = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        wanted = parts(args.device, args.tiny, work)
+        for part in wanted:
+            (args.out / part.file).unlink(missing_ok=True)  # of an earlier run
+        for number, part in enumerate(wanted):
+            left = end - time.monotonic() - START * len(wanted[number:])
+            share = part.seconds / sum(other.seconds for other in wanted[number:])
+            limit, began = max(1.0, START + left * share), time.monotonic()
+            code, output = run(part.command, limit)
+            seconds = time.monotonic() - began
+            state = {0: "done", None: f"stopped at its limit of {limit:.0f} s"}
+            status = state.get(code, f"failed with code {code}")
+            print(f"{part.name}: {status}, {seconds:.0f} s", flush=True)
+            told.append(f"| {part.name} | {status} | {seconds:.0f} | {part.file} |")
+            found, path = work / part.file, args.out / part.file
+            if part.file.endswith(".txt"):
+                path.write_text(output[-200_000:], encoding="utf-8")
+            elif found.is_file():
+                shutil.copy(found, path)
+            if code:
+                print(output[-2000:], flush=True)
+            if not path.is_file():
+                common.write_json(path, {"failed": status, "output": output[-4000:]})
     head = ["# Device", "", "| part | state | s | file |", "|---|---|---|---|", *told, ""]
     return [*head, *summary(args.out)]
 
 
-def run_part(args: argparse.Namespace, name: str, limit: float) -> tuple[int | None, str]:
-    """Run a part as a process; its code, None where it was stopped at its limit, and its output."""
-    command = [sys.executable, "-m", "benchmarks.device", "--part", name, "--out", str(args.out)]
-    command += ["--until", str(time.time() + SAFE * limit), "--device", args.device]
-    command += ["--tiny"] * args.tiny
+def run(command: Sequence[str], limit: float) -> tuple[int | None, str]:
+    """Run a module; its code, None where it was stopped at its limit, and its output."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            [sys.executable, "-m", *command],
+            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
         try:
             code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # also where this process is stopped, and what the part has started
+        finally:  # also where this process is stopped, and what the command has started
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -420,8 +353,7 @@ def summary(out: Path) -> Iterator[str]:
     yield from _listed("Sweep", content.get("sweep", {}).get("rows", []))
     for name, found in content.get("profile", {}).items():
         if isinstance(found, dict) and "kernels" in found:
-            launches = found.get("launches", found.get("calls"))
-            yield from ["", f"## Kernels of {name}: {found['ms']:.2f} ms, {launches} launches", ""]
+            yield from ["", f"## {name}: {found['ms']:.2f} ms, {found['calls']} kernels", ""]
             yield from (
                 f"- {k['ms']:.3f} ms, {k['calls']}x {k['name']}" for k in found["kernels"][:15]
             )
@@ -462,7 +394,8 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
         full = [*command, "--output", str(args.store)]
         full += ["--budget", "smoke", "--iterations", "20"] if smoke else []
         lines += [f"- python -m benchmarks.tables {' '.join(full)}"]
-        plan = _output([*full, "--plan"], end - spare)
+        left = max(1.0, end - spare - time.monotonic())
+        plan = run(["benchmarks.tables", *full, "--plan"], left)[1]
         print(plan, flush=True)
         lines += [f"  {line}" for line in plan.splitlines() if line.startswith("  ")]
         lines.append(promise(plan, end - spare - time.monotonic(), processes))
@@ -521,16 +454,6 @@ def pack(store: Path, out: Path) -> list[str]:
             for path in part:
                 tar.add(path, path.relative_to(store))
     return names
-
-
-def _output(arguments: Sequence[str], end: float) -> str:
-    """What a call of benchmarks.tables prints."""
-    command = [sys.executable, "-m", "benchmarks.tables", *arguments]
-    limit = max(1.0, end - time.monotonic())
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-        return done.stdout + done.stderr
-    return "  no time to plan"
 
 
 def train(arguments: Sequence[str], processes: int, end: float) -> bool:

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ PATHS: dict[str, dict[str, Any]] = {  # settings of VQGANEncoder
     "stream, chunk 1": {"chunk": 1},
     "twopass, chunk 1": {"mode": "twopass", "chunk": 1},
 }
+MODES = ("default", "max-autotune-no-cudagraphs")  # of torch.compile
 SCALE, NEGATIVES = 2, 5  # of whole steps
 NORMS = "dckd_losses.ops.norm.use_triton"  # where the library asks whether Triton is to do them
 DCKD = ("released", "stream", "twopass", "dckd", "dckd_star")
@@ -56,22 +57,14 @@ TEACHERS = {"tiny": "small"}  # others' are named after them
 
 @dataclass(frozen=True, eq=False)
 class Spec:
-    """One way to compute the loss.
+    """One way to compute the loss."""
 
-    Attributes:
-        mode: "released", or a name of this library's settings.
-        precision: "float32" (on a GPU without TF32), "tf32", "float16" or "bfloat16".
-        settings: of `VQGANEncoder`.
-        graph: as a CUDA graph.
-        compiled: a mode of torch.compile, or None.
-        triton_norms: on a GPU, whether Triton kernels carry out norms; otherwise torch does.
-    """
-
-    mode: str
-    precision: str = "float32"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    graph: bool = False
-    compiled: str | None = None
+    mode: str  # "released", or a name of this library's settings
+    precision: str = "float32"  # "float32" (on a GPU without TF32), "tf32", "float16" or "bfloat16"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of `VQGANEncoder`
+    graph: bool = False  # as a CUDA graph
+    compiled: str | None = None  # a mode of torch.compile, or None
+    # on a GPU, whether Triton kernels carry out norms; otherwise torch does
     triton_norms: bool = True
 
     @property
@@ -86,36 +79,29 @@ def main() -> None:
     if args.tuned_malloc and not MALLOC.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]],
                   {**os.environ, **MALLOC})  # fmt: skip
-    device, rows = torch.device(args.device), []
+    rows: list[Row] = []
+    if args.append and args.json.is_file():
+        rows = json.loads(args.json.read_text()).get("rows", [])
     torch.backends.cudnn.benchmark = args.benchmark
-    precisions = args.precisions or PRECISIONS.get(device.type, [])
-    usual, *others = args.negatives
-    settings = [(size, usual) for size in args.sizes] + [(args.sizes[0], n) for n in others]
-    parts: list[Callable[[], list[Row]]] = [lambda: loading(args.crops)] if args.loading else [
-        *(partial(losses, size, n, args.rounds, device, precisions) for size, n in settings),
-        *(partial(steps, name, args.step_size, args.rounds, device) for name in args.students),
-    ]  # fmt: skip
-    if args.rivals:
-        parts.append(partial(steps, args.rivals, args.step_size, args.rounds, device, rivals=True))
-    for part in parts:
-        found = part()
+    for found in measured(args, torch.device(args.device)):
         print(table(found), flush=True)
         rows += found
-    if args.json:
-        facts = {"command": common.command("benchmarks.speed"), **common.machine(device)}
-        facts["tuned_malloc"] = args.tuned_malloc
-        common.write_json(args.json, {**facts, "rows": rows})
-        args.json.with_suffix(".md").write_text(table(rows) + "\n")
-        if not args.loading:
+        write(args, rows)
+    if args.json and not args.loading:
+        try:
             plot(rows, args.json.with_suffix(".png"))
+        except ImportError as error:
+            print(f"no plot: {error}")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--sizes", nargs="+", default=["2x64"], metavar="BxS", help="batch, pixels a side")
+    add("--sizes", nargs="*", default=["2x64"], metavar="BxS", help="batch, pixels a side")
     add("--negatives", nargs="+", type=int, default=[5], metavar="N")
-    add("--precisions", nargs="+", metavar="P", help="default: those the device is good at")
+    add("--precisions", nargs="*", metavar="P", help="default: those the device is good at")
+    add("--encoder", metavar="NAME", help="default: f16-1024's architecture, random weights")
+    add("--compiled", action="store_true", help="the plain path under torch.compile, nothing else")
     add("--students", nargs="*", default=[], metavar="NAME", help="for whole training steps")
     add("--rivals", metavar="NAME", help="a student to compare all methods' steps with")
     add("--step-size", default="2x96", metavar="BxS", help="of their output")
@@ -125,31 +111,55 @@ def arguments() -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--benchmark", action=argparse.BooleanOptionalAction, default=True, help="cuDNN's")
     add("--tuned-malloc", action="store_true", help="glibc keeps freed memory")
+    add("--append", action="store_true", help="to the rows that are in the file already")
     add("--json", type=Path)
     return parser.parse_args()
+
+
+def measured(args: argparse.Namespace, device: torch.device) -> Iterator[list[Row]]:
+    """Rows, a group at a time: what came first is there whatever happens to the rest."""
+    if args.loading:
+        yield loading(args.crops)
+        return
+    precisions = PRECISIONS[device.type] if args.precisions is None else args.precisions
+    usual, *others = args.negatives
+    settings = [(size, usual) for size in args.sizes] + [(args.sizes[0], n) for n in others]
+    for size, negatives in settings:
+        bench = Bench(size, negatives, device, encoder=args.encoder)
+        for specs in all_specs(device, precisions, args.compiled):
+            yield bench.rows(specs, args.rounds)
+    for name in args.students:
+        yield steps(name, args.step_size, args.rounds, device)
+    if args.rivals:
+        yield steps(args.rivals, args.step_size, args.rounds, device, rivals=True)
+
+
+def write(args: argparse.Namespace, rows: list[Row]) -> None:
+    """The rows so far, and what they were measured with."""
+    if args.json:
+        facts = {"command": common.command("benchmarks.speed")}
+        facts |= common.machine(torch.device(args.device))
+        common.write_json(args.json, {**facts, "tuned_malloc": args.tuned_malloc, "rows": rows})
+        args.json.with_suffix(".md").write_text(table(rows) + "\n")
 
 
 # The loss alone
 
 
-def losses(
-    size: str, negatives: int, rounds: int, device: torch.device, precisions: Iterable[str]
-) -> list[Row]:
-    """One row for each way, all on the same images and weights."""
-    specs = list(all_specs(device, precisions))
-    return Bench(size, negatives, device).rows(specs, rounds)
-
-
-def all_specs(device: torch.device, precisions: Iterable[str]) -> Iterator[Spec]:
+def all_specs(
+    device: torch.device, precisions: Sequence[str], compiled: bool = False
+) -> list[list[Spec]]:
     """The ways that are compared: on a GPU the main ones in every precision, and as graphs."""
-    cuda = device.type == "cuda"
-    main = ("released", "plain", "stream") if cuda else ("stream",)
-    ways: dict[str, dict[str, Any]] = {"released": {}, **PATHS}
-    for graph in (False, True) if cuda else (False,):
-        for mode, settings in ways.items():
-            for precision in ("float32", *precisions) if mode in main else ("float32",):
-                if mode in main or not graph:
-                    yield Spec(mode, precision, settings, graph)
+    if compiled:
+        plain = PATHS["plain"]
+        return [[Spec("plain", p, plain, compiled=mode)] for mode in MODES for p in precisions]
+    ways: list[Spec] = [Spec("released"), *(Spec(name, settings=s) for name, s in PATHS.items())]
+    if device.type != "cuda":
+        return [[*ways, *(replace(ways[2], precision=p) for p in precisions)]]
+    main = [replace(way, precision=p) for way in ways[:3] for p in ("float32", *precisions)]
+    others = [*ways[3:], Spec("stream, torch's norms", triton_norms=False)]
+    quick = [replace(way, precision=p) for way in others for p in precisions if p != "bfloat16"]
+    return [main + quick, [replace(way, graph=True) for way in main]]
 
 
 class Bench:
@@ -217,21 +227,25 @@ class Bench:
 
         return torch.compile(ours, mode=spec.compiled) if spec.compiled else ours
 
-    def rows(self, specs: Iterable[Spec], rounds: int, until: float = math.inf) -> list[Row]:
+    def rows(self, specs: Sequence[Spec], rounds: int) -> list[Row]:
         """One row a way; what cannot run here says why in `skipped`.
 
         Args:
             specs: the ways.
-            rounds: how many at most, after the warm-up.
-            until: when to stop, on `time.monotonic`'s clock.
+            rounds: how many, after the warm-up.
         """
+        eager = [spec for spec in specs if not spec.graph]
+        graphs = [[spec] for spec in specs if spec.graph]  # each holds memory of its own
+        return [row for group in (eager, *graphs) for row in self._in_turns(group, rounds)]
+
+    def _in_turns(self, specs: Sequence[Spec], rounds: int) -> list[Row]:
         found, jobs, reasons = {spec: self.way(spec) for spec in specs}, {}, {}
         for spec, way in found.items():
             try:
-                jobs[spec] = self.job(spec, way, until)
+                jobs[spec] = self.job(spec, way)
             except (torch.OutOfMemoryError, Skip) as error:
                 reasons[spec] = str(error).partition(". ")[0]
-        times = common.in_turns(jobs, rounds, until)
+        times = common.in_turns(jobs, rounds)
         rows = []
         for spec, way in found.items():
             row = self.label(spec)
@@ -250,16 +264,14 @@ class Bench:
             rows.append(row)
         return rows
 
-    def job(self, spec: Spec, way: Way, until: float = math.inf) -> Callable[[], Times]:
+    def job(self, spec: Spec, way: Way) -> Callable[[], Times]:
         """What runs a way once; warmed up.
 
         Raises:
-            Skip: it cannot run here, or its time is over.
+            Skip: it cannot run here.
         """
-        if time.monotonic() > until:
-            raise Skip("no time left")
-        if spec.graph and self.device.type != "cuda":
-            raise Skip("a CUDA graph needs a CUDA device")
+        if (spec.graph or spec.compiled) and self.device.type != "cuda":
+            raise Skip("needs a CUDA device")
 
         def job() -> Times:
             with self._state(spec):

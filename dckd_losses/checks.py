@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,10 +129,11 @@ def check_number(
     """
     if or_none and value is None:
         return
+    number: Any = value
     typed = isinstance(value, Integral if whole else Real)
     if (
         typed
-        and math.isfinite(number := float(value))  # type: ignore[arg-type]
+        and (whole or math.isfinite(number))
         and (at_least is None or number >= at_least)
         and (above is None or number > above)
         and (at_most is None or number <= at_most)

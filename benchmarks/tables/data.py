@@ -43,17 +43,11 @@ SMOKE_SIDE = 48  # pixels of a photograph's middle
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that are read when they are needed.
+    """Images that are read when they are needed."""
 
-    Attributes:
-        name: Of the set.
-        files: All that is read.
-        read: Reads them.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    read: Callable[[], Sequence[Pair]]
+    name: str  # of the set
+    files: tuple[Path, ...]  # all that is read
+    read: Callable[[], Sequence[Pair]]  # reads them
 
     @cached_property
     def pairs(self) -> Sequence[Pair]:
@@ -112,17 +106,11 @@ def _middle(image: Image) -> Image:
 
 @dataclass(frozen=True)
 class Images:
-    """What one block is trained and tested on.
+    """What one block is trained and tested on."""
 
-    Attributes:
-        train: Crops are taken from these.
-        development: The curves are of these, and what is chosen is chosen on these.
-        tests: The tables' sets.
-    """
-
-    train: ImageSet
-    development: ImageSet
-    tests: tuple[ImageSet, ...]
+    train: ImageSet  # crops are taken from these
+    development: ImageSet  # the curves are of these, and what is chosen is chosen on these
+    tests: tuple[ImageSet, ...]  # the tables' sets
 
 
 def images(budget: str, task: str, scale: int, sets: tuple[str, ...]) -> Images:

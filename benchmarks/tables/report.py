@@ -21,35 +21,23 @@ from dckd_losses.negatives import NUM_NEGATIVES
 from examples.restoration import networks
 from examples.restoration.data.images import Image
 from examples.restoration.networks import SPECIFICATIONS
-from examples.restoration.results.evaluation import Score
 from examples.restoration.results.metrics import protocol, psnr
 
 Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
 Arms = dict[str, dict[str, Scores]]  # by arm and set
 EncoderCosts = Mapping[str, Mapping[str, float]]  # "parameters" and "ms", by arm
-Cited = Mapping[str, Mapping[str, Sequence[float]]]  # PSNR and SSIM by arm and set
+Cited = Mapping[str, Mapping[str, Sequence[float]]]  # the paper's PSNR and SSIM by arm and set
+Results = Mapping[str, list[dict[str, Any]]]  # what each arm's trained runs say of themselves
 LATE = 0.2  # share of a run's steps that should hardly gain any more
 ROUNDS = 3  # of the measurement of what an encoder adds to a step
 PAPER = Path(__file__).with_name("paper_numbers.json")
-HEAD = (
-    "arm", "PSNR", "SSIM", "gain", "paper: PSNR", "SSIM", "ours - paper", "paper: gain",
-)  # fmt: skip
+HEAD = ("arm", "PSNR", "SSIM", "gain", "paper: PSNR", "SSIM", "ours - paper", "paper: gain")
 OURS = 4  # columns that are not the paper's
 NOTE = """PSNR in dB and SSIM, mean ± standard deviation over seeds. A gain is the mean over seeds
 of the difference to *{reference}* of the same seed, which has the same initial weights and the same
 crops in the same order, ± its standard error."""
 CITATION = """The paper's numbers are cited; they are of {label}, which only --budget paper trains.
 Arms marked *cited* were not run."""
-PATCH = {"SwinIR": 48, "RCAN": 48, "NAFNet": 256, "Restormer": 256}  # LQ pixels a side
-NETWORK_HEAD = (
-    "network", "scale", "paper: channels", "paper: blocks", "parameters", "paper", "ours - paper",
-    "multiply-adds", "of",
-)  # fmt: skip
-NETWORK_NOTE = """Parameters of every network at every scale that it has, all counted, beside the
-paper's millions, which it gives once a network. Multiply-adds of convolutions and matrix products
-for one input of the named size; the paper has none. SwinIR-light belongs to Table 8, which gives no
-size.
-"""
 
 
 # Numbers
@@ -90,35 +78,52 @@ def late_gain(records: Sequence[Mapping[str, Any]]) -> float:
     return looks[-1][1] - (before or [looks[0][1]])[-1]
 
 
-def scored(part: Part, store: Store) -> Arms:
-    """Every arm's scores on every set."""
-    block = part.block
-    return {
-        name: {
-            images.name: columns(
-                [store.scores(run, images, block.task, block.scale) for run in runs]
-            )
-            for images in part.sets
-        }
-        for name, runs in part.arms.items()
-    }
+def scored(part: Part, store: Store) -> tuple[Arms, Arms]:
+    """Scores on every set: of the arms, and of the input itself and the teacher."""
+    task, scale = part.block.task, part.block.scale
+    arms: Arms = {name: {} for name in part.arms}
+    others: Arms = {"Input": {}, "Teacher": {}}
+    for images in part.sets:
+        of_teacher = store.scores(part.teacher, images, task, scale)
+        others["Input"][images.name] = _columns([score(None, images, task, scale)])
+        others["Teacher"][images.name] = _columns([of_teacher])
+        for name, runs in part.arms.items():
+            found = [store.scores(run, images, task, scale) for run in runs]
+            arms[name][images.name] = _columns(found)
+    return arms, others
 
 
-def columns(scores: Sequence[Score]) -> Scores:
-    """Scores by seed as lists."""
-    return {"psnr": [s["psnr"] for s in scores], "ssim": [s["ssim"] for s in scores]}
-
-
-def published() -> dict[str, Any]:
-    """The paper's numbers, by table and network."""
-    content: dict[str, Any] = json.loads(PAPER.read_text(encoding="utf-8"))
-    return content
+def _columns(scores: Sequence[Any]) -> Scores:
+    return {key: [each[key] for each in scores] for key in ("psnr", "ssim")}
 
 
 def cited(table: str, label: str) -> Cited:
     """The paper's numbers of one block; none where it has a plot instead."""
-    found: Cited = published().get(table, {}).get(label, {})
+    found: Cited = json.loads(PAPER.read_text("utf-8")).get(table, {}).get(label, {})
     return found
+
+
+def encoder_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str, float]]:
+    """Of arms with an encoder of their own: its parameters, and what DCKD adds to a step in ms.
+
+    The steps are measured in turns with the reference arm's.
+    """
+    firsts = {name: runs[0] for name, runs in part.arms.items() if isinstance(runs[0], Job)}
+    reference = firsts.get(table.reference)
+    jobs = {arm.name: firsts[arm.name] for arm in table.arms if arm.encoder and arm.name in firsts}
+    if reference is None:
+        return {}
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(ROUNDS if jobs else 0):
+        without = step_seconds(reference, store)
+        for name, job in jobs.items():
+            times[name].append(1e3 * (step_seconds(job, store) - without))
+    costs = {}
+    for name, job in jobs.items():
+        network = VQGANEncoder.from_pretrained(str(job.encoder)).network
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        costs[name] = {"parameters": parameters, "ms": statistics.median(times[name])}
+    return costs
 
 
 # Files
@@ -139,25 +144,32 @@ def write_table(
     Returns:
         the files.
     """
-    found = [(part, scored(part, store), references(part, store)) for part in parts]
+    found = [(part, *scored(part, store)) for part in parts]
     costs = encoder_costs(table, parts[0], store)
     machine = common.machine(store.accelerator.device)
     head = {"table": options.table, "command": common.command()}
     arms: Arms = {}
     for part, by_arm, _ in found:
+        label = "" if len(parts) == 1 else f"{part.block.label} "
         for name, by_set in by_arm.items():
-            known = {named(part, parts, images): value for images, value in by_set.items()}
+            known = {f"{label}{images}": value for images, value in by_set.items()}
             arms.setdefault(name, {}).update(known)
     made = {"commit": machine["commit"], "device": machine["device"]}
     encoders = {"encoders": costs} if costs else {}
     common.write_json(_file(stem, ".json"), {**head, **made, "arms": arms, **encoders})
-    told = {**head, **machine, "seeds": seeds(parts)}
+    runs = [r for p in parts for rs in p.arms.values() for r in rs if isinstance(r, Job)]
+    told = {**head, **machine, "seeds": sorted({run.seed for run in runs})}
     details = {
         "references": {part.block.label: scores for part, _, scores in found},
-        "runs": {part.block.label: _runs(part, store) for part in parts},
+        "runs": {
+            part.block.label: {
+                name: [_told(r, store) for r in rs] for name, rs in part.arms.items()
+            }
+            for part in parts
+        },
     }
     common.write_json(_file(stem, "_details.json"), {**told, **details})
-    facts = {**told, **commits(parts, store), **recipe_facts(parts), **convergence(parts, store)}
+    facts = {**told, **commits(parts, store), **_recipes(parts), **_convergence(parts, store)}
     text = markdown(table, facts, found, options.table, costs)
     _file(stem, ".md").write_text(text, encoding="utf-8")
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
@@ -167,62 +179,6 @@ def write_table(
     return files
 
 
-def encoder_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str, float]]:
-    """Of arms with an encoder of their own: its parameters, and what DCKD adds to a step in ms.
-
-    The steps are measured in turns with the reference arm's.
-    """
-    firsts = {a.name: part.arms[a.name][0] for a in table.arms if a.encoder and a.name in part.arms}
-    reference = part.arms.get(table.reference, [None])[0]
-    jobs = {name: run for name, run in firsts.items() if isinstance(run, Job)}
-    if not jobs or not isinstance(reference, Job):
-        return {}
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(ROUNDS):
-        without = step_seconds(reference, store)
-        for name, job in jobs.items():
-            times[name].append(1e3 * (step_seconds(job, store) - without))
-    return {
-        name: {"parameters": parameters(str(job.encoder)), "ms": statistics.median(times[name])}
-        for name, job in jobs.items()
-    }
-
-
-def parameters(encoder: str) -> int:
-    """Of encoder and codebook."""
-    network = VQGANEncoder.from_pretrained(encoder).network
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def named(part: Part, parts: list[Part], images: str) -> str:
-    """A set's name, beside its network's where a table has several."""
-    return images if len(parts) == 1 else f"{part.block.label} {images}"
-
-
-def references(part: Part, store: Store) -> Arms:
-    """Scores of the input itself and of the teacher."""
-    block, networks = part.block, {"Input": None, "Teacher": part.teacher}
-    return {
-        name: {
-            images.name: columns(
-                [
-                    score(None, images, block.task, block.scale)
-                    if trained is None
-                    else store.scores(trained, images, block.task, block.scale)
-                ]
-            )
-            for images in part.sets
-        }
-        for name, trained in networks.items()
-    }
-
-
-def seeds(parts: list[Part]) -> list[int]:
-    """Of the students that were trained."""
-    runs = (run for part in parts for runs in part.arms.values() for run in runs)
-    return sorted({run.seed for run in runs if isinstance(run, Job)})
-
-
 def commits(parts: list[Part], store: Store) -> dict[str, str]:
     """Where the runs were trained, if not all at the report's own commit."""
     runs = (run for part in parts for found in part.jobs.values() for run in found)
@@ -230,54 +186,50 @@ def commits(parts: list[Part], store: Store) -> dict[str, str]:
     return {} if known in ([], [common.commit()]) else {"trained at": ", ".join(known)}
 
 
-def recipe_facts(parts: list[Part]) -> dict[str, str]:
+def _recipes(parts: list[Part]) -> dict[str, str]:
     """What all arms of a block have in common, in words."""
-    return {
-        name if len(parts) == 1 else f"{part.block.label}, {name}": fact
-        for part in parts
-        for name, fact in _recipe_facts(part).items()
-    }
-
-
-def _recipe_facts(part: Part) -> dict[str, str]:
-    runs = [run for runs in part.arms.values() for run in runs if isinstance(run, Job)]
-    if not runs:
-        return {}
-    recipe, images = runs[0].recipe, part.images
-    pulls = {run.settings.get("balance"): None for run in runs if run.method in CONTRASTIVE}
-    balances = [f"{pull:g} of an L1's" if pull else "fixed weights" for pull in pulls]
-    return {
-        "student, teacher": f"{part.block.student}, {part.block.teacher}",
-        "training": f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} "
-        f"pixels, learning rate {recipe.lr:g}, on {images.train.name} "
-        f"({len(images.train.files)} images)",
-        "encoder of all contrastive methods": runs[0].encoder or "each one's own",
-        **({"their gradient at the output": ", ".join(balances)} if balances else {}),
-    }
-
-
-def convergence(parts: list[Part], store: Store) -> dict[str, str]:
-    """How much the arms' last steps still changed, each arm's mean over seeds."""
-    gains = []
+    facts = {}
     for part in parts:
-        for runs in part.arms.values():
-            records = [result["records"] for result in _results(runs, store)]
-            gains += [statistics.fmean(map(late_gain, records))] if records else []
+        runs = [run for runs in part.arms.values() for run in runs if isinstance(run, Job)]
+        if not runs:
+            continue
+        label = "" if len(parts) == 1 else f"{part.block.label}, "
+        recipe, images = runs[0].recipe, part.images.train
+        facts[f"{label}student, teacher"] = f"{part.block.student}, {part.block.teacher}"
+        facts[f"{label}training"] = (
+            f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} pixels, "
+            f"learning rate {recipe.lr:g}, on {images.name} ({len(images.files)} images)"
+        )
+        encoders = dict.fromkeys(r.encoder or "each one's own" for r in runs)
+        facts[f"{label}encoder of all contrastive methods"] = ", ".join(encoders)
+        norms = dict.fromkeys(r.settings.get("balance") for r in runs if r.method in CONTRASTIVE)
+        texts = [f"{norm:g} of an L1's" if norm else "fixed weights" for norm in norms]
+        if texts:
+            facts[f"{label}their gradient at the output"] = ", ".join(texts)
+    return facts
+
+
+def _convergence(parts: list[Part], store: Store) -> dict[str, str]:
+    """How much the arms' last steps still changed, each arm's mean over seeds."""
+    gains = [
+        statistics.fmean(late_gain(result["records"]) for result in found)
+        for part in parts
+        for found in _results(part, store).values()
+    ]
     if not gains:
         return {}
     text = f"{min(gains):+.3f} to {max(gains):+.3f} dB on the development images"
     return {f"gained in the last {LATE:.0%} of the steps": text}
 
 
-def _results(runs: Sequence[Job | Given], store: Store) -> list[dict[str, Any]]:
-    """What the runs that were trained to their end say of themselves."""
-    found = [store.result(run) for run in runs if isinstance(run, Job)]
-    return [result for result in found if result is not None and "diverged" not in result]
-
-
-def _runs(part: Part, store: Store) -> dict[str, list[dict[str, Any]]]:
-    """What every arm's runs say of themselves."""
-    return {name: [_told(run, store) for run in runs] for name, runs in part.arms.items()}
+def _results(part: Part, store: Store) -> Results:
+    """What the runs that were trained to their end say of themselves, of arms that have any."""
+    every = {
+        name: [store.result(run) or {} for run in runs if isinstance(run, Job)]
+        for name, runs in part.arms.items()
+    }
+    ended = {name: [r for r in rs if r and "diverged" not in r] for name, rs in every.items()}
+    return {name: found for name, found in ended.items() if found}
 
 
 def _told(run: Job | Given, store: Store) -> dict[str, Any]:
@@ -300,12 +252,11 @@ def _draw(
         print(f"no pictures: {error}")
         return []
     files = [_file(stem, ".png"), _file(stem, "_crops.png")]
-    every = {name: _results(runs, store) for name, runs in part.arms.items()}
-    results = {name: found for name, found in every.items() if found}
+    results = _results(part, store)
     if table.x is None:
         plots.gains(arms, table.reference, files[0])
     else:
-        plots.against_number(arms, _costs(results) if results else {}, table.x, files[0])
+        plots.against_number(arms, _step_costs(results), table.x, files[0])
     plots.crops(_versions(part, store), files[1])
     if results:
         files.append(_file(stem, "_curves.png"))
@@ -323,13 +274,12 @@ def _draw(
     return files
 
 
-def _costs(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+def _step_costs(results: Results) -> dict[str, dict[str, float]]:
     """Time and, on a GPU, memory of each arm's first run, by unit."""
     first = {name: runs[0] for name, runs in results.items()}
     costs = {"ms a step": {name: 1e3 * r["seconds_per_step"] for name, r in first.items()}}
-    if all(result["peak_mb"] for result in first.values()):
-        costs["peak MB"] = {name: result["peak_mb"] for name, result in first.items()}
-    return costs
+    costs["peak MB"] = {name: r["peak_mb"] for name, r in first.items() if r["peak_mb"]}
+    return {unit: found for unit, found in costs.items() if found}
 
 
 def _versions(part: Part, store: Store) -> dict[str, dict[str, tuple[Image, float | None]]]:
@@ -378,8 +328,7 @@ def markdown(
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         lines.append(f"- {key}: {text}")
     labels = ", ".join(part.block.label for part, _, _ in found)
-    lines += ["", NOTE.format(reference=table.reference)]
-    lines += textwrap.wrap(table.note, 100)
+    lines += ["", NOTE.format(reference=table.reference), *textwrap.wrap(table.note, 100)]
     if any(cited(name, part.block.label) for part, _, _ in found):
         lines += [CITATION.format(label=labels)]
     for part, arms, others in found:
@@ -394,15 +343,15 @@ def markdown(
             title = f"### {images}, the paper's only"
             lines += ["", title, "", *_rows(table, {}, {}, numbers, images)]
     if costs:
-        lines += [
-            "",
-            "### Cost",
-            "",
-            "| encoder | parameters | ms added to a step |",
-            "|---|---|---|",
-        ]
-        lines += [f"| {n} | {c['parameters']:,} | {c['ms']:.0f} |" for n, c in costs.items()]
+        cells = [[n, f"{cost['parameters']:,}", f"{cost['ms']:.0f}"] for n, cost in costs.items()]
+        head = ("encoder", "parameters", "ms added to a step")
+        lines += ["", "### Cost", "", *_grid(head, cells)]
     return "\n".join(lines) + "\n"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
 def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -> list[str]:
@@ -413,95 +362,78 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
     names += [name for name in numbers if name not in seen]
     paper_reference = numbers.get(known[table.reference], {}).get(images)
     reference = arms.get(table.reference, {}).get(images)
-    head = HEAD if numbers else HEAD[:OURS]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    head, rows = HEAD if numbers else HEAD[:OURS], []
     for name in names:
         ours = {**others, **arms}.get(name, {}).get(images)
         theirs = numbers.get(known.get(name, name), {}).get(images)
         if not (ours or theirs):
             continue
-        title = name if ours or not arms else f"{name} (*cited*)"
-        title += _diverged(ours["psnr"]) if ours else ""
-        paired = ours and reference and name in arms and name != table.reference
-        cells = [
-            title,
-            _spread(mean(ours["psnr"]), 2) if ours else "",
-            _spread(mean(ours["ssim"]), 4) if ours else "",
-            _gain(ours, reference) if paired and ours and reference else "",
-            f"{theirs[0]:.2f}" if theirs else "",
-            f"{theirs[1]:.4f}" if theirs else "",
-            f"{mean(ours['psnr']).mean - theirs[0]:+.2f}" if ours and theirs else "",
-            f"{theirs[0] - paper_reference[0]:+.2f}" if theirs and paper_reference else "",
-        ]
-        lines.append(f"| {' | '.join(cells[: len(head)])} |")
-    return lines
+        cells = [name if ours or not arms else f"{name} (*cited*)", *[""] * (len(HEAD) - 1)]
+        if ours:
+            diverged = sum(map(math.isnan, ours["psnr"]))
+            cells[0] += f" ({diverged} of {len(ours['psnr'])} diverged)" if diverged else ""
+            cells[1:3] = _spread(mean(ours["psnr"]), 2), _spread(mean(ours["ssim"]), 4)
+            if reference and name in arms and name != table.reference:
+                cells[3] = _spread(gain(ours["psnr"], reference["psnr"]), 3, sign="+")
+        if theirs:
+            cells[4:6] = f"{theirs[0]:.2f}", f"{theirs[1]:.4f}"
+            cells[6] = f"{mean(ours['psnr']).mean - theirs[0]:+.2f}" if ours else ""
+            cells[7] = f"{theirs[0] - paper_reference[0]:+.2f}" if paper_reference else ""
+        rows.append(cells[: len(head)])
+    return _grid(head, rows)
 
 
-def _diverged(values: Sequence[float]) -> str:
-    """How many runs are missing in the means."""
-    count = sum(map(math.isnan, values))
-    return f" ({count} of {len(values)} diverged)" if count else ""
-
-
-def _gain(ours: Scores, reference: Scores) -> str:
-    found = gain(ours["psnr"], reference["psnr"])
-    return _spread(found, 3, sign="+") if found else ""
-
-
-def _spread(value: Mean, digits: int, sign: str = "") -> str:
-    if math.isnan(value.mean):
+def _spread(value: Mean | None, digits: int, sign: str = "") -> str:
+    if value is None or math.isnan(value.mean):
         return ""
     text = f"{value.mean:{sign}.{digits}f}"
-    return text if value.deviation != value.deviation else f"{text} ± {value.deviation:.{digits}f}"
+    return text if math.isnan(value.deviation) else f"{text} ± {value.deviation:.{digits}f}"
 
 
-# Table 1: what the networks are made of, beside the paper
+# Table 1
+
+PATCH = {"SwinIR": 48, "RCAN": 48, "NAFNet": 256, "Restormer": 256}  # LQ pixels a side
+NETWORK_HEAD = (
+    "network", "scale", "paper: channels", "paper: blocks", "parameters", "paper", "ours - paper",
+    "multiply-adds", "of",
+)  # fmt: skip
+NETWORK_NOTE = """Parameters of every network at every scale that it has, all counted, beside the
+paper's millions, which it gives once a network. Multiply-adds of convolutions and matrix products
+for one input of the named size; the paper has none. SwinIR-light belongs to Table 8, which gives no
+size.
+"""
 
 
 def network_rows() -> list[dict[str, Any]]:
-    """A row for each network and scale."""
-    numbers = published()["table1"]
-    found = []
+    """What the paper's networks are made of, beside what they are here, at each scale."""
+    numbers, found = json.loads(PAPER.read_text("utf-8"))["table1"], []
     for name, specification in SPECIFICATIONS.items():
         family = specification.architecture
-        role = name.partition("-")[2]
-        paper = numbers[family].get(role.capitalize(), {})
+        paper, side = numbers[family].get(name.partition("-")[2].capitalize(), {}), PATCH[family]
         for scale in specification.scales:
             model = networks.build(name, scale)
-            count, side = sum(p.numel() for p in model.parameters()), PATCH[family]
-            found.append(
-                {
-                    "network": name,
-                    "scale": scale,
-                    "channels": paper.get("channels"),
-                    "blocks": paper.get("blocks"),
-                    "parameters": count,
-                    "paper_millions": paper.get("millions"),
-                    # without values, so that counting takes no time
-                    "multiply_adds": networks.multiply_adds(model.to("meta"), side, side),
-                    "input": f"{side}x{side}",
-                }
-            )
+            count = sum(p.numel() for p in model.parameters())
+            model.to("meta")  # without values counting takes no time
+            found.append({
+                "network": name, "scale": scale, "channels": paper.get("channels"),
+                "blocks": paper.get("blocks"), "parameters": count,
+                "paper_millions": paper.get("millions"),
+                "multiply_adds": networks.multiply_adds(model, side, side),
+                "input": f"{side}x{side}",
+            })  # fmt: skip
     return found
 
 
 def network_table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """The table; channels and blocks are the paper's."""
-    lines = ["# Table1: the networks", "", *(f"- {key}: {value}" for key, value in facts.items())]
-    lines += [
-        "",
-        NETWORK_NOTE,
-        "",
-        f"| {' | '.join(NETWORK_HEAD)} |",
-        "|---" * len(NETWORK_HEAD) + "|",
-    ]
+    """Markdown; channels and blocks are the paper's."""
+    rows = []
     for row in found:
-        paper = row["paper_millions"]
-        cells = [
+        paper, count = row["paper_millions"], row["parameters"]
+        rows.append([
             row["network"], f"x{row['scale']}", row["channels"] or "", row["blocks"] or "",
-            f"{row['parameters']:,}", f"{paper:.1f}M" if paper else "",
-            f"{row['parameters'] / 1e6 - paper:+.2f}M" if paper else "",
+            f"{count:,}", f"{paper:.1f}M" if paper else "",
+            f"{count / 1e6 - paper:+.2f}M" if paper else "",
             f"{row['multiply_adds'] / 1e9:.2f}G", row["input"],
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        ])  # fmt: skip
+    head = ["# Table1: the networks", "", *(f"- {key}: {value}" for key, value in facts.items())]
+    return "\n".join([*head, "", NETWORK_NOTE, "", *_grid(NETWORK_HEAD, rows)]) + "\n"

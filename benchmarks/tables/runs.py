@@ -73,17 +73,12 @@ WEIGHTS = {"dcr_weight", "dmm_weight"}
 
 @dataclass(frozen=True)
 class Given:
-    """A trained network from a file, a URL or, of the paper's, a name of `networks.KNOWN`.
+    """A trained network from a file, a URL or, of the paper's, a name of `networks.KNOWN`."""
 
-    Attributes:
-        source: Which.
-        student: For a teacher of the paper's networks, whose; None where the file says what it is.
-        scale: Output size over input size.
-    """
-
-    source: str
+    source: str  # which
+    # for a teacher of the paper's networks, whose; None where the file says what it is
     student: str | None
-    scale: int
+    scale: int  # output size over input size
 
     def network(self) -> nn.Module:
         """The network, in eval mode.
@@ -110,31 +105,18 @@ class Job:
     """One run.
 
     Runs of one seed have the same initial weights, the same crops in the same order and the same
-    random numbers of torch in each step, whatever their method.
+    random numbers of torch in each step, whatever their method."""
 
-    Attributes:
-        block: The networks and their task.
-        network: Which of `networks.NAMES` is trained.
-        method: Of `baselines.METHODS`.
-        settings: Of its losses, in full.
-        recipe: The training's numbers.
-        seed: Of initial weights, crops and negatives.
-        images: What is trained on.
-        teacher: None for a network that learns from the ground truth alone.
-        encoder: Of the contrastive methods.
-        device: "cpu" or "cuda"; the last digits depend on it.
-    """
-
-    block: Block
-    network: str
-    method: str
-    settings: Mapping[str, Any]
-    recipe: Recipe
-    seed: int
-    images: Images
-    teacher: Job | Given | None
-    encoder: str | None
-    device: str
+    block: Block  # the networks and their task
+    network: str  # which of `networks.NAMES` is trained
+    method: str  # of `baselines.METHODS`
+    settings: Mapping[str, Any]  # of its losses, in full
+    recipe: Recipe  # the training's numbers
+    seed: int  # of initial weights, crops and negatives
+    images: Images  # what is trained on
+    teacher: Job | Given | None  # none for a network that learns from the ground truth alone
+    encoder: str | None  # of the contrastive methods
+    device: str  # "cpu" or "cuda"; the last digits depend on it
 
     @cached_property
     def determined(self) -> dict[str, Any]:
@@ -223,55 +205,33 @@ Trained = Job | Given
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for.
+    """What the command line asks for."""
 
-    Attributes:
-        table: Its name.
-        budget: "paper", "small" or "smoke".
-        block: Label of the one block to do, None for all.
-        arms: Names of the arms to do, None for all.
-        seeds: None for the budget's.
-        recipe: What is not as in the budget's recipe.
-        losses: What is not as by default in DCKD, where an arm does not say it itself; of them
-            `balance` is of all contrastive methods.
-        encoder: Of all contrastive methods, None for the budget's.
-        student: Network to train, None for the budget's.
-        teacher: File of the teacher, None for the budget's.
-        given: Files of trained students by arm.
-        development: Scores are of development images.
-    """
-
-    table: str
-    budget: str
-    block: str | None = None
-    arms: Sequence[str] | None = None
-    seeds: Sequence[int] | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    table: str  # its name
+    budget: str  # "paper", "small" or "smoke"
+    block: str | None = None  # label of the one block to do, None for all
+    arms: Sequence[str] | None = None  # names of the arms to do, None for all
+    seeds: Sequence[int] | None = None  # none for the budget's
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # what is not as in the budget's recipe
+    # what is not as by default in DCKD, where an arm does not say it itself; of them `balance` is
+    # of all contrastive methods
     losses: Mapping[str, Any] = field(default_factory=dict)
-    encoder: str | None = None
-    student: str | None = None
-    teacher: str | None = None
-    given: Mapping[str, str] = field(default_factory=dict)
-    development: bool = False
+    encoder: str | None = None  # of all contrastive methods, None for the budget's
+    student: str | None = None  # network to train, None for the budget's
+    teacher: str | None = None  # file of the teacher, None for the budget's
+    given: Mapping[str, str] = field(default_factory=dict)  # files of trained students by arm
+    development: bool = False  # scores are of development images
 
 
 @dataclass(frozen=True)
 class Part:
-    """One block of a table.
+    """One block of a table."""
 
-    Attributes:
-        block: Its networks.
-        images: What they are trained and tested on.
-        teacher: What they learn from.
-        arms: The networks of each arm, one a seed.
-        sets: What the scores are of.
-    """
-
-    block: Block
-    images: Images
-    teacher: Trained
-    arms: Mapping[str, Sequence[Trained]]
-    sets: tuple[ImageSet, ...]
+    block: Block  # its networks
+    images: Images  # what they are trained and tested on
+    teacher: Trained  # what they learn from
+    arms: Mapping[str, Sequence[Trained]]  # the networks of each arm, one a seed
+    sets: tuple[ImageSet, ...]  # what the scores are of
 
     @property
     def jobs(self) -> dict[str, list[Job]]:

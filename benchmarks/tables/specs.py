@@ -31,63 +31,38 @@ from examples.restoration.recipe import PAPER, Cosine, Recipe
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of a table.
+    """One row of a table."""
 
-    Attributes:
-        name: In the table.
-        method: Of `baselines.METHODS`.
-        settings: Of its losses, where they are not the defaults; see `runs.settings_of`.
-        paper: Its name in the paper's table, if another.
-        encoder: Name or file, where the arm has one of its own.
-    """
-
-    name: str
-    method: str
+    name: str  # in the table
+    method: str  # of `baselines.METHODS`
+    # of its losses, where they are not the defaults; see `runs.settings_of`
     settings: Mapping[str, Any] = field(default_factory=dict)
-    paper: str | None = None
-    encoder: str | None = None
+    paper: str | None = None  # its name in the paper's table, if another
+    encoder: str | None = None  # name or file, where the arm has one of its own
 
 
 @dataclass(frozen=True)
 class Block:
-    """Which networks a table trains on what.
+    """Which networks a table trains on what."""
 
-    Attributes:
-        label: As the paper's numbers name it.
-        task: "sr", "deblur" or "derain".
-        scale: Output size over input size.
-        student: Of `networks.NAMES`.
-        teacher: Likewise.
-        sets: The paper's test sets.
-    """
-
-    label: str
-    task: str
-    scale: int
-    student: str
-    teacher: str
-    sets: tuple[str, ...]
+    label: str  # as the paper's numbers name it
+    task: str  # "sr", "deblur" or "derain"
+    scale: int  # output size over input size
+    student: str  # of `networks.NAMES`
+    teacher: str  # likewise
+    sets: tuple[str, ...]  # the paper's test sets
 
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables.
+    """One of the paper's tables."""
 
-    Attributes:
-        title: What it shows.
-        arms: Its rows.
-        reference: The arm that gains are counted from.
-        blocks: The paper's.
-        x: What an arm's name is a number of, where the paper plots.
-        note: What a reader has to know before he compares.
-    """
-
-    title: str
-    arms: tuple[Arm, ...]
-    reference: str
-    blocks: tuple[Block, ...]
-    x: str | None = None
-    note: str = ""
+    title: str  # what it shows
+    arms: tuple[Arm, ...]  # its rows
+    reference: str  # the arm that gains are counted from
+    blocks: tuple[Block, ...]  # the paper's
+    x: str | None = None  # what an arm's name is a number of, where the paper plots
+    note: str = ""  # what a reader has to know before he compares
 
 
 def _sr(network: str, scale: int, *sets: str) -> Block:
@@ -251,21 +226,14 @@ STUDENT, TEACHER, ENCODER = "tiny", "small", "compact"
 
 @dataclass(frozen=True)
 class Budget:
-    """What all tables of a size have in common.
+    """What all tables of a size have in common."""
 
-    Attributes:
-        students: Recipes, by network or else by task.
-        teachers: Likewise, by task; none where trained teachers are taken.
-        seeds: By default.
-        encoder: Of all contrastive methods; None for each one's own.
-        losses: Of DCKD, where neither an arm nor the command line says it; `balance` is of all
-            contrastive methods.
-    """
-
-    students: Mapping[str, Recipe]
-    teachers: Mapping[str, Recipe]
-    seeds: tuple[int, ...]
-    encoder: str | None
+    students: Mapping[str, Recipe]  # recipes, by network or else by task
+    teachers: Mapping[str, Recipe]  # likewise, by task; none where trained teachers are taken
+    seeds: tuple[int, ...]  # by default
+    encoder: str | None  # of all contrastive methods; None for each one's own
+    # of DCKD, where neither an arm nor the command line says it; `balance` is of all contrastive
+    # methods
     losses: Mapping[str, Any]
 
     def recipes(self, block: Block, changes: Mapping[str, Any]) -> tuple[Recipe, Recipe | None]:

@@ -34,17 +34,11 @@ STEPS = 3  # that measure a step's cost, of which the first warms up
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of runs, each under its identity; two processes may share it.
+    """A folder of runs, each under its identity; two processes may share it."""
 
-    Attributes:
-        root: The folder.
-        accelerator: Where runs are trained.
-        workers: Processes that read crops ahead; the crops do not depend on it.
-    """
-
-    root: Path
-    accelerator: Accelerator
-    workers: int = 0
+    root: Path  # the folder
+    accelerator: Accelerator  # where runs are trained
+    workers: int = 0  # processes that read crops ahead; the crops do not depend on it
 
     def folder(self, job: Job) -> Path:
         """Where a run's files lie."""

@@ -81,9 +81,7 @@ def decode_kernel(
     tl.store(grad_ptr + start + offsets, grad.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
-def accumulate(
-    student: Tensor, others: Tensor, first: int, code: Tensor, positive: Tensor, negative: Tensor
-) -> None:
+def accumulate(student: Tensor, others: Tensor, first: int, code: Tensor, totals: Tensor) -> None:
     """Compare the student's features with a group of the others'.
 
     `distances.LevelDistances.add` does the same by plain operations. Over all groups, positive and
@@ -95,8 +93,8 @@ def accumulate(
         first: the first set's number; the teacher's is 0.
         code: 3 q + p of the sets so far, (b, C, H, W), updated in place; int8 for at most 42
             negatives. Dense; features in another order of memory are copied.
-        positive: sum of distances to the teacher so far, a float32 scalar, updated in place.
-        negative: sum of distances to negatives so far, a float32 scalar, updated in place.
+        totals: sums of distances to the teacher and to negatives so far, (2,) float32, updated in
+            place.
     """
     numel = code.numel()
     student, others = _ordered(student, code), _ordered(others, code)
@@ -109,17 +107,13 @@ def accumulate(
             accumulate_kernel[(programs,)](
                 student, sets, code, sums, numel, SETS=len(sets), TEACHER=teacher, BLOCK=BLOCK
             )
-        to_teacher, to_negatives = sums.sum(1, dtype=torch.float64)
-        negative += to_negatives
-        if teacher:
-            positive += to_teacher
+        totals += sums.sum(1, dtype=torch.float64)
 
 
 def decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient of the student's features: d_positive p + d_negative q.
 
-    What autograd gives for `distances.level_distances`, where the derivatives by its means are divided
-    by the number of elements.
+    What autograd gives for `distances.level_distances`, with derivatives by sums, not means.
 
     Args:
         code: 3 q + p, dense.
@@ -143,7 +137,11 @@ def _ordered(x: Tensor, code: Tensor) -> Tensor:
     """Features, or sets of them, in the code's order of memory."""
     strides = code.stride() if x.dim() == code.dim() else (code.numel(), *code.stride())
     last = sum((size - 1) * step for size, step in zip(code.shape, code.stride(), strict=True))
-    if x.shape[-code.dim() :] != code.shape or x.dtype not in TRITON_DTYPES or last + 1 != code.numel():
+    if (
+        x.shape[-code.dim() :] != code.shape
+        or x.dtype not in TRITON_DTYPES
+        or last + 1 != code.numel()
+    ):
         raise ValueError(
             f"expected features {tuple(code.shape)} in float32, float16 or bfloat16 and a dense "
             f"code, got {tuple(x.shape)} in {x.dtype} and strides {code.stride()} of the code"

@@ -197,9 +197,11 @@ def refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files make their readers stumble over anything
-        size, said = path.stat().st_size, str(error).splitlines() or [type(error).__name__]
+        size, said = path.stat().st_size, (str(error).splitlines() or [""])[0]
+        if " " not in said:  # such as a missing key alone
+            said = f"{type(error).__name__} {said}".rstrip()
         raise RuntimeError(
-            f"{path} ({size:,} bytes) is cut short, altered or not such weights: {said[0]}"
+            f"{path} ({size:,} bytes) is cut short, altered or not such weights: {said}"
         ) from error
 
 

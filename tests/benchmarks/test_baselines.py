@@ -1,7 +1,6 @@
 """Every rival behind DCKD's call: its gradient, its weight, its hooks, its random numbers."""
 
 import copy
-import importlib
 import random
 
 import pytest
@@ -9,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.baselines import DUKD, FAKD, METHODS, LabelConsistency, build
+from benchmarks.baselines import (
+    DUKD,
+    FAKD,
+    METHODS,
+    LabelConsistency,
+    build,
+    contrastive,
+    dukd,
+    fakd,
+)
 from dckd_losses import HistoryModel, NegativeGenerator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,18 +49,14 @@ def test_draws_resume_from_the_counter(images, networks, name):
 
 def test_defaults_are_those_of_their_sources():
     """Written down a second time; images are in [0, 1] and the L1 to the ground truth weighs 1."""
-    fakd, csd, mclir, dukd = (
-        importlib.import_module(f"benchmarks.baselines.{name}")
-        for name in ("fakd", "csd", "mclir", "dukd")
-    )
-    consistency = importlib.import_module("benchmarks.baselines.label_consistency")
     assert round(255 * fakd.WEIGHT, 9) == 20  # 10 beside 0.5
-    assert round(255 * csd.WEIGHT, 9) == 200
-    assert csd.NUM_NEGATIVES == 10
-    assert (mclir.WEIGHT, mclir.DECAY, mclir.INTERVALS) == (0.001, 0.1, (100, 200, 500, 1000))
-    assert mclir.LEVEL_WEIGHTS == (0.2, 0.3, 0.5)
+    assert round(255 * contrastive.CSD_WEIGHT, 9) == 200
+    assert contrastive.CSD_NEGATIVES == 10
+    assert (contrastive.MCLIR_WEIGHT, contrastive.MCLIR_DECAY) == (0.001, 0.1)
+    assert contrastive.MCLIR_INTERVALS == (100, 200, 500, 1000)
+    assert contrastive.MCLIR_LEVEL_WEIGHTS == (0.2, 0.3, 0.5)
     assert (dukd.WEIGHT, dukd.PROBABILITY) == (1, 0.3)
-    assert (consistency.WEIGHT, consistency.PROBABILITY) == (1, 0.5)
+    assert (dukd.CONSISTENCY_WEIGHT, dukd.CONSISTENCY_PROBABILITY) == (1, 0.5)
     without_logits = {"scratch", "csd", "aecr", "mclir"}
     assert {name: method.logits_weight for name, method in METHODS.items()} == {
         name: float(name not in without_logits) for name in METHODS
@@ -222,10 +226,10 @@ GOOD = (2, 3, 16, 16)
     ("name", "settings", "message"),
     [
         ("crd", {}, "method must be one of scratch, logits, .*got 'crd'"),
-        ("logits", {"logits_weight": -1}, "weight must be at least 0, got -1"),
+        ("logits", {"logits_weight": -1}, "weight must be finite and at least 0, got -1"),
         ("fakd", {"student_layers": ["body.9"] * 3}, r"ResidualSR has no modules \['body.9'\]"),
         ("fakd", {"teacher_layers": ["head"]}, "as many in both"),
-        ("dukd", {"probability": 2}, "probability must be in"),
+        ("dukd", {"probability": 2}, "probability must be at least 0 and at most 1, got 2"),
         ("csd", {"num_negatives": 0}, "num_negatives must be at least 1, got 0"),
         ("mclir", {"intervals": (5,)}, "intervals must be at least two"),
     ],

@@ -1,40 +1,35 @@
-"""The released way computes the same loss, and the benchmarks' commands run and say so."""
+"""The released way computes the same loss, and what is measured of all ways is right."""
 
 import json
+import math
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import baselines, released
+from benchmarks import baselines, common, released, speed
+from benchmarks.speed import PATHS, Bench, Spec
 from dckd_losses import DCKDLoss
-from dckd_losses.network import build
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
-KEYS = {
-    "way", "impl", "mode", "precision", "batch", "size", "negatives", "ms_median", "ms_iqr",
-    "saved_mb", "peak_mb", "grad_cos",
-}  # fmt: skip
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
+CPU = torch.device("cpu")
 
 
 def test_released_way_is_the_same_loss(encoder, tensors, images):
-
     student, teacher = images(2, 2, 3, 33, 24, dtype=torch.float64)
     negatives = images(5, 2, 3, 33, 24, dtype=torch.float64)
-    network = build(tensors).double()
+    network = {name: tensor.double() for name, tensor in tensors.items()}
     x, y = (student.clone().requires_grad_() for _ in range(2))
     seen = released.loss(network, 2 * x - 1, 2 * teacher - 1, 2 * negatives - 1, 0.1, 0.03)
-    dckd = DCKDLoss(nn.Identity(), encoder, dmm_weight=0.03, negatives=lambda lq: negatives)
+    dckd = DCKDLoss(
+        nn.Identity(), encoder, dmm_weight=0.03, balance=None, negatives=lambda lq: negatives
+    )
     expected = dckd.double()(y, teacher, teacher)
     seen.backward()
     expected.backward()
@@ -43,51 +38,139 @@ def test_released_way_is_the_same_loss(encoder, tensors, images):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    path = tmp_path_factory.mktemp("speed") / "speed.json"
-    command(
-        "benchmarks.speed", "--sizes", "1x48", "--rounds", 1, "--device", "cpu", "--negatives", 5,
-        "--students", "tiny", "--rivals", "tiny", "--step-size", "2x32", "--json", path,
-    )  # fmt: skip
-    return json.loads(path.read_text()), path
+def rows():
+    specs = [*speed.all_specs(CPU, ["bfloat16"]), Spec("stream", graph=True)]
+    return Bench("2x32", 5, CPU, encoder="compact").rows(specs, 2)
 
 
-def test_speed_reports_every_way(report):
-    content, path = report
-    assert {"device", "torch", "commit", "threads", "command", "rows"} <= content.keys()
+def test_every_way_has_a_row(rows):
+    *measured, graph = rows
+    names = ["released", "plain", "stream", "stream", "stream, chunk 1", "twopass, chunk 1"]
+    assert [row["mode"] for row in measured] == names
+    for row in measured:
+        assert row["ms_median"] > 0 and row["ms_iqr"] >= 0
+        assert row["peak_mb"] > row["saved_mb"] / 2
+        assert row["grad_cos"] > (0.999 if row["precision"] == "float32" else 0.9)
+    assert graph["skipped"] == "a CUDA graph needs a CUDA device" and "ms_median" not in graph
+
+
+def test_the_fused_path_saves_an_eighth(rows):
+    """Exact and independent of the machine's load, unlike the times beside it."""
+    saved = {r["mode"]: r["saved_mb"] for r in rows[:-1] if r["precision"] == "float32"}
+    assert saved["released"] > 8 * saved["stream"]
+    assert saved["released"] > 40 * saved["twopass, chunk 1"]  # which keeps images only
+
+
+def test_saved_bytes_are_those_that_backward_needs():
+    weight = nn.Parameter(torch.ones(1000))
+
+    def way(x):
+        dropped = (x * x).exp()  # keeps its input and output for a backward that nobody can do
+        return ((x * weight).sin() + dropped.detach()).sum()
+
+    assert common.saved(way, torch.zeros(1000)) == 2 * 4 * 1000  # x and sine's input, no weight
+
+
+def test_a_gpu_has_the_main_ways_in_every_precision_and_as_graphs():
+    found = list(speed.all_specs(torch.device("cuda"), ["tf32", "float16"]))
+    for graph in (False, True):
+        labels = {(s.mode, s.precision) for s in found if s.graph == graph}
+        main = {(m, p) for m in ("released", "plain", "stream") for p in ("float32", "tf32")}
+        assert labels >= main | {("stream", "float16")}
+        assert (("twopass, chunk 1", "float32") in labels) != graph
+
+
+def test_the_table_compares_with_the_released_way(rows):
+    base = {**rows[0], "mode": "released", "ms_median": 100.0, "precision": "tf32"}
+    half = {**base, "precision": "float16", "ms_median": 50.0}
+    ours = {**base, "mode": "stream", "way": "dckd-losses", "ms_median": 25.0, "saved_mb": None}
+    lines = speed.table([{**base, "precision": "float32"}, base, half, ours, rows[-1]]).splitlines()
+    assert "| tf32 | 100 (" in lines[3] and " | 2.00 | " in lines[4] and " | 4.00 |  | " in lines[5]
+    assert "stream, graph (a CUDA graph needs a CUDA device)" in lines[6]
+
+
+def test_turns_stop_in_time_and_summaries_are_medians():
+    calls = []
+
+    def job(name):
+        calls.append(name)
+        return common.Times(1.0, 2.0, 3.0 + len(calls))
+
+    jobs = {name: partial(job, name) for name in "ab"}
+    times = common.in_turns(jobs, 3)
+    assert "".join(calls) == "ababab"
+    assert common.summary(times["a"])["ms_median"] == 6.0
+    assert len(common.in_turns(jobs, 9, until=time.monotonic())["a"]) == 1
+
+
+def test_where_there_is_no_time_ways_say_so():
+    (row,) = Bench("1x32", 2, CPU, truth=False, encoder="compact").rows(
+        [Spec("stream")], 1, until=time.monotonic() - 1
+    )
+    assert row["skipped"] == "no time left"
+
+
+def test_out_of_memory_is_a_row_and_no_end(monkeypatch):
+    bench = Bench("1x32", 2, CPU, truth=False, encoder="compact")
+
+    def fails(x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 76 GiB")
+
+    plain = bench.way
+    monkeypatch.setattr(bench, "way", lambda spec: fails if spec.mode == "big" else plain(spec))
+    big, small = bench.rows([Spec("big"), Spec("stream")], 1)
+    assert big["skipped"] == "CUDA out of memory" and small["ms_median"] > 0
+
+
+def test_tf32_is_put_back():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with common.tf32(not before[0]):
+        assert torch.backends.cudnn.allow_tf32 == (not before[0])
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_provenance(monkeypatch, tmp_path):
+    facts = common.machine(CPU)
+    assert facts["commit"] != "unknown" and facts["device"].startswith("CPU, ")
+    common._output.cache_clear()
+    monkeypatch.setattr(common, "ROOT", tmp_path)  # no clone
+    monkeypatch.setenv("DCKD_COMMIT", "abc1234")
+    assert common.commit() == "abc1234"
+    common._output.cache_clear()
+    common.write_json(tmp_path / "x" / "y.json", {"a": [1.5, math.nan], "b": math.inf})
+    assert json.loads((tmp_path / "x" / "y.json").read_text()) == {"a": [1.5, None], "b": None}
+
+
+def test_rows_of_files_with_other_keys_are_drawn(rows, tmp_path):
+    pytest.importorskip("matplotlib")
+    speed.plot(rows, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.slow
+def test_loading_reads_crops_from_everywhere():
+    found = {row["mode"]: row["ms_median"] for row in speed.loading(2)}
+    assert list(found) == ["memory", "sub-images", "sub-images, bytes", "photographs"]
+    assert found["memory"] < found["photographs"]
+
+
+@pytest.mark.slow
+def test_the_command_reports_losses_and_whole_steps(tmp_path):
+    path = tmp_path / "speed.json"
+    command = [
+        sys.executable, "-m", "benchmarks.speed", "--sizes", "1x32", "--rounds", "1", "--device",
+        "cpu", "--negatives", "5", "--students", "tiny", "--rivals", "tiny", "--step-size", "2x32",
+        "--json", path,
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    content = json.loads(path.read_text())
+    assert {"device", "torch", "commit", "threads", "command", "tuned_malloc"} <= content.keys()
     losses = [row for row in content["rows"] if row["student"] is None]
-    assert len(losses) == 6 == path.with_suffix(".md").read_text().count("| 1x48x48 |")
-    for row in losses:
-        assert row.keys() >= KEYS
-        assert row["ms_median"] > 0
-        assert row["grad_cos"] > (0.999 if row["precision"] == "float32" else 0.95)
-    assert path.with_suffix(".png").read_bytes()[1:4] == b"PNG"
-
-
-def test_speed_reports_whole_steps(report):
-    steps = {row["mode"]: row for row in report[0]["rows"] if row["student"] == "tiny"}
+    assert [row["mode"] for row in losses if row["precision"] == "float32"] == ["released", *PATHS]
+    assert len(losses) == 6 == path.with_suffix(".md").read_text().count("| 1x32x32 |")
+    steps = {row["mode"]: row for row in content["rows"] if row["student"] == "tiny"}
     assert steps.keys() == {"released", "stream", "twopass"} | baselines.METHODS.keys()
     assert steps["scratch"]["ms_median"] < steps["csd"]["ms_median"]
-    assert all(row.keys() >= KEYS for row in steps.values())
     assert steps["logits"]["ms_median"] < steps["stream"]["ms_median"]
     assert steps["stream"]["peak_mb"] < steps["released"]["peak_mb"]
-
-
-def test_the_fused_path_saves_an_eighth(report):
-    """Exact and independent of the machine's load, unlike the times beside it."""
-    rows = [row for row in report[0]["rows"] if row["precision"] == "float32"]
-    saved = {row["mode"]: row["saved_mb"] for row in rows if row["student"] is None}
-    assert saved["released"] > 8 * saved["stream"]
-    assert saved["released"] > 1000 * saved["twopass, chunk 1"]
-
-
-def test_gradients_reports_every_term(tmp_path):
-    path = tmp_path / "gradients.json"
-    done = command("benchmarks.gradients", "--steps", 0, 2, "--json", path)
-    rows = json.loads(path.read_text())["rows"]
-    assert [(row["step"], row["term"]) for row in rows] == [
-        (step, term) for step in (0, 2) for term in ("l1", "dcr", "dmm", "dmm released")
-    ]
-    assert rows[0]["norm_over_l1"] == 1
-    assert all(row["norm_over_l1"] > 0 for row in rows)
-    assert done.stdout.count("\n") == 2 + len(rows)
+    assert path.with_suffix(".png").read_bytes()[1:4] == b"PNG"

@@ -13,18 +13,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from filelock import FileLock
-from restoration import networks
-from safetensors.torch import load_file
-
-from benchmarks import baselines
-from benchmarks.tables import cost, losses, output, pictures, results, study
 from benchmarks.tables.arms import TABLES
 from benchmarks.tables.budgets import BUDGETS
 from benchmarks.tables.images import images
 from benchmarks.tables.job import Job
-from benchmarks.tables.store import Store
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from benchmarks import baselines, common
+from benchmarks.tables import report, runs
+from benchmarks.tables.data import ImageSet, images
+from benchmarks.tables.runs import Job, Options, parts
+from benchmarks.tables.specs import BUDGETS, TABLES, encoder_study, reduced
+from benchmarks.tables.store import Store, step_seconds
 from dckd_losses.weights import COMPACT
+from examples.restoration import networks
 from examples.restoration.recipe import SMALL_SR, Recipe
 from examples.restoration.training.console import StoppedError
 
@@ -47,12 +50,12 @@ def store(tmp_path, accelerator):
 
 def make(method, settings=None, **changes):
     """A run of a few steps, from a teacher that has taken a few itself."""
-    block = study.reduced(TABLES["table5"])
+    block = reduced(TABLES["table5"])
     facts = {
         "block": block,
         "network": "tiny",
         "method": method,
-        "settings": losses.settings_of(method, settings or {}, RECIPE, "tiny", 2),
+        "settings": runs.settings_of(method, settings or {}, RECIPE, "tiny", 2),
         "recipe": RECIPE,
         "seed": 0,
         "images": images("smoke", "sr", 2, ()),
@@ -72,6 +75,7 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_with_zero_weights_every_method_is_the_scratch_run(store):
     """Through the real runner; and with its weights every method is another run than Scratch."""
     teacher, scratch = make("scratch", teacher=None)
@@ -89,19 +93,23 @@ def test_with_zero_weights_every_method_is_the_scratch_run(store):
         assert not same(weights(store, usual), expected), method
 
 
+@pytest.mark.slow
 def test_runs_of_a_seed_begin_alike_and_see_the_same_crops(store):
     teacher, one = make("logits")
     _, other = make("dckd")
     _, later = make("dckd", seed=1)
     store.complete([teacher])
     network = store.network(teacher)
-    runs = [job.run(store.folder(job), network) for job in (one, other, later)]
-    first, second, third = (run.student.state_dict() for run in runs)
+    begun = [
+        job.start(store.folder(job), store.accelerator, network)[0] for job in (one, other, later)
+    ]
+    first, second, third = (run.student.state_dict() for run in begun)
     assert same(first, second) and not same(first, third)
-    crops = [torch.cat([x.flatten() for item in run.crops for x in item]) for run in runs]
+    crops = [torch.cat([x.flatten() for item in run.crops for x in item]) for run in begun]
     assert torch.equal(crops[0], crops[1]) and not torch.equal(crops[0], crops[2])
 
 
+@pytest.mark.slow
 def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypatch):
     straight, stopped = (Store(tmp_path / name, accelerator()) for name in ("one", "two"))
     for store in (straight, stopped):
@@ -109,7 +117,7 @@ def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypat
     teacher, job = make("dckd")
     straight.complete([teacher, job])
     stopped.complete([teacher])
-    seen, validate = [], "benchmarks.tables.job.mean_psnr"
+    seen, validate = [], "benchmarks.tables.runs.mean_psnr"
 
     def stop(model, **known):
         seen.append(model)
@@ -128,6 +136,7 @@ def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypat
     assert stopped.steps_left(job) == 0
 
 
+@pytest.mark.slow
 def test_what_another_process_trains_comes_last(store):
     """And is then taken over where that process has left it."""
     teacher, busy = make("logits")
@@ -177,7 +186,7 @@ def test_identity_follows_from_an_encoders_content(tmp_path, monkeypatch):
     assert make("dckd", encoder=str(copied))[1].identity == job.identity
     copied.write_bytes(b"trained anew")
     assert make("dckd", encoder=str(copied))[1].identity != job.identity
-    monkeypatch.setattr("benchmarks.tables.job.COMPACT", copied)  # a later version's
+    monkeypatch.setattr("benchmarks.tables.runs.COMPACT", copied)  # a later version's
     assert make("dckd")[1].identity != job.identity
 
 
@@ -195,10 +204,10 @@ def test_identity_follows_from_an_encoders_content(tmp_path, monkeypatch):
     ],
 )
 def test_an_arms_own_settings_win_over_the_command_lines(table, arm, expected):
-    chosen = study.Options(
+    chosen = Options(
         table, "smoke", losses={"dcr_weight": 0.02, "balance": 0.3}, recipe={"iterations": 50_000}
     )
-    (part,) = study.parts(TABLES[table], chosen, "cpu")
+    (part,) = parts(TABLES[table], chosen, "cpu")
     settings = part.arms[arm][0].settings
     assert {name: settings[name] for name in expected} == expected
 
@@ -215,11 +224,11 @@ def test_an_arms_own_settings_win_over_the_command_lines(table, arm, expected):
     ],
 )
 def test_given_weights_mean_themselves(said, balance):
-    chosen = study.Options("table5", "smoke", losses=said)
-    (part,) = study.parts(TABLES["table5"], chosen, "cpu")
+    chosen = Options("table5", "smoke", losses=said)
+    (part,) = parts(TABLES["table5"], chosen, "cpu")
     assert part.arms["DCR+DMM"][0].settings["balance"] == balance
     assert part.arms["neither"][0].settings == {}
-    (part,) = study.parts(TABLES["table2"], replace(chosen, table="table2"), "cpu")
+    (part,) = parts(TABLES["table2"], replace(chosen, table="table2"), "cpu")
     expected = {"balance": balance} if balance else {}
     for arm in ("CSD", "AECR", "MCLIR"):
         assert part.arms[arm][0].settings == expected
@@ -242,32 +251,32 @@ def test_the_paper_budgets_methods_are_the_released_ones():
         ("swinir-student", 4, {"weight": 0.2, "logits_weight": 0.2}),
         ("tiny", 2, {}),
     ):
-        settings = losses.settings_of("dukd", {}, recipe, network, scale)
+        settings = runs.settings_of("dukd", {}, recipe, network, scale)
         assert settings == expected
         student, teacher = (networks.build("tiny", 2) for _ in range(2))
-        losses.build("dukd", settings, student, teacher, None, seed=0)
+        runs.build("dukd", settings, student, teacher, None, seed=0)
     assert BUDGETS["paper"].losses == {"form": "released"}
-    assert losses.meant_for("csd", BUDGETS["paper"].losses) == {}
+    assert runs.meant_for("csd", BUDGETS["paper"].losses) == {}
 
 
 def test_each_seed_has_its_own_transforms():
     student, teacher = networks.build("tiny", 2), networks.build("small", 2)
     for method, settings in (("dukd", {}), ("dckd_star", make("dckd_star")[1].settings)):
-        arms = [losses.build(method, settings, student, teacher, "compact", s) for s in (0, 1)]
+        arms = [runs.build(method, settings, student, teacher, "compact", s) for s in (0, 1)]
         assert [arm.terms[-1].seed for arm in arms] == [1, 3]
 
 
 def test_a_measured_step_writes_no_checkpoint(store, monkeypatch):
-    monkeypatch.setattr("examples.restoration.training.loop.keep", None)  # a call would fail
-    assert cost.step_seconds(make("logits")[1], store) > 0
+    monkeypatch.setattr("examples.restoration.training.checkpoint.save", None)  # a call would fail
+    assert step_seconds(make("logits")[1], store) > 0
 
 
 def test_settings_reach_the_losses():
     student, teacher = networks.build("tiny", 2), networks.build("small", 2)
     said = {"balance": 0.3, "degradation": "blur", "interval": 7, "num_negatives": 2}
     said |= {"level_weights": [1, 0, 0, 0, 0], "form": "released", "logits_weight": 0.5}
-    settings = losses.settings_of("dckd", said, SMALL_SR, "tiny", 2)
-    logits, dckd = losses.build("dckd", settings, student, teacher, "compact", seed=4).terms
+    settings = runs.settings_of("dckd", said, SMALL_SR, "tiny", 2)
+    logits, dckd = runs.build("dckd", settings, student, teacher, "compact", seed=4).terms
     assert logits.weight == 0.5
     assert (dckd.balance, dckd.dcr.level_weights, dckd.dmm.form) == (
         0.3,
@@ -282,9 +291,9 @@ def test_settings_reach_the_losses():
 def test_the_papers_schedule_is_the_default():
     """1000, 2000, 3000 steps, one more every 100,000 of 250,000."""
     recipe = Recipe(iterations=250_000, batch_size=16, crop=48)
-    settings = losses.settings_of("dckd", {}, recipe, "rcan-student", 2)
+    settings = runs.settings_of("dckd", {}, recipe, "rcan-student", 2)
     student = networks.build("tiny", 2)
-    arm = losses.build("dckd", settings, student, student, "compact", seed=0)
+    arm = runs.build("dckd", settings, student, student, "compact", seed=0)
     history = arm.terms[1].history
     due = [step for step in range(1, 10_000) if history.due(step)]
     assert due == list(range(1000, 10_000, 1000))
@@ -293,77 +302,100 @@ def test_the_papers_schedule_is_the_default():
 
 
 def test_fakds_layers_exist(paper_networks):
-    for name, layers in losses.FAKD_LAYERS.items():
+    for name, layers in runs.FAKD_LAYERS.items():
         known = dict(networks.build(name, 2).named_modules())
         assert all(layer in known for layer in layers), name
         assert len(layers) == 3
 
 
+def test_stores_of_earlier_versions_go_on(monkeypatch):
+    """A run's name follows from its settings alone: another one would train it again."""
+    monkeypatch.setattr(ImageSet, "fingerprint", "0" * 12)
+    monkeypatch.setattr(runs, "_fingerprint", lambda encoder: encoder)
+    assert make("logits", teacher=None)[1].identity == "sr_x2_logits_0_258eb9141c"
+    assert make("dckd", {"balance": 0.3}, teacher=None)[1].identity == "sr_x2_dckd_0_b0b839bd1c"
+
+
+def test_an_encoder_study_is_frontier_by_another_name():
+    """Each arm looks through its own encoder; Logits has none."""
+    table = encoder_study(["compact", "runs/other.safetensors"])
+    chosen = Options("study", "smoke", losses={"balance": 1.0})
+    (part,) = parts(table, chosen, "cpu")
+    found = {name: jobs[0] for name, jobs in part.arms.items()}
+    assert list(found) == ["Logits", "compact", "other"]
+    assert [job.encoder for job in found.values()][1:] == ["compact", "runs/other.safetensors"]
+    (like,) = parts(TABLES["table2"], replace(chosen, table="table2", encoder="compact"), "cpu")
+    assert found["compact"].identity == like.arms["DCKD"][0].identity
+    with pytest.raises(ValueError, match="expected different names"):
+        encoder_study(["a/x.safetensors", "b/x.safetensors"])
+
+
 def test_the_paper_has_numbers_for_every_table_and_network():
     for name, table in TABLES.items():
         for block in table.blocks:
-            numbers = results.cited(name, block.label)
+            numbers = report.cited(name, block.label)
             assert bool(numbers) == name.startswith("table"), (name, block.label)
             names = {arm.paper or arm.name for arm in table.arms}
             assert table.reference in {arm.name for arm in table.arms}
             if numbers:
                 assert len(names & numbers.keys()) >= 3
                 assert {s for sets in numbers.values() for s in sets} <= set(block.sets)
-    swinir = results.cited("table2", "SwinIR x4")
+    swinir = report.cited("table2", "SwinIR x4")
     assert swinir["DCKD*"]["Urban100"] == [26.62, 0.8032]
     assert swinir["MiPKD"]["Set5"] == [32.39, 0.8971]
-    assert results.cited("table4", "Restormer")["DCKD"]["Rain100L"] == [38.02, 0.9762]
+    assert report.cited("table4", "Restormer")["DCKD"]["Rain100L"] == [38.02, 0.9762]
 
 
 def test_what_the_last_fifth_of_a_run_gained():
     records = [{"step": 10.0 * n, "l1": 0.1} for n in range(1, 101)]
     for step, psnr in ((100, 30.0), (790, 33.0), (800, 33.5), (900, 33.6), (1000, 33.75)):
         records[step // 10 - 1]["psnr"] = psnr
-    assert results.late_gain(records) == pytest.approx(0.25)
-    assert results.late_gain([{"step": 4.0, "psnr": 30.0}]) == 0  # one look at all
+    assert report.late_gain(records) == pytest.approx(0.25)
+    assert report.late_gain([{"step": 4.0, "psnr": 30.0}]) == 0  # one look at all
 
 
 def test_a_report_tells_where_its_runs_were_trained_if_elsewhere(store):
-    here, runs = output.provenance.commit(), []
+    here, trained = common.commit(), []
     for seed, commit in enumerate((here, "0ldc0de")):
         _, job = make("logits", seed=seed)
         store.folder(job).mkdir(parents=True)
         (store.folder(job) / "result.json").write_text(json.dumps({"commit": commit}))
-        runs.append(job)
-    parts = [[SimpleNamespace(jobs={"Logits": found})] for found in (runs[:1], runs)]
-    assert output.commits(parts[0], store) == {}
-    assert set(output.commits(parts[1], store)["trained at"].split(", ")) == {here, "0ldc0de"}
+        trained.append(job)
+    blocks = [[SimpleNamespace(jobs={"Logits": found})] for found in (trained[:1], trained)]
+    assert report.commits(blocks[0], store) == {}
+    assert set(report.commits(blocks[1], store)["trained at"].split(", ")) == {here, "0ldc0de"}
 
 
 def test_a_recorded_command_can_be_typed_again(monkeypatch):
     said = ["table2", "--block", "RCAN x2", "--arms", "DCKD*"]
     monkeypatch.setattr("sys.argv", ["tables", *said])
-    assert shlex.split(output.provenance.command()) == ["python", "-m", "benchmarks.tables", *said]
+    assert shlex.split(common.command()) == ["python", "-m", "benchmarks.tables", *said]
 
 
 def test_figure_8_without_what_a_given_students_step_costs(tmp_path):
     arms = {n: {"Set5": {"psnr": [30.0], "ssim": [0.9]}} for n in ("3", "5")}
+    plots = pytest.importorskip("benchmarks.tables.plots", exc_type=ImportError)
     for costs in ({}, {"ms a step": {"3": 20.0}}):
-        pictures.against_number(arms, costs, "negatives", tmp_path / "x.png")
+        plots.against_number(arms, costs, "negatives", tmp_path / "x.png")
         assert (tmp_path / "x.png").stat().st_size > 0
 
 
 def test_means_deviations_and_paired_gains():
-    assert results.mean([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    assert math.isnan(results.mean([4.0]).deviation)
-    found = results.gain([1.1, 2.3, 3.2], [1.0, 2.0, 3.0])
+    assert report.mean([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    assert math.isnan(report.mean([4.0]).deviation)
+    found = report.gain([1.1, 2.3, 3.2], [1.0, 2.0, 3.0])
     assert found.mean == pytest.approx(0.2)
     assert found.deviation == pytest.approx(0.1 / 3**0.5)
-    assert results.gain([1.0], [1.0, 2.0]) is None
+    assert report.gain([1.0], [1.0, 2.0]) is None
 
 
 def test_runs_that_diverged_are_no_part_of_means():
     nan = math.nan
-    assert results.mean([1.0, nan, 3.0]) == results.mean([1.0, 3.0])
-    assert all(map(math.isnan, results.mean([nan, nan])))
-    seen = results.gain([1.1, nan, 3.2, 4.4], [1.0, 2.0, nan, 4.0])
-    assert seen == results.gain([1.1, 4.4], [1.0, 4.0])
-    assert all(map(math.isnan, results.gain([nan], [1.0])))
+    assert report.mean([1.0, nan, 3.0]) == report.mean([1.0, 3.0])
+    assert all(map(math.isnan, report.mean([nan, nan])))
+    seen = report.gain([1.1, nan, 3.2, 4.4], [1.0, 2.0, nan, 4.0])
+    assert seen == report.gain([1.1, 4.4], [1.0, 4.0])
+    assert all(map(math.isnan, report.gain([nan], [1.0])))
 
 
 @pytest.mark.skipif(

@@ -9,14 +9,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from benchmarks.tables import results
-from benchmarks.tables.arms import TABLES
-from benchmarks.tables.job import LOSSES
+from benchmarks.tables import __main__ as tables
+from benchmarks.tables import report
+from benchmarks.tables.runs import RECIPE_LOSSES
+from benchmarks.tables.specs import TABLES
+from dckd_losses.weights import COMPACT
 from examples.restoration import networks
 from examples.restoration.data.images import photographs, write_png
 from examples.restoration.recipe import PAPER
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,6 +29,19 @@ def command(*arguments, **environment):
         [sys.executable, "-m", "benchmarks.tables", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment},
     )  # fmt: skip
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, accelerator):
+    """The same in this process: its code, and what it prints and complains of."""
+
+    def run(*arguments):
+        accelerator()
+        monkeypatch.setattr("sys.argv", ["tables", *map(str, arguments)])
+        code = tables.main()
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +58,45 @@ def table5(output):
     return output
 
 
+def test_encoders_are_compared_with_plain_distillation(call, tmp_path):
+    """A table from the plan to its files, in one process: the encoders' study."""
+    tensors = load_file(COMPACT)
+    other = tmp_path / "other.safetensors"
+    save_file({name: 0.5 * tensor for name, tensor in tensors.items()}, other)
+    smoke = ("study", "--encoders", "compact", other, "--budget", "smoke", "--seeds", 0, 1)
+    code, printed, complained = call(*smoke, "--output", tmp_path)
+    assert code == 0, complained
+    assert printed.index("in all:") < printed.index("\ntraining ")
+    content = json.loads((tmp_path / "study_smoke.json").read_text())
+    assert content["command"].startswith("python -m benchmarks.tables study --encoders compact ")
+    assert list(content["arms"]) == ["Logits", "compact", "other"]
+    assert list(content["encoders"]) == ["compact", "other"]
+    for cost in content["encoders"].values():
+        assert cost["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+        assert cost["ms"] > 0
+    scores = {name: arm["photographs"]["psnr"] for name, arm in content["arms"].items()}
+    assert scores["compact"] != scores["other"]
+    gain = sum(a - b for a, b in zip(scores["other"], scores["Logits"], strict=True)) / 2
+    text = (tmp_path / "study_smoke.md").read_text()
+    assert "student, teacher: tiny, small" in text
+    assert f" {gain:+.3f} ± " in text and f"| other | {cost['parameters']:,} | " in text
+    for end in ("", "_cost", "_crops", "_curves", "_distances"):
+        assert (tmp_path / f"study_smoke{end}.png").read_bytes()[1:4] == b"PNG"
+    again, printed, _ = call(*smoke, "--output", tmp_path, "--plan")
+    assert again == 0 and "2 to have, 2 there\n" in printed
+
+
+def test_table1_stands_beside_the_paper(call, tmp_path, paper_networks, monkeypatch):
+    known = {"nafnet-student": networks.SPECIFICATIONS["nafnet-student"]}
+    monkeypatch.setattr(report, "SPECIFICATIONS", known)
+    code, printed, _ = call("table1", "--output", tmp_path)
+    assert code == 0
+    (row,) = json.loads((tmp_path / "table1.json").read_text())["rows"]
+    assert row["parameters"] == 2_683_059 and row["paper_millions"] == 2.7
+    assert "| nafnet-student | x1 |" in printed and "| 2,683,059 | 2.7M | -0.02M |" in printed
+
+
+@pytest.mark.slow
 def test_table1_prints_every_network_at_every_scale(output, paper_networks):
     done = command("table1", "--output", output)
     assert done.returncode == 0, done.stderr
@@ -63,6 +119,7 @@ def test_table1_prints_every_network_at_every_scale(output, paper_networks):
     assert nafnet["multiply_adds"] / 1e9 == pytest.approx(16, rel=0.01)  # its authors' figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES)
 def test_smoke_plans_trains_and_writes_the_table(table, output):
     done = command(table, "--budget", "smoke", "--output", output)
@@ -83,7 +140,7 @@ def test_smoke_plans_trains_and_writes_the_table(table, output):
     for arm in TABLES[table].arms:
         assert f"| {arm.name} |" in markdown
     names = {arm.paper or arm.name for arm in TABLES[table].arms}
-    for name in set(results.cited(table, TABLES[table].blocks[-1].label)) - names - {"Teacher"}:
+    for name in set(report.cited(table, TABLES[table].blocks[-1].label)) - names - {"Teacher"}:
         assert f"| {name} |" in markdown and name not in content["arms"]  # the paper's only
     for end in ("", "_crops", "_curves"):
         assert (output / f"{table}_smoke{end}.png").read_bytes()[1:4] == b"PNG"
@@ -94,10 +151,12 @@ def test_smoke_plans_trains_and_writes_the_table(table, output):
     assert {"torch", "python", "threads"} <= details.keys()
 
 
+@pytest.mark.slow
 def test_distances_are_drawn_where_dckd_trained(table5):
     assert (table5 / "table5_smoke_distances.png").read_bytes()[1:4] == b"PNG"
 
 
+@pytest.mark.slow
 def test_the_papers_numbers_stand_beside_ours(table5):
     lines = (table5 / "table5_smoke.md").read_text().splitlines()
     assert lines[0] == "# Table 5: DCKD's two losses"
@@ -105,6 +164,7 @@ def test_the_papers_numbers_stand_beside_ours(table5):
     assert row.endswith("| 32.92 | 0.9351 |  | +0.25 |")
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_only_what_is_new(table5):
     output = table5
     smoke = ("table5", "--budget", "smoke", "--output", output, "--name", "more")
@@ -124,6 +184,7 @@ def test_a_second_call_trains_only_what_is_new(table5):
     assert all(path.stat().st_mtime_ns == then for path, then in trained.items())
 
 
+@pytest.mark.slow
 def test_runs_that_diverge_are_results(table5):
     """They are told, the table is written, and a second call does not try them again."""
     smoke = ("table5", "--budget", "smoke", "--output", table5, "--name", "diverged")
@@ -138,6 +199,7 @@ def test_runs_that_diverge_are_results(table5):
     assert any(line.startswith("| DCR (1 of 1 diverged) |  |  |  |") for line in lines)
 
 
+@pytest.mark.slow
 def test_given_students_are_scored_and_not_trained(table5):
     """The same file under two names has the same scores, those of the run that it is from."""
     output = table5
@@ -155,6 +217,7 @@ def test_given_students_are_scored_and_not_trained(table5):
     assert arms["DCR"]["photographs"]["psnr"] == trained["photographs"]["psnr"][:1]
 
 
+@pytest.mark.slow
 def test_plan_trains_nothing(tmp_path):
     done = command(
         "table5", "--budget", "smoke", "--plan", "--output", tmp_path, "--iterations", 3600,
@@ -166,6 +229,7 @@ def test_plan_trains_nothing(tmp_path):
     assert not list(tmp_path.glob("**/*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "label", "teacher", "scale", "places"),
     [
@@ -200,12 +264,12 @@ def test_the_papers_budget_trains_its_networks(table, label, teacher, scale, pla
     settings = json.loads(run.read_text())["settings"]
     assert settings["network"] == block.student
     recipe = asdict(replace(PAPER[block.student].shortened(2), crop=16, batch_size=1))
-    expected = {name: value for name, value in recipe.items() if name not in LOSSES}
+    expected = {name: value for name, value in recipe.items() if name not in RECIPE_LOSSES}
     assert settings["recipe"] == json.loads(json.dumps(expected))
     assert settings["losses"]["form"] == "released"
     assert settings["losses"]["balance"] is None
     markdown = (tmp_path / f"{table}_paper.md").read_text()
-    numbers = results.cited(table, label)[last][block.sets[-1]]
+    numbers = report.cited(table, label)[last][block.sets[-1]]
     row = next(r for r in reversed(markdown.splitlines()) if r.startswith(f"| {last} |"))
     ours, theirs, difference = (float(row.split("|")[i].split("±")[0]) for i in (2, 5, 7))
     assert theirs == numbers[0]
@@ -231,11 +295,12 @@ def test_the_papers_budget_trains_its_networks(table, label, teacher, scale, pla
         (("--budget", "smoke", "--crop", "900"), "no training image is 900x900"),
         (("--budget", "smoke", "--seeds", "-1"), "got --seeds -1"),
         (("--budget", "smoke", "--seeds", "0", "0"), "got --seeds 0 0; expected different"),
+        (("--budget", "smoke", "--encoders", "compact"), "got --encoders for table5"),
     ],
 )
-def test_refusals_are_one_sentence(arguments, said, tmp_path):
-    environment = {"DCKD_DATA": ""}
-    done = command("table5", *arguments, "--output", tmp_path, **environment)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_refusals_are_one_sentence(arguments, said, tmp_path, monkeypatch, call):
+    monkeypatch.setenv("DCKD_DATA", "")
+    code, _, complained = call("table5", *arguments, "--output", tmp_path)
+    assert code == 2
+    assert said in complained
+    assert complained.startswith("error: ") and complained.count("\n") == 1

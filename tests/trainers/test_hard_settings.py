@@ -190,6 +190,7 @@ def test_a_compiled_student(encoder, batch, watches):
     assert not torch.equal(numbers(history.model), numbers(fresh(encoder)[0]))
 
 
+@pytest.mark.slow
 def test_compiling_the_loss_breaks_no_graph(tensors, batch):
     """On the plain path: one graph for all steps, and compiled training is eager training."""
     encoder = VQGANEncoder(build(tensors), impl="plain")

@@ -19,6 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dckd_losses import DCKDLoss, HistoryModel
 
+CLONES = pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+
 
 def numbers(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()
@@ -29,6 +33,9 @@ def shaken(student):
         for parameter in student.parameters():
             parameter += torch.randn_like(parameter)
     return student
+
+
+# Eq. 6 and its schedule
 
 
 @pytest.mark.parametrize("decay", [0.1, 0.0, 0.9])
@@ -61,15 +68,14 @@ def test_an_interval_beyond_the_released_codes_last_is_kept():
 @given(*(st.integers(1, 20) for _ in range(4)))
 @settings(deadline=None, max_examples=40)
 def test_any_schedule(interval, growth, every, more):
-    most = interval + more - 1
+    source, most = nn.Linear(1, 1), interval + more - 1
     history = HistoryModel(
-        nn.Linear(1, 1),
+        source,
         interval=interval,
         interval_growth=growth,
         growth_every=every,
         max_interval=most,
     )
-    source = nn.Linear(1, 1)
     moved = [t for t in range(1, 101) if history.step(source)]
     assert moved == oracle.due_steps(100, interval, growth, every, most)
     assert history.iteration.item() == 100
@@ -85,14 +91,7 @@ def test_step_moves_only_when_due(student):
     assert numbers(history.model) != before
 
 
-def test_step_counts_from_the_buffer_whoever_wrote_it(student):
-    history = HistoryModel(student, interval=10)
-    history.step(student)
-    history.iteration.fill_(8)
-    assert not history.step(student)
-    assert history.step(student)
-    history.load_state_dict({**history.state_dict(), "iteration": torch.tensor(19)})
-    assert history.step(student)
+# the network it holds
 
 
 def test_forward_is_the_old_student_without_gradient(student, images):
@@ -104,10 +103,12 @@ def test_forward_is_the_old_student_without_gradient(student, images):
     assert not history(lq).requires_grad
 
 
-def test_is_frozen_unwrapped_and_in_eval_mode(student):
+def test_is_frozen_and_in_eval_mode_from_the_start(student):
     student(torch.rand(1, 3, 4, 4)).sum().backward()
-    history = HistoryModel(student.train()).train()
-    assert not any(m.training for m in history.modules())
+    history = HistoryModel(student.train())
+    for _ in range(2):
+        assert not any(m.training for m in history.modules())
+        history.train()
     assert not any(p.requires_grad or p.grad is not None for p in history.parameters())
     assert student.training
     assert all(p.requires_grad for p in student.parameters())
@@ -131,54 +132,8 @@ def test_does_not_change_its_input_even_if_the_student_does(images):
 
     lq = images(1, 3, 4, 4)
     before = lq.clone()
-    history = HistoryModel(InPlace())
-    torch.testing.assert_close(history(lq), before)
+    torch.testing.assert_close(HistoryModel(InPlace())(lq), before)
     assert torch.equal(lq, before)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [DataParallel, AveragedModel, torch.compile, lambda m: torch.compile(DataParallel(m))],
-    ids=["DataParallel", "AveragedModel", "compile", "both"],
-)
-def test_wrappers_are_taken_off(student, wrap):
-    history = HistoryModel(wrap(student), decay=0.0)
-    assert type(history.model) is Student
-    wrapped = wrap(shaken(student))
-    history.update(wrapped)
-    assert numbers(history.model) == numbers(student)
-
-
-def test_unwraps_accelerates_patched_forward(student, images, accelerator):
-    """Its mixed precision replaces `forward` by a closure over the original's weights."""
-    lq = images(1, 3, 4, 4)
-    prepared = accelerator(mixed_precision="bf16").prepare_model(student)
-    history = HistoryModel(prepared)
-    before = history(lq)
-    shaken(student)
-    assert torch.equal(history(lq), before)
-    student.eval()
-    assert "forward" in vars(student), "the caller's model stays patched"
-
-
-@pytest.mark.parametrize("changed", ["names", "shapes", "devices", "buffers"])
-def test_refuses_another_source(student, changed):
-    history, other = HistoryModel(student), copy.deepcopy(student)
-    if changed == "names":
-        other, message = nn.Sequential(other), "names, such as .*pass the student itself"
-    elif changed == "shapes":
-        other.layers[0].bias = nn.Parameter(torch.zeros(1))
-        message = r"layers.0.bias is \(12,\) in the history and \(1,\)"
-    elif changed == "buffers":
-        other.register_buffer("more", torch.zeros(1))
-        message = "names, such as 'more'"
-    else:
-        other.to("meta")
-        message = r"on cpu in the history and on meta.*\.to\(device\)"
-    before = numbers(history.model)
-    with pytest.raises(ValueError, match=message):
-        history.update(other)
-    assert numbers(history.model) == before
 
 
 def test_casts_below_float32_only_move(student):
@@ -195,102 +150,31 @@ def test_follows_a_source_of_another_dtype(student):
     assert next(history.model.parameters()).dtype == torch.float32
 
 
-def test_state_dict_continues(student, images):
-    history = HistoryModel(student, interval=2)
-    history.step(student)
-    other = HistoryModel(shaken(copy.deepcopy(student)), interval=2)
-    other.load_state_dict(history.state_dict())
-    assert set(history.state_dict()) == {"iteration"} | {
-        f"model.{name}" for name in student.state_dict()
-    }
-    shaken(student)
-    assert history.step(student) and other.step(student)
-    lq = images(1, 3, 4, 4)
-    assert torch.equal(history(lq), other(lq))
-
-
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_count_on_their_own(student, clone):
-    history = HistoryModel(student)
-    history.step(student)
-    other = clone(history)
-    other.step(student)
-    assert history.iteration == 1
-    assert other.iteration == 2
+# wrappers
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
-        ({"decay": -0.1}, "decay"),
-        ({"interval": 0}, "at least 1"),
-        ({"growth_every": 0}, "at least 1"),
-        ({"max_interval": 0}, "at least the interval of 1000, got 0"),
-        ({"interval": 5000, "max_interval": 3000}, "at least the interval of 5000, got 3000"),
-        ({"interval": "1e3"}, "interval must be a number, at least 1, got '1e3' as text"),
-        ({"decay": None}, r"decay must be a number, in \[0, 1\), got None"),
-        ({"interval_growth": -1}, "at least 0"),
-    ],
+    "wrap",
+    [DataParallel, AveragedModel, torch.compile, lambda m: torch.compile(DataParallel(m))],
+    ids=["DataParallel", "AveragedModel", "compile", "both"],
 )
-def test_refuses_arguments(student, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        HistoryModel(student, **arguments)
-
-
-def test_refuses_what_is_no_module_or_no_image(student):
-    with pytest.raises(ValueError, match="student must be a module, got function"):
-        HistoryModel(lambda x: x)
-    with pytest.raises(ValueError, match=r"lq must be \(B, 3, H, W\)"):
-        HistoryModel(student)(torch.rand(3, 8, 8))
-
-
-def test_is_in_eval_mode_from_the_start(student):
-    assert not any(m.training for m in HistoryModel(student.train()).modules())
-
-
-class NoNumberLeaves(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket.__name__ != "_local_scalar_dense"
-        return function(*args, **(kwargs or {}))
-
-
-def test_steps_after_the_first_read_nothing_from_the_device(student):
-    history = HistoryModel(student)
-    history.step(student)
-    with NoNumberLeaves():
-        history.step(student)
-    assert history.iteration == 2
-
-
-def test_an_assigned_counter_counts(student):
-    history = HistoryModel(student)
-    history.step(student)
-    state = {name: value.clone() for name, value in history.state_dict().items()}
-    state["iteration"] = torch.tensor(76).add_(1)  # written to as often as the one it replaces
-    history.load_state_dict(state, assign=True)
-    history.step(student)
-    assert history.iteration == 78
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_a_copy_that_loads_a_counter_counts_from_it(student, steps):
-    history = HistoryModel(student)
-    for _ in range(steps):
-        history.step(student)
-    other = copy.deepcopy(history)
-    other.load_state_dict({**other.state_dict(), "iteration": torch.tensor(500)})
-    other.step(student)
-    assert other.iteration == 501
+def test_wrappers_are_taken_off(student, wrap):
+    history = HistoryModel(wrap(student), decay=0.0)
+    assert type(history.model) is Student
+    history.update(wrap(shaken(student)))
+    assert numbers(history.model) == numbers(student)
 
 
 def test_accelerates_patch_is_not_in_the_history(student, images, accelerator):
+    """Its mixed precision replaces `forward` by a closure over the original's weights."""
     lq = images(1, 3, 4, 4)
-    expected = student.eval()(lq)
+    expected = copy.deepcopy(student).eval()(lq)
     history = HistoryModel(accelerator(mixed_precision="bf16").prepare_model(student))
-    assert torch.equal(history(lq), expected), "computed in float32"
+    shaken(student)
+    assert "forward" in vars(student), "the caller's model stays patched"
     assert "forward" not in vars(history.model)
-    assert torch.equal(pickle.loads(pickle.dumps(history))(lq), expected)
+    for one in (history, pickle.loads(pickle.dumps(history))):
+        assert torch.equal(one(lq), expected), "computed in float32, from weights of its own"
 
 
 def test_an_overridden_forward_under_accelerates_patch_is_kept(student, images, accelerator):
@@ -330,19 +214,130 @@ def test_distributed_data_parallel_is_taken_off(student, encoder, group):
 def test_follows_a_sharded_student(student, group):
     history = HistoryModel(student, decay=0.0)
     sharded = fully_shard(copy.deepcopy(student), mesh=init_device_mesh("cpu", (1,)))
-    shaken(student)
-    sharded.load_state_dict(
-        {
-            name: distribute_tensor(value, old.device_mesh)
-            if hasattr(old, "device_mesh")
-            else value
-            for (name, value), old in zip(
-                student.state_dict().items(), sharded.state_dict().values(), strict=True
-            )
-        }
-    )
+    state = dict(shaken(student).state_dict())
+    for name, old in sharded.state_dict().items():
+        if hasattr(old, "device_mesh"):
+            state[name] = distribute_tensor(state[name], old.device_mesh)
+    sharded.load_state_dict(state)
     history.update(sharded)
     assert numbers(history.model) == numbers(student)
+
+
+# its counter
+
+
+def test_counts_from_the_buffer_whoever_wrote_it(student):
+    history = HistoryModel(student, interval=10)
+    history.step(student)
+    history.iteration.fill_(8)
+    assert not history.step(student)
+    assert history.step(student)
+    history.load_state_dict({**history.state_dict(), "iteration": torch.tensor(19)})
+    assert history.step(student)
+    state = {name: value.clone() for name, value in history.state_dict().items()}
+    state["iteration"] = torch.tensor(76).add_(1)  # written to as often as the one it replaces
+    history.load_state_dict(state, assign=True)
+    history.step(student)
+    assert history.iteration == 78
+
+
+def test_state_dict_continues(student, images):
+    history = HistoryModel(student, interval=2)
+    history.step(student)
+    other = HistoryModel(shaken(copy.deepcopy(student)), interval=2)
+    other.load_state_dict(history.state_dict())
+    names = {f"model.{name}" for name in student.state_dict()}
+    assert set(history.state_dict()) == {"iteration"} | names
+    shaken(student)
+    assert history.step(student) and other.step(student)
+    lq = images(1, 3, 4, 4)
+    assert torch.equal(history(lq), other(lq))
+
+
+@CLONES
+def test_copies_count_on_their_own(student, clone):
+    history = HistoryModel(student)
+    history.step(student)
+    other = clone(history)
+    other.step(student)
+    assert (history.iteration, other.iteration) == (1, 2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_copy_that_loads_a_counter_counts_from_it(student, steps):
+    history = HistoryModel(student)
+    for _ in range(steps):
+        history.step(student)
+    other = copy.deepcopy(history)
+    other.load_state_dict({**other.state_dict(), "iteration": torch.tensor(500)})
+    other.step(student)
+    assert other.iteration == 501
+
+
+class NoNumberLeaves(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ != "_local_scalar_dense"
+        return function(*args, **(kwargs or {}))
+
+
+def test_steps_after_the_first_read_nothing_from_the_device(student):
+    history = HistoryModel(student)
+    history.step(student)
+    with NoNumberLeaves():
+        history.step(student)
+    assert history.iteration == 2
+
+
+# what it refuses
+
+
+@pytest.mark.parametrize("changed", ["names", "shapes", "devices", "buffers"])
+def test_refuses_another_source(student, changed):
+    history, other = HistoryModel(student), copy.deepcopy(student)
+    if changed == "names":
+        other, message = nn.Sequential(other), "names, such as .*pass the student itself"
+    elif changed == "shapes":
+        other.layers[0].bias = nn.Parameter(torch.zeros(1))
+        message = r"layers.0.bias is \(12,\) in the history and \(1,\)"
+    elif changed == "buffers":
+        other.register_buffer("more", torch.zeros(1))
+        message = "names, such as 'more'"
+    else:
+        other.to("meta")
+        message = r"on cpu in the history and on meta.*\.to\(device\)"
+    before = numbers(history.model)
+    with pytest.raises(ValueError, match=message):
+        history.update(other)
+    assert numbers(history.model) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decay": 1.0}, "decay must be at least 0 and below 1, got 1.0"),
+        ({"decay": -0.1}, "decay must be at least 0"),
+        ({"decay": None}, "decay must be a number, at least 0 and below 1, got None"),
+        ({"interval": 0}, "interval must be at least 1, got 0"),
+        ({"interval": 1.5}, "interval must be a whole number, at least 1, got 1.5"),
+        ({"interval": "1e3"}, "interval must be a whole number, at least 1, got '1e3' as text"),
+        ({"growth_every": 0}, "growth_every must be at least 1"),
+        ({"interval_growth": -1}, "interval_growth must be at least 0"),
+        ({"max_interval": 0}, "max_interval with interval=1000 must be at least 1000, got 0"),
+        ({"interval": 5000, "max_interval": 3000}, "must be at least 5000, got 3000"),
+    ],
+)
+def test_refuses_arguments(student, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HistoryModel(student, **arguments)
+
+
+def test_refuses_what_is_no_module_and_what_is_no_image(student, images):
+    with pytest.raises(ValueError, match="student must be a module, got function"):
+        HistoryModel(lambda x: x)
+    with pytest.raises(ValueError, match=r"lq must be \(B, 3, H, W\)"):
+        HistoryModel(student)(images(3, 8, 8))
+    with pytest.raises(ValueError, match=r"lq is on cpu, the history on meta.*\.to\(device\)"):
+        HistoryModel(student).to("meta")(images(1, 3, 8, 8))
 
 
 def test_a_student_of_several_outputs_is_refused(images):
@@ -352,8 +347,3 @@ def test_a_student_of_several_outputs_is_refused(images):
 
     with pytest.raises(ValueError, match="must return one tensor, got list"):
         HistoryModel(Several())(images(1, 3, 8, 8))
-
-
-def test_another_device_is_refused(student, images):
-    with pytest.raises(ValueError, match=r"lq is on cpu, the history on meta.*\.to\(device\)"):
-        HistoryModel(student).to("meta")(images(1, 3, 8, 8))

@@ -1,0 +1,192 @@
+"""One command measures everything: whatever a part does, the rest and the summary come."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import device
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).parents[2]
+FILES = {file for _, _, file in device.PARTS.values()}
+
+
+def setting(out, seconds=60.0):
+    return device.Setting(out, torch.device("cpu"), True, time.monotonic() + seconds)
+
+
+def content(out, name):
+    return json.loads((out / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["facts", "ceilings", "sweep", "profile", "speed", "compiled"])
+def test_parts_write_what_they_measured(name, tmp_path):
+    before = torch.backends.cudnn.benchmark
+    part, _, file = device.PARTS[name]
+    part(setting(tmp_path))
+    torch.backends.cudnn.benchmark = before
+    found = json.loads((tmp_path / file).read_text())
+    assert {"command", "commit", "device", "torch"} <= found.keys()
+    if name == "facts":
+        assert found["first_call"]["ms_median"] > 0
+    elif name == "profile":
+        kernels = found["stream, float32"]["kernels"]
+        assert kernels[0]["ms"] >= kernels[-1]["ms"] > 0
+    else:
+        assert all("failed" not in row for row in found["rows"]) or name == "sweep"
+        assert found["rows"]
+
+
+def test_ceilings_are_operations_over_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "_seconds", lambda job, where, count=10: (job(), 1e-3)[1])
+    device.ceilings(setting(tmp_path))
+    rows = content(tmp_path, "ceilings")["rows"]
+    assert rows[0]["gb_per_s"] == pytest.approx(2 * 0.01 / 1e-3)
+    product = next(row for row in rows if row["what"].startswith("product"))
+    assert product["tflop_per_s"] == pytest.approx(2 * 128**3 / 1e-3 / 1e12)
+    flop = 2 * 9 * 512**2 * 12**2
+    assert rows[-1]["forward_tflop_per_s"] == pytest.approx(flop / 1e-3 / 1e12)
+    assert rows[-1]["gradient_tflop_per_s"] == pytest.approx(flop / 1e-3 / 1e12)
+
+
+def test_swept_constants_exist_and_are_what_is_used(tmp_path):
+    """A sweep of a name that nothing reads would find nothing."""
+    pytest.importorskip("triton")
+    for name, (usual, *others) in device.CONSTANTS:
+        module, _, attribute = name.rpartition(".")
+        assert getattr(
+            sys.modules.get(module) or __import__(module, fromlist=["_"]), attribute
+        ) == (usual)
+        assert others and usual not in others
+
+
+def test_what_fails_or_hangs_does_not_stop_the_rest(tmp_path, monkeypatch):
+    """A part that dies, one that never ends, one that is fine: all have a file and a line."""
+    code = {
+        "facts": "import sys; sys.exit('no driver')",
+        "ceilings": "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)",
+        "tests": "import pathlib; pathlib.Path(r'{}/tests.txt').write_text('3 passed in 1s')",
+    }
+    parts = {name: (None, 1, device.PARTS[name][2]) for name in code}
+    monkeypatch.setattr(device, "PARTS", parts)
+    monkeypatch.setattr(device, "START", 0.5)
+    started = subprocess.Popen
+
+    def popen(command, **known):
+        name = command[command.index("--part") + 1]
+        return started([sys.executable, "-c", code[name].format(tmp_path)], **known)
+
+    monkeypatch.setattr(device.subprocess, "Popen", popen)
+    (tmp_path / "facts.json").write_text('{"device": "an earlier run\'s"}')
+    args = device.arguments(["--out", str(tmp_path), "--device", "cpu"])
+    start = time.monotonic()
+    lines = "\n".join(device.all_parts(args, start + 6))
+    assert time.monotonic() - start < 8
+    assert "| facts | failed with code 1 |" in lines
+    assert "| ceilings | stopped at its limit of" in lines
+    assert "| tests | done |" in lines and "- tests: 3 passed in 1s" in lines
+    assert "no driver" in content(tmp_path, "facts")["output"]
+    assert "stopped" in content(tmp_path, "ceilings")["failed"]
+    assert "earlier" not in lines
+
+
+def test_a_summary_holds_every_file(tmp_path):
+    spent = {"ms": 3.5, "launches": 2, "kernels": [{"name": "conv", "calls": 2, "ms": 3.5}]}
+    row = {"cosine": 1.0, "cosine_worst": 1.0, "rel_l2": 0.1, "rel_l2_worst": 0.2}
+    row |= {"loss_rel": 0.0, "loss_rel_worst": 0.0, "encoder": "compact", "student": "closer"}
+    files = {
+        "facts": {"device": "H200", "cudnn": 92000},
+        "ceilings": {"rows": [{"what": "copy of 4 GB", "gb_per_s": 4300.0}]},
+        "sweep": {"rows": [{"chunk": 16, "ms_median": 34.25}]},
+        "profile": {"stream, float16": spent},
+        "precision": {
+            "rows": [{**row, "term": term, "precision": "tf32"} for term in ("DCR", "both")]
+        },
+    }
+    for name, found in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    (tmp_path / "tests.txt").write_text("FAILED tests/x.py::y\n1 failed in 2s\n")
+    (tmp_path / "speed.json").write_text("{ cut short")
+    text = "\n".join(device.summary(tmp_path))
+    for expected in (
+        "- device: H200", "copy of 4 GB, gb_per_s 4300", "chunk 16, ms_median 34.25",
+        "## Kernels of stream, float16: 3.50 ms, 2 launches", "- tests: 1 failed in 2s",
+        "  - FAILED tests/x.py::y", "| compact | closer | both | tf32 |",
+    ):  # fmt: skip
+        assert expected in text
+    assert "| DCR |" not in text
+
+
+def test_a_store_is_packed_in_parts_and_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "TAR_BYTES", 1000)
+    store, out, other = (tmp_path / name for name in ("store", "out", "other"))
+    out.mkdir()
+    for number in range(3):
+        folder = store / "runs" / f"run_{number}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("x" * 600)
+        (folder / ".lock").touch()
+    (out / "store_7.tar.gz").touch()  # of an earlier call
+    assert device.pack(store, out) == [f"store_{n}.tar.gz" for n in range(3)]
+    assert {path.name for path in out.iterdir()} == {f"store_{n}.tar.gz" for n in range(3)}
+    out.rename(other)
+    device.unpack(other)
+    assert sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file()) == [
+        Path(f"runs/run_{n}/result.json") for n in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ("plan:\n  in all: 2 GPU-hours", "900 s are left of this call, in which 4 processes train"),
+        ("plan:\n  in all: 2 GPU-hours", "12% to 50% of it"),
+        ("  no time to plan", "  900 s are left of this call"),
+    ],
+)
+def test_what_a_call_will_get_done_is_said_beforehand(plan, expected):
+    assert expected in device.promise(plan, 900, 4)
+
+
+@pytest.mark.slow
+def test_in_miniature_everything_ends_within_a_minute(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.device", "--device", "cpu", "--tiny"]
+    start = time.monotonic()
+    done = subprocess.run(
+        [*command, "--seconds", "60", "--out", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert time.monotonic() - start < 60
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"summary.md"}
+    assert len(FILES) <= 7
+    text = (tmp_path / "summary.md").read_text()
+    assert done.stdout.endswith(text + "\n")
+    states = dict(line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| "))
+    assert not [name for name, state in states.items() if "failed" in state]
+
+
+@pytest.mark.slow
+def test_tables_go_on_in_the_next_call(tmp_path, monkeypatch):
+    """The first call is too short for the table; the second goes on with what the first packed."""
+    monkeypatch.setattr(device, "SMALL_TABLES", (("table5", "--arms", "neither", "--seeds", "0"),))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(ROOT)
+    store = ["--store", str(tmp_path / "store"), "--device", "cpu", "--tables", "--tiny"]
+    for number, said in enumerate(("call again", "finished")):
+        out = tmp_path / str(number)
+        seconds = ("24", "90")[number]
+        assert device.main(["--out", str(out), "--seconds", seconds, *store]) == 0
+        summary = (out / "summary.md").read_text()
+        assert f"  {said}" in summary or said == "call again"
+        (tmp_path / "store").rename(tmp_path / f"lost_{number}")
+        (tmp_path / "store").mkdir()
+        for packed in out.glob("store_*.tar.gz"):
+            packed.rename(tmp_path / "store" / packed.name)
+    assert "# Table 5: DCKD's two losses" in summary
