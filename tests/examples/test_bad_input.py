@@ -1,6 +1,9 @@
 """Bad input of a training command: one line that says what was seen and expected, and a 2."""
 
 import pytest
+
+pytest.importorskip("matplotlib")
+
 import torch
 import train_deblur
 import train_sr

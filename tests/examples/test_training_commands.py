@@ -1,5 +1,9 @@
 """The three training commands as a user runs them, within this process."""
 
+import pytest
+
+pytest.importorskip("matplotlib")
+
 import json
 import os
 import sys
@@ -8,7 +12,6 @@ from pathlib import Path
 
 import evaluate
 import numpy as np
-import pytest
 import torch
 import train_deblur
 import train_derain
