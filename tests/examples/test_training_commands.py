@@ -144,6 +144,34 @@ class TestResults:
             assert len(record["positive"]) == len(record["negative"]) == 5
 
 
+@pytest.mark.parametrize("script", [train_sr, train_deblur, train_derain])
+def test_the_step_is_the_papers_loss(script, small, monkeypatch):
+    """Eq. 10 with its two pixel losses; and DCKD counts the steps of the optimizer."""
+    caught = []
+    without_training(monkeypatch, script)
+    monkeypatch.setattr(
+        script, "train", lambda run, step, dckd, resume: caught.append((run, step, dckd))
+    )
+    line = [*small, "--dcr-weight", 0.2, "--dmm-weight", 0.01, "--crop", 16]
+    assert main(monkeypatch, script, *line) == 0
+    ((run, step, dckd),) = caught
+    teacher = networks.load(train_sr.TEACHERS[2] if script is train_sr else script.TEACHER)
+    lq, gt = (torch.stack(images) for images in zip(*(run.crops[i] for i in range(2)), strict=True))
+    torch.nn.init.normal_(run.student.tail.weight, std=0.01)
+    run.log_due = True
+    loss, terms = step(lq, gt)
+    output = run.student(lq)
+    pixel = (output - gt).abs().mean(), (output - teacher(lq)).abs().mean()
+    first = "l1" if script is train_sr else "pixel"
+    torch.testing.assert_close((terms[first], terms["kd"]), pixel)
+    torch.testing.assert_close(loss, sum(pixel) + 0.2 * terms["dcr"] + 0.01 * terms["dmm"])
+    assert terms["ratio"] > 0
+    loss.backward()
+    run.optimizer.step()
+    assert dckd.history.iteration == 1
+    assert dckd.history.model.tail.weight.shape == run.student.tail.weight.shape
+
+
 @pytest.mark.usefixtures("no_pictures")
 class TestMethods:
     def test_they_differ_in_nothing_but_the_losses(self, small, tmp_path, monkeypatch):
