@@ -6,12 +6,15 @@ pytest.importorskip("matplotlib")
 
 import json
 import os
+import re
+import shlex
 import sys
 from itertools import combinations
 from pathlib import Path
 
 import evaluate
 import numpy as np
+import prepare
 import torch
 import train_deblur
 import train_derain
@@ -22,7 +25,7 @@ from restoration.data.crops import RandomCrops
 from restoration.data.datasets import pairs_from_images
 from restoration.data.images import photographs
 from restoration.results.evaluation import evaluate as score
-from toys import main, no_pictures, options, weights, write  # noqa: F401
+from toys import ROOT, main, no_pictures, options, weights, write  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
@@ -451,6 +454,21 @@ def test_settings_leave_out_only_what_cannot_matter():
     by_accelerator = {"mixed_precision", "gradient_accumulation"}
     rest = args - of_no_account - by_checksum - by_recipe - by_accelerator
     assert rest == set(command.DECISIVE)
+
+
+def test_the_readmes_commands_are_understood(monkeypatch):
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"(?m)^(?:.*&& )?(?:python|accelerate launch) (examples/.*)$", text)
+    known = {"evaluate.py": evaluate.arguments, "prepare.py": prepare.arguments}
+    seen = []
+    for line in lines:
+        path, *args = shlex.split(line, comments=True)
+        monkeypatch.setattr(sys, "argv", [path, *args])
+        name = Path(path).name
+        task = name.removeprefix("train_").removesuffix(".py")
+        seen.append(known[name]() if name in known else command.parse(None, task))
+    assert len(seen) >= 15
+    assert {"paper"} == {args.recipe for args in seen if getattr(args, "teacher", None)}
 
 
 @pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
