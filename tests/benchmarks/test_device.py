@@ -33,7 +33,7 @@ def test_measures_write_what_they_found(name, tmp_path):
         kernels = found["stream, float32"]["kernels"]
         assert kernels[0]["ms"] >= kernels[-1]["ms"] > 0
     else:
-        assert len(found["rows"]) > 5
+        assert len(found["rows"]) >= 5
 
 
 @pytest.mark.parametrize("tiny", [False, True])
@@ -193,20 +193,18 @@ def test_in_miniature_everything_ends_within_a_minute(tmp_path):
 
 
 @pytest.mark.slow
-def test_tables_go_on_in_the_next_call(tmp_path, monkeypatch):
-    """The first call is too short for the table; the second goes on with what the first packed."""
+def test_tables_go_on_with_what_the_last_call_packed(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "SMALL_TABLES", (("table5", "--arms", "neither", "--seeds", "0"),))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(ROOT)
-    store = ["--store", str(tmp_path / "store"), "--device", "cpu", "--tables", "--tiny"]
-    for number, said in enumerate(("call again", "finished")):
-        out = tmp_path / str(number)
-        seconds = ("24", "90")[number]
-        assert device.main(["--out", str(out), "--seconds", seconds, *store]) == 0
-        summary = (out / "summary.md").read_text()
-        assert f"  {said}" in summary or said == "call again"
-        (tmp_path / "store").rename(tmp_path / f"lost_{number}")
-        (tmp_path / "store").mkdir()
-        for packed in out.glob("store_*.tar.gz"):
-            packed.rename(tmp_path / "store" / packed.name)
-    assert "# Table 5: DCKD's two losses" in summary
+    store, first, second = (tmp_path / name for name in ("store", "first", "second"))
+    options = ["--store", str(store), "--device", "cpu", "--tables", "--tiny", "--seconds", "300"]
+    assert device.main(["--out", str(first), *options]) == 0
+    summary = (first / "summary.md").read_text()
+    assert "  finished" in summary and "neither: 1 to have, 0 there" in summary
+    assert "# Table 5: DCKD's two losses" in summary and "| neither | " in summary
+    trained = {path.name for path in (store / "runs").iterdir()}
+    store.rename(tmp_path / "lost")
+    store.mkdir()
+    (first / "store_0.tar.gz").rename(store / "store_0.tar.gz")
+    assert device.main(["--out", str(second), *options]) == 0
+    assert "neither: 1 to have, 1 there" in (second / "summary.md").read_text()
+    assert {path.name for path in (store / "runs").iterdir()} == trained
