@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -157,11 +158,11 @@ class DCKDLoss(Attachable):
             return as_loss(0 * student_out.sum(), student_out)
         negatives = None
         if self.dcr_weight and lq is not None:
-            self._warn_if_history_idle(student_out)
+            self._check_history(student_out, teacher_out, lq)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
-        student, unit = normalize_gradient(student_out, self.balance)
+        student, unit = normalize_gradient(student_out, self.balance, teacher_out)
         found = self.encoder.compare(
             student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
         )
@@ -206,19 +207,18 @@ class DCKDLoss(Attachable):
         self.check(student_out, teacher_out, lq)
         self._values_checked = True
         samples = student_out.detach().requires_grad_(), teacher_out.detach(), lq.detach()
-        buffers = dict(self.named_buffers())
-        saved = {name: buffer.clone() for name, buffer in buffers.items()}
+        saved = [(buffer, buffer.clone()) for buffer in self.buffers()]
         autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", autocast[1], enabled=autocast[0], cache_enabled=False):
             replay = torch.cuda.make_graphed_callables(self.forward, samples)
-        for name, buffer in buffers.items():
-            buffer.copy_(saved[name])  # warming up has drawn random numbers
+        for drawn, before in saved:  # warming up has drawn random numbers
+            drawn.copy_(before)
         last = self.last
 
         def step(student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> Tensor:
-            loss: Tensor = replay(student_out, teacher_out, lq)
+            loss = replay(student_out, teacher_out, lq)
             self.last = last
-            return loss
+            return cast(Tensor, loss)
 
         return step
 

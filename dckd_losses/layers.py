@@ -16,13 +16,9 @@ EPS = 1e-6  # of every GroupNorm in taming-transformers
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution in the precision of its weight.
+    """A convolution in the precision of its weight."""
 
-    Attributes:
-        fused: use the fused operation, except where torch.compile traces.
-    """
-
-    fused = False
+    fused = False  # if set, the fused operation is used, except where torch.compile traces
 
     def forward(self, x: Tensor) -> Tensor:
         return self._convolve(x.to(self.weight.dtype), self.weight)
@@ -51,13 +47,9 @@ class HalvingConv2d(Conv2d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm, and the SiLU after it if there is one.
+    """GroupNorm, and the SiLU after it if there is one."""
 
-    Attributes:
-        fused: use the fused operation, except where torch.compile traces.
-    """
-
-    fused = False
+    fused = False  # as in `Conv2d`
 
     def __init__(self, channels: int, silu: bool = True) -> None:
         super().__init__(GROUPS, channels, eps=EPS)
@@ -85,7 +77,8 @@ class ResidualBlock(nn.Module):
         h = self.conv2(self.norm2(h))
         skip = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
         # With gradient not in place: hooks on modules would forbid it.
-        return h + skip if torch.is_grad_enabled() else h.add_(skip)
+        out: Tensor = h + skip if torch.is_grad_enabled() else h.add_(skip)
+        return out
 
 
 class Attention(nn.Module):

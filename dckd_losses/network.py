@@ -37,10 +37,7 @@ class Architecture:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Architecture:
-        """Read the architecture off taming-format tensors.
-
-        Args:
-            tensors: `encoder.*`, `quant_conv.*` and `quantize.embedding.weight`.
+        """Read it off `encoder.*`, `quant_conv.*` and `quantize.embedding.weight`.
 
         Raises:
             ValueError: the tensors are those of another kind of network; names what was seen.
@@ -153,8 +150,6 @@ class VQGANNetwork(nn.Module):
     Only names and arithmetic follow taming-transformers, so its checkpoints load by name.
     """
 
-    memory_format = torch.contiguous_format  # in which images are to be given
-
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
@@ -163,11 +158,7 @@ class VQGANNetwork(nn.Module):
         self.quantize = Codebook(architecture.codes, architecture.code_channels)
 
     def levels(self, images: Tensor) -> Iterator[Tensor]:
-        """The first residual block's output at each of the five resolutions, as they appear.
-
-        Args:
-            images: (B, 3, H, W) in the range the network was trained on, at least 16 pixels a side.
-        """
+        """The first residual block's output at each of the five resolutions, as they appear."""
         return self.encoder.levels(images)
 
     def latents(self, last_level: Tensor) -> Tensor:
@@ -184,17 +175,20 @@ class VQGANNetwork(nn.Module):
         out: Tensor = self.quantize(self.quant_conv(h))
         return out
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout in which convolutions are fast: fused ones on CUDA or in half precision."""
+        weight = self.encoder.conv_out.weight
+        fused = self.encoder.conv_out.fused and not torch.compiler.is_compiling()
+        fast = weight.is_cuda or weight.dtype in (torch.float16, torch.bfloat16)
+        return torch.channels_last if fused and fast else torch.contiguous_format
+
     def set_fused(self, fused: bool) -> VQGANNetwork:
         """Let fused operations carry out convolutions and norms; they give weights no gradient."""
         for module in self.modules():
             if isinstance(module, (Conv2d, GroupNorm, Codebook)):
                 module.fused = fused
         return self
-
-    def set_memory_format(self, memory_format: torch.memory_format) -> VQGANNetwork:
-        """Lay out weights, and expect images, in a memory format."""
-        self.memory_format = memory_format
-        return self.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
 
     def set_precision(self, dtype: torch.dtype) -> VQGANNetwork:
         """Let all convolutions between the first one and the codebook compute in a precision.

@@ -40,12 +40,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="photographs (default: scikit-image's)")
-    add(
-        "--output",
-        type=Path,
-        default=Path("runs/encoder/compact.safetensors"),
-        help="what to write",
-    )
+    path = Path("runs/encoder/compact.safetensors")
+    add("--output", type=Path, metavar="FILE", default=path, help="what to write")
     add("--channels", type=int, nargs=LEVELS, default=COMPACT, metavar="C", help="multiples of 32")
     add("--blocks", type=int, default=1, help="residual blocks a level")
     add("--codes", type=int, default=256, help="in the codebook")
@@ -55,13 +51,16 @@ def parse() -> argparse.Namespace:
     add("--cells", type=int, default=320, help="16x16 cells a step")
     add("--lr", type=float, default=6e-4, help="step size at its highest")
     add("--nats", type=float, default=2.0, help="mean entropy of the code distributions")
-    add("--seed", type=int, default=0, help="of weights and crops")
+    add("--seed", type=int, default=0, help="of weights and crops (default: 0)")
     add("--resume", action="store_true", help="go on from the checkpoint beside the output")
     return parser.parse_args()
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The docstring as it stands, and every default."""
+    """The docstring as it stands, and every default that the help does not say."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
 
 
 def load_images(folder: Path | None) -> list[np.ndarray]:

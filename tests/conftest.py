@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from dckd_losses import VQGANEncoder
 from dckd_losses.encoder import as_encoder
 from dckd_losses.network import Architecture, VQGANNetwork, build
-from examples.restoration.networks.small import ResidualSR
 
 # missing, made for another torch (as torchvision often is), or without a library of the system's
 CANNOT_IMPORT = (ImportError, RuntimeError, OSError)
@@ -119,8 +116,10 @@ def encoder(make_encoder: Callable[..., VQGANEncoder]) -> VQGANEncoder:
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Callable[..., Accelerator]]:
+def accelerator() -> Iterator[Callable[..., Any]]:
     """Makes an Accelerator on the CPU; its process-wide settings do not leak between tests."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     def make(**settings: Any) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -184,6 +183,8 @@ def pyramid():
 @pytest.fixture
 def networks():
     """A student and a wider teacher, both trained a little away from bicubic interpolation."""
+    from examples.restoration.networks.small import ResidualSR
+
     with torch.random.fork_rng():
         torch.manual_seed(4)
         pair = [ResidualSR(4, 3, 2), ResidualSR(6, 7, 2)]

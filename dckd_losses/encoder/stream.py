@@ -17,8 +17,8 @@ from dckd_losses.ops.gradient_scale import GradientScale
 Range = tuple[float, float]
 
 
-def to_input_range(network: VQGANNetwork, input_range: Range, images: Tensor) -> Tensor:
-    """Images from [0, 1] to the network's range, in at least float32 and in its weights' layout."""
+def to_input_range(images: Tensor, input_range: Range, network: VQGANNetwork) -> Tensor:
+    """Images from [0, 1] to the network's range, in at least float32 and in its path's layout."""
     low, high = input_range
     mapped = images.to(network.quant_conv.weight.dtype) * (high - low) + low
     return mapped.contiguous(memory_format=network.memory_format)
@@ -33,19 +33,9 @@ def stream(
     codes: bool,
     chunk: int,
 ) -> Comparison:
-    """Compare one step's images; see `FeatureEncoder.compare`.
-
-    Args:
-        network: with fused operations.
-        input_range: what [0, 1] is mapped to.
-        student: (B, 3, H, W).
-        teacher: (B, 3, H, W).
-        negatives: (N, B, 3, H, W), or None.
-        codes: whether code logits are wanted.
-        chunk: how many of the others' images are in flight at once.
-    """
+    """See `FeatureEncoder.compare`; of teacher and negatives, `chunk` images pass at once."""
     scale = GradientScale(network.encoder.dtype)
-    entered = scale.enter(to_input_range(network, input_range, student))
+    entered = scale.enter(to_input_range(student, input_range, network))
     levels = list(network.levels(entered))
     distances: list[LevelDistances] = []
     others = [teacher]
@@ -81,10 +71,10 @@ def _compare_others(
     for first in range(0, len(others), sets):
         for start in range(0, batch, chunk):
             group = [images[start : start + chunk] for images in others[first : first + sets]]
-            images = to_input_range(network, input_range, torch.cat(group))
+            images = to_input_range(torch.cat(group), input_range, network)
             for i, level in enumerate(network.levels(images)):
                 if distances:
-                    distances[i].add(level.unflatten(0, (len(group), -1)), first, start)
+                    distances[i].add(level.view(len(group), -1, *level.shape[1:]), first, start)
             if codes and first == 0:
                 logits.append(network.code_logits(level[: len(group[0])]))
     return torch.cat(logits) if logits else None
@@ -99,10 +89,9 @@ def twopass(
     codes: bool,
     chunk: int,
 ) -> Comparison:
-    """As `stream`, part by part of the batch, and again in backward: it keeps the images only.
+    """As `stream`, `chunk` images of the batch at a time, and again in backward.
 
-    Arguments are those of `stream`; `chunk` bounds the student's images in flight too. A batch of
-    one part passes once.
+    Between the two it keeps the images only. A batch of one part passes once.
     """
     batch, parts = len(student), []
     for start in range(0, batch, chunk):
@@ -111,16 +100,19 @@ def twopass(
         arguments = network, input_range, student[rows], teacher[rows], others, codes, chunk
         if chunk >= batch:
             return stream(*arguments)
-        parts.append(
-            checkpoint(stream, *arguments, use_reentrant=False, preserve_rng_state=False)
-        )
+        parts.append(checkpoint(stream, *arguments, use_reentrant=False, preserve_rng_state=False))
     shares = [min(chunk, batch - start) / batch for start in range(0, batch, chunk)]
     return Comparison(
         _means([part.positive for part in parts], shares),
         _means([part.negative for part in parts], shares),
-        torch.cat([part.student_logits for part in parts]) if codes else None,
-        torch.cat([part.teacher_logits for part in parts]) if codes else None,
+        _joined([part.student_logits for part in parts]),
+        _joined([part.teacher_logits for part in parts]),
     )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def _means(parts: list[list[Tensor]], shares: list[float]) -> list[Tensor]:

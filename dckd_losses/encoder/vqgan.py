@@ -109,15 +109,9 @@ class VQGANEncoder(FeatureEncoder):
     ) -> VQGANEncoder:
         """Make the encoder from weights; the architecture is read off the tensors.
 
-        Args:
-            name_or_path: "compact" (embedded in this package), "vqgan-f16-1024" or
-                "vqgan-f16-16384" (fetched once), or the path of a taming-transformers `.ckpt` or
-                of an encoder-only `.safetensors`.
-            input_range: see the class.
-            precision: see the class.
-            impl: see the class.
-            mode: see the class.
-            chunk: see the class.
+        `name_or_path` is "compact" (embedded in this package), "vqgan-f16-1024" or
+        "vqgan-f16-16384" (fetched once), or the path of a taming-transformers `.ckpt` or of an
+        encoder-only `.safetensors`. The other arguments are the class's.
 
         Raises:
             ValueError: no name or path, an unknown name, or one of the other arguments.
@@ -129,28 +123,16 @@ class VQGANEncoder(FeatureEncoder):
             network = build(weights.load(path))
         except (ValueError, KeyError) as error:
             raise RuntimeError(f"{path}: {error}") from error
-        return cls(
-            network,
-            input_range=input_range,
-            precision=precision,
-            impl=impl,
-            mode=mode,
-            chunk=chunk,
-        )
+        options = dict(precision=precision, impl=impl, mode=mode, chunk=chunk)
+        return cls(network, input_range=input_range, **options)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, *, num_with_codes: int | None = None) -> Encoding:
-        """Encode images.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1] nominally.
-            num_with_codes: the first how many images get code logits (all by default); the others
-                stop after the last level, which saves a tenth of their cost.
-        """
+        """See `FeatureEncoder.forward`; an image without codes costs a tenth less."""
         self._check_compiling()
         check_images("images", images)
         scale = GradientScale(self.network.encoder.dtype)
         with self._no_autocast(images):
-            entered = scale.enter(to_input_range(self.network, self.input_range, images))
+            entered = scale.enter(to_input_range(images, self.input_range, self.network))
             levels = list(self.network.levels(entered))
             last = levels[-1][:num_with_codes]
             latent = [self.network.encoder(last)] if len(last) else []
@@ -212,8 +194,7 @@ class VQGANEncoder(FeatureEncoder):
         exact = self.network.quant_conv.weight.dtype  # float64 after such a cast
         half = self.precision != "float32"
         self.network.set_precision(PRECISIONS[self.precision] if half else exact)
-        if self.impl != "plain":
-            self.network.set_memory_format(torch.channels_last)
+        self.network.to(memory_format=self.network.memory_format)
 
     def extra_repr(self) -> str:
         return (
@@ -243,11 +224,7 @@ def _shared(network: VQGANNetwork) -> VQGANNetwork:
 def _check_options(
     input_range: tuple[float, float], precision: str, impl: str, mode: str, chunk: int | None
 ) -> None:
-    """Validate encoder options.
-
-    Raises:
-        ValueError: with what was seen and what is expected.
-    """
+    """Validate encoder options."""
     low, high = input_range
     if not low < high:
         raise ValueError(f"input_range must be (low, high) with low < high, got {input_range}")

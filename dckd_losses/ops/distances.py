@@ -21,16 +21,7 @@ MAX_INT8_NEGATIVES = 42  # 3 * 42 + 1 = 127
 def level_distances(
     student: Tensor, teacher: Tensor, negatives: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Both distances, by autograd alone, in at least float32.
-
-    Args:
-        student: the anchor's features, (B, C, H, W).
-        teacher: the positive's, (B, C, H, W).
-        negatives: the negatives', N of (B, C, H, W).
-
-    Returns:
-        mean |student - teacher|, and the sum over negatives of mean |student - negative|; scalars.
-    """
+    """Both distances of features (B, C, H, W), by autograd alone, in at least float32."""
     student = student.to(torch.promote_types(student.dtype, torch.float32))
     positive = (student - teacher).abs().mean()
     negative = torch.stack([(student - other).abs().mean() for other in negatives]).sum()
@@ -40,14 +31,9 @@ def level_distances(
 class LevelDistances:
     """Both distances, summed up as teacher and negatives pass.
 
-    Args:
-        student: the anchor's features, (B, C, H, W).
-        num_negatives: how many there will be.
-
     Attributes:
-        positive: sum of |S - T| so far, a scalar in at least float32.
-        negative: sum of |S - N_j| over all j so far.
-        code: 3 q + p, (B, C, H, W), int8 for at most 42 negatives.
+        sums: of |S - T|, and of |S - N_j| over all j, so far; (2,) in at least float32.
+        code: 3 q + p, of the features' shape; int8 for at most 42 negatives.
         max_slope: the largest derivative of each mean by an element of the features.
     """
 
@@ -56,8 +42,7 @@ class LevelDistances:
         exact = torch.promote_types(student.dtype, torch.float32)
         self._student = student
         self.code = torch.zeros_like(student, dtype=torch.int8 if small else torch.int32)
-        self.positive = student.new_zeros((), dtype=exact)
-        self.negative = student.new_zeros((), dtype=exact)
+        self.sums = student.new_zeros(2, dtype=exact)
         self.max_slope = (1 / student.numel(), num_negatives / student.numel())
 
     def add(self, others: Tensor, first: int, start: int) -> None:
@@ -73,50 +58,36 @@ class LevelDistances:
         if use_triton(others.device, others.dtype):
             from dckd_losses.ops.triton_distances import accumulate
 
-            accumulate(student, others, first, code, self.positive, self.negative)
+            accumulate(student, others, first, code, self.sums)
             return
         for number, other in enumerate(others, first):
-            step, total = (1, self.positive) if number == 0 else (3, self.negative)
-            difference = student.to(total.dtype) - other
-            code.add_(difference.sign().to(code.dtype), alpha=step)
-            total += difference.abs_().sum()
+            difference = student.to(self.sums.dtype) - other
+            code.add_(difference.sign().to(code.dtype), alpha=3 if number else 1)
+            self.sums[1 if number else 0] += difference.abs_().sum()
 
     def differentiable(self, student: Tensor) -> tuple[Tensor, Tensor]:
-        """Both means, as functions of the student's features.
-
-        Args:
-            student: the features that were compared, with their graph.
-        """
-        positive, negative = _Distances.apply(student, self.code, self.positive, self.negative)
+        """Both means, as functions of the student's features, which now come with their graph."""
+        positive, negative = _Distances.apply(student, self.code, self.sums)
         return positive, negative
 
 
 class _Distances(Function):
     @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, code: Tensor, positive: Tensor, negative: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, student: Tensor, code: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(code)
         ctx.dtype = student.dtype
-        return positive / code.numel(), negative / code.numel()
+        return sums[0] / code.numel(), sums[1] / code.numel()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, d_positive: Tensor, d_negative: Tensor) -> tuple[Tensor | None, ...]:
         (code,) = ctx.saved_tensors
         grad = decode(code, d_positive / code.numel(), d_negative / code.numel(), ctx.dtype)
-        return grad, None, None, None
+        return grad, None, None
 
 
 def decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the student's features: d_positive p + d_negative q, from 3 q + p.
-
-    Args:
-        code: 3 q + p, (B, C, H, W).
-        d_positive: derivative by the sum of distances to the teacher, a scalar.
-        d_negative: derivative by the sum of distances to the negatives, a scalar.
-        dtype: of the result.
-    """
+    """The gradient of the student's features: d_positive p + d_negative q, from 3 q + p."""
     if use_triton(code.device, dtype):
         from dckd_losses.ops.triton_distances import decode as kernel
 

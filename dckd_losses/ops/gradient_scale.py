@@ -22,11 +22,7 @@ LIMIT = 100  # of the power, so that it and its inverse are float32 numbers
 
 
 class GradientScale:
-    """One pass through a network: its images enter, its results leave.
-
-    Args:
-        dtype: in which the network computes; only float16's gradients are scaled.
-    """
+    """One pass through a network in `dtype`; only float16's gradients are scaled."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -36,30 +32,25 @@ class GradientScale:
         """The same images; their gradient comes back unscaled."""
         if self._dtype != torch.float16:
             return images
-        _refuse_to_be_recorded()
+        _refuse_to_compile()
         entered: Tensor = _Enter.apply(images, self)
         return entered
 
-    def leave(self, results: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
-        """Results to at least float32; their gradients go in scaled.
+    def leave(self, results: Sequence[Tensor], max_slopes: Sequence[float]) -> list[Tensor]:
+        """All results of the network, in at least float32; their gradients go in scaled.
 
-        Args:
-            results: all that the network's gradient comes from.
-            gains: how large an element of a feature's gradient is at most, for a gradient of 1 in
-                each result.
+        `max_slopes` says how large an element of a feature's gradient is at most, for a gradient
+        of 1 in each result.
         """
         if self._dtype != torch.float16:
             return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in results]
-        _refuse_to_be_recorded()
-        left: tuple[Tensor, ...] = _Leave.apply(self, gains, *results)
+        _refuse_to_compile()
+        left: tuple[Tensor, ...] = _Leave.apply(self, max_slopes, *results)
         return list(left)
 
 
-def _refuse_to_be_recorded() -> None:
-    """Raise while torch.compile records: it would lose what backward tells `GradientScale.value`.
-
-    Where graphs may break, they break here, and what follows runs as it is.
-    """
+def _refuse_to_compile() -> None:
+    """Raise, or break the graph, where torch.compile traces: it would lose `value`."""
     if torch.compiler.is_compiling():
         raise RuntimeError("precision='float16' does not compile into one graph")
 
@@ -79,9 +70,9 @@ class _Enter(Function):
 class _Leave(Function):
     @staticmethod
     def forward(
-        ctx: Any, scale: GradientScale, gains: Sequence[float], *results: Tensor
+        ctx: Any, scale: GradientScale, max_slopes: Sequence[float], *results: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.scale, ctx.gains = scale, gains
+        ctx.scale, ctx.max_slopes = scale, max_slopes
         ctx.dtypes = [x.dtype for x in results]
         ctx.set_materialize_grads(False)
         return tuple(x.to(torch.float32, copy=True) for x in results)
@@ -90,8 +81,8 @@ class _Leave(Function):
     @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         largest = [
-            gain * grad.abs().amax()
-            for gain, grad in zip(ctx.gains, grads, strict=True)
+            slope * grad.abs().amax()
+            for slope, grad in zip(ctx.max_slopes, grads, strict=True)
             if grad is not None
         ]
         scale = ctx.scale.value = _power(torch.stack(largest).amax())

@@ -22,16 +22,9 @@ def group_norm_silu(
     *,
     fused: bool,
 ) -> Tensor:
-    """GroupNorm, then SiLU, computed in the weight's precision: (B, C, H, W) to the same.
+    """GroupNorm, then SiLU if wanted, in the weight's precision: (B, C, H, W) to the same.
 
-    Args:
-        x: (B, C, H, W).
-        weight: (C,).
-        bias: (C,).
-        groups: a divisor of C.
-        eps: added to the variance.
-        silu: False leaves SiLU out.
-        fused: give a gradient to x only, and keep only x and its statistics for it.
+    If fused, only x gets a gradient, and only x and its statistics are kept for it.
     """
     if not fused:
         out = F.group_norm(x.to(weight.dtype), groups, weight, bias, eps)
@@ -49,10 +42,9 @@ class _GroupNormSiLU(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> Tensor:
-        exact = x.to(weight.dtype)
-        mean, rstd = _statistics(exact, groups, eps)
-        scale, shift = _affine(mean, rstd, weight, bias)
-        out = torch.addcmul(shift, exact, scale)
+        out, mean, rstd = torch.native_group_norm(
+            _native(x, weight), weight, bias, *_sizes(x), groups, eps
+        )
         if silu:
             F.silu(out, inplace=True)
         ctx.save_for_backward(x, mean, rstd, weight, bias)
@@ -63,37 +55,34 @@ class _GroupNormSiLU(Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        exact, grad = x.to(weight.dtype), grad.to(weight.dtype)
+        exact, groups = _native(x, weight), mean.shape[1]
+        grad = grad.to(weight.dtype)
         if ctx.silu:
-            scale, shift = _affine(mean, rstd, weight, bias)
-            grad = torch.ops.aten.silu_backward(grad, torch.addcmul(shift, exact, scale))
-        batch, channels, height, width = x.shape
+            width = len(weight) // groups
+            means, scale = (t.repeat_interleave(width, 1) for t in (mean, rstd))
+            scale *= weight
+            shift = bias - means * scale
+            normed = torch.addcmul(shift[:, :, None, None], exact, scale[:, :, None, None])
+            grad = torch.ops.aten.silu_backward(grad, normed)
         dx, _, _ = torch.ops.aten.native_group_norm_backward(
-            grad.contiguous(memory_format=torch.channels_last),
-            exact.contiguous(memory_format=torch.channels_last),
-            mean, rstd, weight, batch, channels, height * width, mean.shape[1],
-            [True, False, False],
-        )  # fmt: skip
+            _like(grad, exact), exact, mean, rstd, weight, *_sizes(x), groups, [True, False, False]
+        )
         return dx.to(x.dtype), None, None, None, None, None
 
 
-def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / sqrt(variance + eps) of each group, (B, groups) both.
-
-    Features are centred before they are squared. torch's own GroupNorm on a CPU takes the mean of
-    squares of channels_last features and loses digits where the mean is large.
-    """
-    batch, channels = x.shape[:2]
-    rows = x.permute(0, 2, 3, 1).flatten(1, 2)  # a view of channels_last features
-    mean = rows.mean(1).view(batch, groups, -1).mean(2)
-    centre = mean.repeat_interleave(channels // groups, 1)[:, None]
-    variance = (rows - centre).square_().mean(1).view(batch, groups, -1).mean(2)
-    return mean, (variance + eps).rsqrt_()
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """B, C and H W, as torch's native functions want them."""
+    batch, channels, height, width = x.shape
+    return batch, channels, height * width
 
 
-def _affine(mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm as `scale x + shift`, (B, C, 1, 1) each, from the statistics (B, groups)."""
-    width = len(weight) // mean.shape[1]
-    mean, rstd = (x.repeat_interleave(width, 1) for x in (mean, rstd))
-    scale = rstd * weight
-    return scale[:, :, None, None], (bias - mean * scale)[:, :, None, None]
+def _native(x: Tensor, weight: Tensor) -> Tensor:
+    """Features in the norm's precision, in a layout that torch's native functions take."""
+    x = x.to(weight.dtype)
+    channels_last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+    return x if channels_last else x.contiguous()
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    layout = torch.contiguous_format if other.is_contiguous() else torch.channels_last
+    return x.contiguous(memory_format=layout)

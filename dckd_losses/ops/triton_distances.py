@@ -81,22 +81,11 @@ def decode_kernel(
     tl.store(grad_ptr + start + offsets, grad.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
-def accumulate(
-    student: Tensor, others: Tensor, first: int, code: Tensor, positive: Tensor, negative: Tensor
-) -> None:
-    """Compare the student's features with a group of the others'.
+def accumulate(student: Tensor, others: Tensor, first: int, code: Tensor, totals: Tensor) -> None:
+    """See `distances.LevelDistances.add`; code and totals are updated in place.
 
-    `distances.LevelDistances.add` does the same by plain operations. Over all groups, positive and
-    negative become what `distances.level_distances` returns, times the number of elements.
-
-    Args:
-        student: the anchor's features, (b, C, H, W).
-        others: features of the same dtype, (sets, b, C, H, W).
-        first: the first set's number; the teacher's is 0.
-        code: 3 q + p of the sets so far, (b, C, H, W), updated in place; int8 for at most 42
-            negatives. Dense; features in another order of memory are copied.
-        positive: sum of distances to the teacher so far, a float32 scalar, updated in place.
-        negative: sum of distances to negatives so far, a float32 scalar, updated in place.
+    `student` and `code` are (b, C, H, W), `others` (sets, b, C, H, W) of which the first is number
+    `first`, `totals` (2,) float32. Code is dense; features in another order of memory are copied.
     """
     numel = code.numel()
     student, others = _ordered(student, code), _ordered(others, code)
@@ -109,27 +98,11 @@ def accumulate(
             accumulate_kernel[(programs,)](
                 student, sets, code, sums, numel, SETS=len(sets), TEACHER=teacher, BLOCK=BLOCK
             )
-        to_teacher, to_negatives = sums.sum(1, dtype=torch.float64)
-        negative += to_negatives
-        if teacher:
-            positive += to_teacher
+        totals += sums.sum(1, dtype=torch.float64)
 
 
 def decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the student's features: d_positive p + d_negative q.
-
-    What autograd gives for `distances.level_distances`, where the derivatives by its means are divided
-    by the number of elements.
-
-    Args:
-        code: 3 q + p, dense.
-        d_positive: derivative by the sum of distances to the teacher, a scalar on code's device.
-        d_negative: derivative by the sum of distances to negatives, likewise.
-        dtype: of the result.
-
-    Shape:
-        As code, and in its order of memory.
-    """
+    """See `distances.decode`; the result has code's order of memory."""
     grad = torch.empty_like(code, dtype=dtype)
     numel, shift = code.numel(), 3 * 2 ** (6 if code.dtype == torch.int8 else 28)
     with torch.cuda.device_of(code):
@@ -143,7 +116,11 @@ def _ordered(x: Tensor, code: Tensor) -> Tensor:
     """Features, or sets of them, in the code's order of memory."""
     strides = code.stride() if x.dim() == code.dim() else (code.numel(), *code.stride())
     last = sum((size - 1) * step for size, step in zip(code.shape, code.stride(), strict=True))
-    if x.shape[-code.dim() :] != code.shape or x.dtype not in TRITON_DTYPES or last + 1 != code.numel():
+    if (
+        x.shape[-code.dim() :] != code.shape
+        or x.dtype not in TRITON_DTYPES
+        or last + 1 != code.numel()
+    ):
         raise ValueError(
             f"expected features {tuple(code.shape)} in float32, float16 or bfloat16 and a dense "
             f"code, got {tuple(x.shape)} in {x.dtype} and strides {code.stride()} of the code"

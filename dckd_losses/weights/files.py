@@ -86,7 +86,8 @@ def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if total > size:  # repeated by strides of zero, or by tensors that share one storage
             raise RuntimeError(f"{path}: {name} and those before it are larger than the file")
         tensors[name] = tensor.to(torch.float32, copy=copy).contiguous()
-        if not tensors[name].isfinite().all():
+        # a sum is not finite where one value is not, and takes a third of the time
+        if not tensors[name].sum(dtype=torch.float64).isfinite():
             raise RuntimeError(f"{path}: {name} has values that are not finite")
     if not tensors:
         raise RuntimeError(f"{path}: holds no tensor named {', '.join(PREFIXES[:3])}...")
@@ -197,9 +198,11 @@ def refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files make their readers stumble over anything
-        size, said = path.stat().st_size, str(error).splitlines() or [type(error).__name__]
+        size, said = path.stat().st_size, (str(error).splitlines() or [""])[0]
+        if " " not in said:  # such as a missing key alone
+            said = f"{type(error).__name__} {said}".rstrip()
         raise RuntimeError(
-            f"{path} ({size:,} bytes) is cut short, altered or not such weights: {said[0]}"
+            f"{path} ({size:,} bytes) is cut short, altered or not such weights: {said}"
         ) from error
 
 

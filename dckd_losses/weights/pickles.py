@@ -1,8 +1,8 @@
 """Read what torch.save wrote, without executing anything of it.
 
 Such a file is a pickle that describes tensors, and a record of bytes for each storage. Python's own
-machine reads the pickle, but each name in it gives a dtype, an `OrderedDict`,
-one of `REBUILD` or a stub.
+machine reads the pickle, but a name in it gives no more than a dtype, an `OrderedDict`, one of
+`REBUILD` or a stub.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import functools
 import io
 import os
 import pickle
+import re
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,28 +39,32 @@ STORAGES = {  # their names in pickles
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
 # What makes plain values: dates, paths, NumPy's scalars and arrays, random states, ...
-VALUES = (
-    *("_codecs.encode", "collections.", "copy_reg._reconstructor", "copyreg._reconstructor"),
-    *("datetime.", "decimal.Decimal", "fractions.Fraction", "functools.partial", "numpy."),
-    *("pathlib.", "random.Random", "torch.Size", "torch.device", "torch._tensor._rebuild"),
-    *("torch._utils._rebuild", "types.SimpleNamespace", "uuid.UUID", "zoneinfo.ZoneInfo"),
+VALUES = re.compile(
+    r"_codecs\.encode|copyreg\._reconstructor|collections\.\w+|datetime\.\w+"
+    r"|decimal\.Decimal|fractions\.Fraction|functools\.partial|numpy\.[\w.]+"
+    r"|pathlib\.(_local\.)?\w*Path|random\.Random|types\.SimpleNamespace|uuid\.UUID"
+    r"|torch\.(Size|device|_tensor\._rebuild\w+|_utils\._rebuild\w+|serialization\._get_layout)"
+    r"|zoneinfo\.ZoneInfo(\._unpickle)?"
 )
 
 
 @dataclass
 class Storage:
-    """The bytes that tensors of a pickle refer to."""
+    """Bytes that tensors refer to, as a pickle describes them; nothing of that can be trusted."""
 
     key: Any
-    dtype: torch.dtype
-    numel: int
+    dtype: Any
+    numel: Any
 
     @property
     def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
+        nbytes: int = self.numel * self.dtype.itemsize
+        return nbytes
 
 
 @dataclass
@@ -85,13 +91,11 @@ class PickleStub(dict[Any, Any]):
     def __init__(self, *args: object, **kwargs: object) -> None:
         name = type(self).__name__
         module, _, last = name.rpartition(".")
-        if module in ("builtins", "__builtin__"):
-            makes_value = isinstance(vars(builtins).get(last), type)
-        elif module.split(".")[0] in sys.stdlib_module_names:
-            makes_value = name.startswith(VALUES)
-        else:
-            makes_value = last[:1].isupper() or name.startswith(VALUES)  # a library's class
-        if not makes_value:
+        if module == "builtins":
+            known = isinstance(vars(builtins).get(last), type)
+        else:  # a library's class
+            known = module.split(".")[0] not in sys.stdlib_module_names and last[:1].isupper()
+        if not known and not VALUES.fullmatch(name):
             raise pickle.UnpicklingError(f"the file wants to call {name}")
 
     def __setstate__(self, state: object) -> None:
@@ -116,7 +120,12 @@ def _meta(dtype: Any, size: Any, stride: Any, *more: Any) -> StoredTensor:
     return StoredTensor(None, dtype, 0, size, stride)
 
 
+def _attribute(owner: type, name: str) -> type[PickleStub]:
+    return type(f"{owner.__name__}.{name}", (PickleStub,), {})
+
+
 REBUILD: dict[str, Callable[..., Any]] = {
+    "builtins.getattr": _attribute,
     "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: rebuild(*args),
     "torch._utils._rebuild_meta_tensor_no_storage": _meta,
     "torch._utils._rebuild_parameter": lambda tensor, *more: tensor,
@@ -135,6 +144,8 @@ class PickleReader(pickle._Unpickler):
         self.storages: dict[Any, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        renamed = (IMPORT_MAPPING.get(module, module), name)  # torch.save writes Python 2's names
+        module, name = NAME_MAPPING.get((module, name), renamed)
         full = f"{module}.{name}"
         if full == "collections.OrderedDict":
             return OrderedDict
@@ -149,13 +160,9 @@ class PickleReader(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         if pid[0] != "storage":
             return pid[1]  # an old file's module: its class
-        _, dtype, key, _, numel, *view = pid
-        if any(view) or not isinstance(dtype, torch.dtype) or type(numel) is not int or numel < 0:
-            raise ValueError(f"storage {key} is not a plain one")
-        storage = Storage(key, dtype, numel)
-        if self.storages.setdefault(key, storage) != storage:
-            raise ValueError(f"storage {key} is described in two ways")
-        return storage
+        _, dtype, key, _, numel = pid[:5]
+        self.storages[key] = Storage(key, dtype, numel)
+        return self.storages[key]
 
 
 def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -167,8 +174,9 @@ def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     records: dict[Any, bytearray] = {}
     with path.open("rb") as file:
-        content, read = (_open_zip if zipfile.is_zipfile(path) else _open_old)(file)
-        left = path.stat().st_size
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        content, read = (_open_zip if is_zip else _open_old)(file)
         for name, value in _state(content).items():
             if not isinstance(name, str) or not name.startswith(prefixes):
                 continue
@@ -176,10 +184,7 @@ def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
                 storage = _check(name, value)
                 if storage.key not in records:
                     records[storage.key] = read(name, storage)
-                    left -= storage.nbytes
-                    if left < 0:
-                        raise ValueError(f"{name}: records lie over each other")
-                flat = torch.frombuffer(records[storage.key] or bytearray(8), dtype=value.dtype)
+                flat = torch.frombuffer(records[storage.key] or bytearray(16), dtype=value.dtype)
                 tensors[name] = flat.as_strided(value.size, value.stride, value.offset)
             elif type(value).__name__.startswith("torch."):
                 raise ValueError(f"{name} is not a plain tensor but {type(value).__name__}")
@@ -189,10 +194,11 @@ def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
 def _state(content: Any) -> dict[Any, Any]:
     """The set of weights in what a file holds."""
     if isinstance(content, dict):
-        content = next((content[k] for k in STATES if isinstance(content.get(k), dict)), content)
+        found = (content.get(key) for key in STATES)
+        content = next((state for state in found if isinstance(state, dict) and state), content)
         if len(content) == 1 and isinstance(only := next(iter(content.values())), dict):
             content = only
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or (isinstance(content, PickleStub) and not content):
         raise ValueError(f"it holds no state_dict but one {type(content).__name__}")
     return content
 
@@ -203,11 +209,14 @@ def _check(name: str, tensor: StoredTensor) -> Storage:
     if storage is None:
         raise ValueError(f"{name} is a meta tensor, which has no values")
     if not (
-        tensor.plain and isinstance(storage, Storage) and isinstance(tensor.dtype, torch.dtype)
+        isinstance(storage, Storage)
+        and tensor.plain
+        and all(isinstance(dtype, torch.dtype) for dtype in (storage.dtype, tensor.dtype))
     ):
         raise ValueError(f"{name} is not a plain tensor")
     if len(size) != len(stride) or any(
-        type(number) is not int or number < 0 for number in (tensor.offset, *size, *stride)
+        type(number) is not int or number < 0
+        for number in (storage.numel, tensor.offset, *size, *stride)
     ):
         raise ValueError(f"{name} has no such shape as {size} with strides {stride}")
     end = tensor.offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
@@ -228,9 +237,9 @@ def _open_zip(file: BinaryIO) -> Content:
     root = roots[0]
     if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in names):
         raise ValueError("it is TorchScript, whose code would run: save a state_dict instead")
-    pickled = archive.getinfo(f"{root}data.pkl")
-    if pickled.file_size > os.fstat(file.fileno()).st_size:
-        raise ValueError("its pickle is packed to less than it is")
+    pickled, size = archive.getinfo(f"{root}data.pkl"), os.fstat(file.fileno()).st_size
+    if sum(entry.compress_size for entry in archive.infolist()) > size or pickled.file_size > size:
+        raise ValueError("it claims to hold more than it has bytes")
     if f"{root}byteorder" in names and archive.open(f"{root}byteorder").read(8) != b"little":
         raise ValueError("it was written on a big-endian machine")
 

@@ -3,7 +3,7 @@
     python examples/integrations/registry_trainer.py
 
 traiNNer-redux and neosr are such trainers; `Trainer` below does with losses what they do, and the
-two marked lines are what their models need (README, "Your trainer"). `watch` takes the input from
+two marked lines are what their models need (README.md beside it). `watch` takes the input from
 the student's own call. What such a trainer passes as target takes the teacher's place: where it
 runs no teacher, the student is contrasted with the ground truth.
 """

@@ -13,6 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmarks.tables.arms import TABLES
+from benchmarks.tables.budgets import BUDGETS
+from benchmarks.tables.images import images
+from benchmarks.tables.job import Job
 from filelock import FileLock
 from safetensors.torch import load_file
 

@@ -1,7 +1,6 @@
 """The encoder against taming-transformers' own, and the behaviour users rely on."""
 
 import copy
-import math
 import pickle
 import statistics
 
@@ -10,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, Encoding, VQGANEncoder
-from dckd_losses.encoder import FrozenEncoder, as_encoder
+from dckd_losses import DCRLoss, DMMLoss, VQGANEncoder
+from dckd_losses.encoder import as_encoder
 from dckd_losses.network import Architecture, build
 
 F16 = {"ch": 128, "ch_mult": (1, 1, 2, 2, 4), "num_res_blocks": 2, "attn_resolutions": [16]}
@@ -56,7 +55,7 @@ def relative(seen, expected):
 @pytest.mark.parametrize(
     ("arguments", "z_channels", "codes", "size"),
     [
-        (F16, 256, 1024, (50, 67)),
+        pytest.param(F16, 256, 1024, (50, 67), marks=pytest.mark.slow),
         (COMPACT, 64, 256, (50, 67)),
         (COMPACT, 64, 256, (32, 32)),
         (MORE_ATTENTION, 24, 40, (64, 33)),
@@ -246,7 +245,8 @@ def test_encoders_of_one_network_are_each_their_own(tensors, images, order):
     x = images(1, 3, 16, 16).requires_grad_()
     for encoder in by_impl.values():
         assert encoder.network.encoder.dtype == torch.float32
-        assert encoder.network.quant_conv.weight.data_ptr() == network.quant_conv.weight.data_ptr()
+    mine = by_impl["plain"].network.quant_conv.weight
+    assert mine.data_ptr() == network.quant_conv.weight.data_ptr()
     torch.autograd.grad(by_impl["plain"](x).levels[1].sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(by_impl["auto"](x).levels[1].sum(), x, create_graph=True)
@@ -261,7 +261,7 @@ def test_fused_refuses_torch_compile(make_encoder, images, fullgraph):
     dmm = DMMLoss(make_encoder(impl="fused"))
     compiled = torch.compile(dmm, backend="eager", fullgraph=fullgraph)
     expected = torch._dynamo.exc.Unsupported if fullgraph else RuntimeError
-    with pytest.raises(expected, match="" if fullgraph else "impl='fused' does not compile.*auto"):
+    with pytest.raises(expected, match=None if fullgraph else "'fused' does not compile.*auto"):
         compiled(*images(2, 1, 3, 16, 16))
 
 
@@ -292,108 +292,9 @@ def test_refuses_images(encoder, bad, message):
         encoder(bad)
 
 
-class Pyramid(nn.Module):
-    """Somebody's own features: two levels and three codes."""
-
-    def __init__(self, codes=True):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-        self.codes = codes
-
-    def forward(self, x):
-        small = nn.functional.avg_pool2d(self.conv(x), 16)
-        return [self.conv(x), small], small if self.codes else None
-
-
-def test_any_module_is_an_encoder(images):
-    mine = Pyramid()
-    encoder = as_encoder(mine)
-    assert isinstance(encoder, FrozenEncoder)
-    x = images(4, 3, 32, 32)
-    seen = encoder(x, num_with_codes=3)
-    assert isinstance(seen, Encoding)
-    assert [len(level) for level in seen.levels] == [4, 4]
-    assert len(seen.code_logits) == 3
-    assert math.isfinite(DMMLoss(mine)(x, x.flip(0)))
-    assert mine.conv.weight.requires_grad, "the caller's module is left alone"
-    with pytest.raises(ValueError, match="2 levels, level_weights has 5"):
-        DCRLoss(mine)(x, x, x[None])
-    assert math.isfinite(DCRLoss(mine, level_weights=(1, 1))(x, x.flip(0), x.flip(2)[None]))
-    with pytest.raises(ValueError, match="no code logits"):
-        DMMLoss(Pyramid(codes=False))(x, x)
-
-
-@pytest.mark.parametrize(
-    ("found", "seen"),
-    [
-        (lambda x: [x] * 5, "a list of Tensor, Tensor, Tensor, Tensor, Tensor"),
-        (lambda x: [x, x], "a list of Tensor, Tensor"),
-        (lambda x: ([x], [x]), "a tuple of list, list"),
-        (lambda x: x, "a Tensor"),
-        (lambda x: {"levels": [x]}, "a dict"),
-    ],
-)
-def test_an_encoder_that_returns_something_else_is_told(images, found, seen):
-    class Features(nn.Module):
-        def forward(self, x):
-            return found(x)
-
-    x = images(2, 3, 16, 16)
-    with pytest.raises(ValueError, match=rf"Features must return Encoding\(.*, got {seen}$"):
-        DMMLoss(Features())(x, x)
-
-
-class Writing(Pyramid):
-    """As many networks do, it brings its input to its own range in place."""
-
-    def forward(self, x):
-        return super().forward(x.mul_(2).sub_(1))
-
-
-class Reading(Pyramid):
-    def forward(self, x):
-        return super().forward(2 * x - 1)
-
-
-@pytest.mark.parametrize("balance", [None, 0.3])
-def test_an_encoder_may_write_into_what_it_is_given(images, balance):
-    student = nn.Conv2d(3, 3, 1)
-    x, teacher, lq = images(2, 3, 16, 16), images(2, 3, 16, 16), images(2, 3, 16, 16)
-    gradients = []
-    weights = Pyramid().state_dict()
-    for network in (Writing(), Reading()):
-        network.load_state_dict(weights)
-        loss = DCKDLoss(student, network, level_weights=(1, 1), balance=balance)
-        output = x.clone().requires_grad_()
-        before = teacher.clone()
-        value = loss(output, teacher, lq)
-        assert torch.equal(output, x)
-        assert torch.equal(teacher, before)
-        (gradient,) = torch.autograd.grad(value, output)
-        gradients.append(gradient)
-    assert gradients[0].any()
-    torch.testing.assert_close(*gradients)
-
-
-@pytest.mark.parametrize(("kind", "weights"), [("levels", (0.1, 0.0)), ("code logits", (0.0, 0.1))])
-def test_an_encoder_without_a_gradient_is_refused(images, kind, weights):
-    class Cut(Pyramid):
-        def forward(self, x):
-            levels, codes = super().forward(x)
-            return [level.detach() for level in levels], codes.detach()
-
-    student, dcr_weight, dmm_weight = nn.Conv2d(3, 3, 1), *weights
-    settings = {"level_weights": (1, 1), "dcr_weight": dcr_weight, "dmm_weight": dmm_weight}
-    loss = DCKDLoss(student, Cut(), **settings)
-    x, teacher = images(2, 3, 16, 16), images(2, 3, 16, 16)
-    assert math.isfinite(loss(x, teacher, x))  # where nobody asks for a gradient
-    with pytest.raises(ValueError, match=f"Cut lets no gradient .* its {kind} must be made"):
-        loss(student(x), teacher, x)
-
-
 def test_from_pretrained_takes_no_module():
-    with pytest.raises(ValueError, match="expected an encoder's name or path here, got Pyramid"):
-        VQGANEncoder.from_pretrained(Pyramid())
+    with pytest.raises(ValueError, match="expected an encoder's name or path here, got Conv2d"):
+        VQGANEncoder.from_pretrained(nn.Conv2d(3, 3, 1))
 
 
 def test_refuses_what_is_no_encoder():
@@ -444,24 +345,6 @@ def test_only_coded_images_pass_the_rest_of_the_network(encoder, images):
     encoder.network.encoder.mid.register_forward_hook(lambda m, args, out: passed.append(len(out)))
     encoder(images(3, 3, 32, 32), num_with_codes=2)
     assert passed == [2]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_foreign_encoder_is_not_autocast_and_takes_any_dtype(images, dtype):
-    class Features(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            return [self.conv(x)], self.conv(x)
-
-    dmm = DMMLoss(Features())
-    x = images(2, 1, 3, 16, 16).to(dtype)
-    expected = dmm(*x)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert dmm.encoder(x[0]).code_logits.dtype == torch.float32
-        assert torch.equal(dmm(*x), expected)
 
 
 @pytest.mark.parametrize("name", ["quantize.embed.weight", "quantize.proj.weight"])

@@ -1,6 +1,7 @@
 """The ways through the encoder, plain, streamed and in two passes: one result, one gradient."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,7 +50,9 @@ def outcome(encoder, batch, slope=1.0):
 
 @every_way
 @dtypes
-@pytest.mark.parametrize(("number", "size", "count"), [(3, (19, 34), 5), (1, (16, 16), 42)])
+@pytest.mark.parametrize(
+    ("number", "size", "count"), [(3, (19, 34), 5), (2, (17, 40), 42), (1, (16, 16), 1)]
+)
 def test_fused_equals_plain(
     make_encoder, batch, way, number, size, count, dtype, loss_bound, gradient_bound
 ):
@@ -200,3 +203,15 @@ def test_path_says_which_and_why(make_encoder):
     assert make_encoder(impl="plain").path == ("plain", "impl='plain'")
     own = DMMLoss(torch.nn.Identity()).encoder
     assert own.path == ("plain", "Identity is no VQGAN of this package")
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "at_least", "at_most"),
+    [("stream", "cpu", 1, 2), ("stream", "cuda", 16, 128), ("twopass", "cuda", 2, 16)],
+)
+def test_default_chunk_fits_the_device(make_encoder, mode, device, at_least, at_most):
+    """A GPU would wait for the launches of single images; a CPU has nothing to wait for."""
+    images = SimpleNamespace(is_cuda=device == "cuda", shape=(16, 3, 192, 192))
+    assert at_least <= make_encoder(mode=mode)._default_chunk(images) <= at_most
+    images.shape = (1, 3, 4096, 4096)
+    assert make_encoder(mode=mode)._default_chunk(images) == 1

@@ -1,10 +1,13 @@
 """The encoder in half precision, and float16's gradients at whatever scale they come."""
 
+import copy
+
 import pytest
 import torch
-from numerics import cosine
+from numerics import cosine, relative
 
 from dckd_losses import DCKDLoss, DMMLoss
+from dckd_losses.layers import Attention
 from dckd_losses.ops import gradient_scale
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -65,6 +68,7 @@ def test_a_zero_gradient_stays_zero(make_encoder, batch):
     assert torch.equal(zero, torch.zeros_like(zero))
 
 
+@pytest.mark.slow
 def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make_encoder, batch):
     student, teacher, negatives = batch
     dckd = DCKDLoss(
@@ -103,3 +107,19 @@ def test_casts_change_neither_precision_nor_result(make_encoder, images, precisi
     after = encoder.float()(x)
     assert torch.equal(after.code_logits, before.code_logits)
     assert after.levels[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_float16_attention_holds_products_that_overflow_unscaled(images, fused):
+    """Where each q is 12 times each k's direction: 12 * 12 * 512 is more than float16 has."""
+    attention = Attention(512)
+    exact = copy.deepcopy(attention).double()
+    for layer in (attention.q, attention.k, exact.q, exact.k):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.constant_(layer.bias, 12.0)
+    for layer in (attention.q, attention.k, attention.v, attention.proj_out):
+        layer.half().fused = fused
+    x = images(1, 512, 3, 4) - 0.5
+    seen = attention(x.half())
+    assert seen.isfinite().all()
+    assert relative(seen, exact(x.double())) < 2e-3

@@ -1,7 +1,6 @@
 """The paper's networks: their sizes, a step of training, and the cures of what would spoil one."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -51,18 +50,18 @@ TABLE_1 = {  # millions, and at which scale they are so many
 STUDENTS = [name for name in SPECIFICATIONS if name != teacher_of(name)]
 
 
-def small_swinir(**changes: object) -> SwinIR:
+def small_swinir(**changes):
     torch.manual_seed(0)
     sizes = {"window_size": 8, "img_size": 8, "embed_dim": 12, "depths": [2], "num_heads": [2]}
     return SwinIR(**{"scale": 2, **sizes, "mlp_ratio": 2, "upsampler": "pixelshuffle", **changes})
 
 
-def small_rcan() -> RCAN:
+def small_rcan():
     torch.manual_seed(0)
     return RCAN(scale=2, n_resgroups=1, n_resblocks=1, n_feats=16, reduction=4)
 
 
-def small_nafnet() -> NAFNet:
+def small_nafnet():
     """Not fresh: a fresh one's blocks are the identity."""
     torch.manual_seed(0)
     model = NAFNet(width=4, enc_blk_nums=[1, 1], middle_blk_num=1, dec_blk_nums=[1, 1])
@@ -71,29 +70,29 @@ def small_nafnet() -> NAFNet:
     return model
 
 
-def small_restormer() -> Restormer:
+def small_restormer():
     torch.manual_seed(0)
     return Restormer(dim=8, num_blocks=[1] * 4, num_refinement_blocks=1, heads=[1, 2, 4, 8])
 
 
 @pytest.mark.parametrize(("name", "scale"), COUNTS)
-def test_parameters(name: str, scale: int) -> None:
+def test_parameters(name, scale):
     model = build(name, scale)
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name, scale]
     assert (model.backbone, model.scale) == (name, scale)
 
 
-def test_each_network_has_the_papers_parameters_at_one_scale() -> None:
+def test_each_network_has_the_papers_parameters_at_one_scale():
     assert {key: round(COUNTS[key] / 1e6, 1) for key in TABLE_1} == TABLE_1
     assert {name for name, _ in TABLE_1} == set(SPECIFICATIONS) - {"swinir-light"}  # Table 8's
 
 
-def test_every_network_and_scale_is_counted() -> None:
+def test_every_network_and_scale_is_counted():
     assert set(COUNTS) == {(name, s) for name, spec in SPECIFICATIONS.items() for s in spec.scales}
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_one_step_of_distillation(name: str) -> None:
+def test_one_step_of_distillation(name):
     """Student, teacher and history work together, and nothing is left behind by the step."""
     torch.manual_seed(0)
     scale = SPECIFICATIONS[name].scales[0]
@@ -128,14 +127,14 @@ def test_one_step_of_distillation(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECIFICATIONS)
-def test_multiply_adds_grow_with_the_image(name: str) -> None:
+def test_multiply_adds_grow_with_the_image(name):
     model = build(name, SPECIFICATIONS[name].scales[-1]).to("meta")
-    assert multiply_adds(model, 64, 128) == pytest.approx(
-        2 * multiply_adds(model, 64, 64), rel=0.01
+    assert multiply_adds(model, 32, 64) == pytest.approx(
+        2 * multiply_adds(model, 32, 32), rel=0.01
     )
 
 
-def test_multiply_adds_are_those_of_each_layer() -> None:
+def test_multiply_adds_are_those_of_each_layer():
     """RCAN by its convolutions, SwinIR-light by its layers as its paper describes them."""
     height, width = 8, 16
     rcan = build("rcan-student", 4).to("meta")
@@ -157,7 +156,7 @@ def test_multiply_adds_are_those_of_each_layer() -> None:
 
 
 class TestSwinIR:
-    def test_mean_color_stays_exact_after_an_input_of_less_precision(self) -> None:
+    def test_mean_color_stays_exact_after_an_input_of_less_precision(self):
         model = small_swinir().eval()
         lq = torch.rand(1, 3, 8, 8)
         first = model(lq)
@@ -165,32 +164,32 @@ class TestSwinIR:
             model(lq.bfloat16())
         assert torch.equal(model(lq), first)
 
-    def test_mean_color_moves_with_the_module(self) -> None:
+    def test_mean_color_moves_with_the_module(self):
         model = small_swinir().to("meta")
         assert model.mean_color.device.type == "meta"
         assert model(torch.rand(1, 3, 8, 8, device="meta")).shape == (1, 3, 16, 16)
 
-    def test_blocks_are_left_out_in_training_only(self) -> None:
+    def test_blocks_are_left_out_in_training_only(self):
         model = small_swinir(depths=[6], drop_path_rate=0.9)
         lq = torch.rand(1, 3, 8, 8)
         assert len({model(lq).sum().item() for _ in range(4)}) > 1
         model.eval()
         assert len({model(lq).sum().item() for _ in range(4)}) == 1
 
-    def test_images_of_any_size(self) -> None:
+    def test_images_of_any_size(self):
         assert small_swinir()(torch.rand(1, 3, 9, 13)).shape == (1, 3, 18, 26)
 
 
 class TestRCAN:
     @pytest.mark.parametrize("leaf", [False, True])
-    def test_input_is_left_alone(self, leaf: bool) -> None:
+    def test_input_is_left_alone(self, leaf):
         lq = torch.rand(1, 3, 8, 8, requires_grad=leaf)
         given = lq.detach().clone()
         small_rcan()(lq).sum().backward()
         assert torch.equal(lq, given)
         assert (lq.grad is not None) == leaf
 
-    def test_mean_colors_are_constants(self) -> None:
+    def test_mean_colors_are_constants(self):
         model = small_rcan()
         mean = torch.tensor([0.4488, 0.4371, 0.4040])
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -205,7 +204,7 @@ class TestRCAN:
 
 class TestNAFNet:
     @pytest.mark.parametrize("shape", [(5, 7), (9, 4), (9, 10), (6, 6)])
-    def test_pool_is_the_mean_of_the_window_around_each_pixel(self, shape: tuple[int, int]) -> None:
+    def test_pool_is_the_mean_of_the_window_around_each_pixel(self, shape):
         x = torch.rand(2, 3, *shape, dtype=torch.float64)
         seen = LocalPool(6).eval()(x).expand_as(x)
         for row in range(shape[0]):
@@ -214,7 +213,7 @@ class TestNAFNet:
                 expected = window.mean((-2, -1))
                 torch.testing.assert_close(seen[..., row, column], expected, rtol=0, atol=1e-12)
 
-    def test_pool_keeps_its_precision_over_large_images(self) -> None:
+    def test_pool_keeps_its_precision_over_large_images(self):
         x = 100 + torch.rand(1, 1, 400, 1300)
         exact = LocalPool(384).eval()(x.double())
         torch.testing.assert_close(LocalPool(384).eval()(x).double(), exact, rtol=1e-5, atol=0)
@@ -222,13 +221,13 @@ class TestNAFNet:
         assert half.dtype == torch.bfloat16
         torch.testing.assert_close(half.double(), exact, rtol=1e-2, atol=0)
 
-    def test_pool_is_global_in_training_and_for_patches(self) -> None:
+    def test_pool_is_global_in_training_and_for_patches(self):
         x = torch.rand(1, 2, 9, 9)
         mean = F.adaptive_avg_pool2d(x, 1)
         assert torch.equal(LocalPool(6).train()(x), mean)
         assert torch.equal(LocalPool(9).eval()(x), mean)
 
-    def test_means_are_of_384_pixels_at_test_time(self) -> None:
+    def test_means_are_of_384_pixels_at_test_time(self):
         """Through five blocks one end of 1,536 pixels does not see the other."""
         model = small_nafnet()
         image = torch.rand(1, 3, 4, 1536)
@@ -244,14 +243,14 @@ class TestNAFNet:
         with torch.no_grad():
             assert torch.equal(model(patch), model.train()(patch))
 
-    def test_windows_halve_with_each_level(self) -> None:
+    def test_windows_halve_with_each_level(self):
         model = build("nafnet-student", 1)
         stages = [*model.encoders, model.middle_blks, *model.decoders]
         sizes = [{block.sca[0].size for block in stage} for stage in stages]
         assert sizes == [{384}, {192}, {96}, {48}, {24}, {48}, {96}, {192}, {384}]
 
 
-def inside(place: int, size: int, length: int) -> slice:
+def inside(place, size, length):
     """The window around a place, moved inside the image; an even one has more to the right."""
     size = min(size, length)
     start = min(max(place - (size - 1) // 2, 0), length - size)
@@ -260,7 +259,7 @@ def inside(place: int, size: int, length: int) -> slice:
 
 class TestRestormer:
     @pytest.mark.parametrize("shape", [(16, 16), (13, 19), (5, 24)])
-    def test_any_size_is_reflected_to_a_multiple_of_8(self, shape: tuple[int, int]) -> None:
+    def test_any_size_is_reflected_to_a_multiple_of_8(self, shape):
         model = small_restormer().eval()
         image = torch.rand(1, 3, *shape)
         height, width = shape
@@ -272,12 +271,12 @@ class TestRestormer:
         assert torch.equal(output, whole[..., :height, :width])
 
 
-def reflected(index: int, length: int) -> int:
+def reflected(index, length):
     return index if index < length else 2 * (length - 1) - index
 
 
 @pytest.mark.parametrize("make", [small_swinir, small_rcan, small_nafnet, small_restormer])
-def test_cures_change_no_name_or_shape(make: Callable[[], nn.Module]) -> None:
+def test_cures_change_no_name_or_shape(make):
     """Official files fit, and spandrel reads ours."""
     model = make()
     plain = type(model).__mro__[1](**model.hyperparameters)

@@ -1,9 +1,5 @@
 """Bad input of a training command: one line that says what was seen and expected, and a 2."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import train_deblur
@@ -17,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     for seed in range(2):
         write(folder / "train" / f"{seed}.png", 10 + seed, 12, seed)
@@ -26,22 +22,20 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small(sets: Path, tmp_path: Path) -> list[str]:
+def small(sets, tmp_path):
     """Options of a run that takes a moment."""
     data = {"data": sets / "train", "val": sets / "val", "output": tmp_path}
     return options(iterations=3, batch_size=1, crop=8, **data)
 
 
 @pytest.fixture
-def refused(
-    small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Any:
+def refused(small, monkeypatch, capsys):
     """Run with the options changed; requires one line with these parts, before training."""
 
-    def no_training(*args: object, **kwargs: object) -> None:
+    def no_training(*args, **kwargs):
         raise AssertionError("training began")
 
-    def refuse(args: Sequence[object], *parts: str, script: Any = train_sr) -> None:
+    def refuse(args, *parts, script=train_sr):
         with monkeypatch.context() as patch:
             patch.setattr(script, "train", no_training)
             usual = small if script is train_sr else small[-2:]
@@ -94,19 +88,17 @@ def refused(
         (["--workers", -1], ["got --workers -1; expected 0 or more"]),
     ],
 )
-def test_options(refused: Any, args: list[object], parts: list[str]) -> None:
+def test_options(refused, args, parts):
     refused(args, *parts)
 
 
-def test_another_tasks_network(
-    small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_tasks_network(small, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(monkeypatch, train_sr, *small, "--backbone", "nafnet-student")
     assert "invalid choice: 'nafnet-student'" in capsys.readouterr().err
 
 
-def test_data_folders(refused: Any, sets: Path, tmp_path: Path) -> None:
+def test_data_folders(refused, sets, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(["--data", tmp_path / "empty"], "empty: found no image")
     refused(["--val", tmp_path / "empty"], "empty: found no image")
@@ -117,7 +109,7 @@ def test_data_folders(refused: Any, sets: Path, tmp_path: Path) -> None:
     refused(["--data", tmp_path / "x3"], f"{lr} is 16x16; expected 24x24 for scale 2")
 
 
-def test_images_of_one_size(refused: Any, tmp_path: Path) -> None:
+def test_images_of_one_size(refused, tmp_path):
     Pillow.new("RGB", (64, 64)).save(tmp_path / "a.png")
     refused(["--crop", 8], "outputs of 8x8 pixels; expected 16x16 or more", script=train_deblur)
     path = ["--data", tmp_path / "a.png"]
@@ -125,9 +117,7 @@ def test_images_of_one_size(refused: Any, tmp_path: Path) -> None:
     refused(["--backbone", "nafnet-student"], "no embedded teacher", script=train_deblur)
 
 
-def test_a_truncated_image_is_named_and_may_be_skipped(
-    refused: Any, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_truncated_image_is_named_and_may_be_skipped(refused, small, tmp_path, monkeypatch):
     good = write(tmp_path / "data" / "good.png", 10, 10, 0)
     bad = good.with_name("bad.png")
     bad.write_bytes(good.read_bytes()[:400])
@@ -136,7 +126,7 @@ def test_a_truncated_image_is_named_and_may_be_skipped(
     assert main(monkeypatch, train_sr, *line) == 0
 
 
-def test_weights_that_are_cut_or_altered(refused: Any, tmp_path: Path) -> None:
+def test_weights_that_are_cut_or_altered(refused, tmp_path):
     from dckd_losses.weights import COMPACT
 
     for option, source in (("--teacher", train_sr.TEACHERS[2]), ("--encoder", COMPACT)):
@@ -149,7 +139,7 @@ def test_weights_that_are_cut_or_altered(refused: Any, tmp_path: Path) -> None:
         refused([option, path], str(path))
 
 
-def test_networks_that_do_not_fit(refused: Any, tmp_path: Path) -> None:
+def test_networks_that_do_not_fit(refused, tmp_path):
     path = tmp_path / "teacher.safetensors"
     networks.save(networks.build("tiny", 3), path)
     refused(["--teacher", path], f"{path}: a network for x3; expected x2")
@@ -163,7 +153,7 @@ def test_networks_that_do_not_fit(refused: Any, tmp_path: Path) -> None:
     refused(["--encoder", path], str(path))
 
 
-def test_the_papers_students_need_the_papers_teachers(refused: Any, paper_networks: None) -> None:
+def test_the_papers_students_need_the_papers_teachers(refused, paper_networks):
     refused(["--backbone", "rcan-student"], "expected rcan-teacher for x2 by --teacher")
     swinir = ["--backbone", "swinir-student", "--teacher"]
     refused([*swinir, train_sr.TEACHERS[2]], "expected swinir-teacher for x2, 11,752,487")
@@ -171,7 +161,7 @@ def test_the_papers_students_need_the_papers_teachers(refused: Any, paper_networ
     refused([*swinir, "swinir"], "swinir: no such file, nor one of swinir-x2")
 
 
-def test_output_is_a_file(refused: Any, tmp_path: Path) -> None:
+def test_output_is_a_file(refused, tmp_path):
     path = tmp_path / "file"
     path.write_text("kept", encoding="utf-8")
     refused(["--output", path], f"{path}: found a file; expected a folder")
@@ -179,14 +169,12 @@ def test_output_is_a_file(refused: Any, tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "kept"
 
 
-def test_nothing_is_written_before_the_input_is_known_to_be_good(
-    refused: Any, tmp_path: Path
-) -> None:
+def test_nothing_is_written_before_the_input_is_known_to_be_good(refused, tmp_path):
     refused(["--output", tmp_path / "new", "--crop", 60], "60x60")
     assert not (tmp_path / "new").exists()
 
 
-def test_networks_are_opened_before_the_data(refused: Any, tmp_path: Path) -> None:
+def test_networks_are_opened_before_the_data(refused, tmp_path):
     absent = ["--data", tmp_path / "absent"]
     refused([*absent, "--encoder", "vqgan"], "unknown encoder")
     refused([*absent, "--teacher", "no.safetensors"], "no.safetensors")
@@ -194,10 +182,8 @@ def test_networks_are_opened_before_the_data(refused: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError, AssertionError])
-def test_a_bug_keeps_its_traceback(
-    small: list[str], monkeypatch: pytest.MonkeyPatch, error: type[Exception]
-) -> None:
-    def buggy(*args: object, **kwargs: object) -> None:
+def test_a_bug_keeps_its_traceback(small, monkeypatch, error):
+    def buggy(*args, **kwargs):
         raise error("a bug")
 
     monkeypatch.setattr(train_sr, "open_pairs", buggy)
@@ -205,10 +191,8 @@ def test_a_bug_keeps_its_traceback(
         main(monkeypatch, train_sr, *small)
 
 
-def test_ctrl_c_outside_the_training_says_how_to_go_on(
-    small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*args: object, **kwargs: object) -> None:
+def test_ctrl_c_outside_the_training_says_how_to_go_on(small, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_sr, "open_pairs", interrupted)
@@ -217,13 +201,7 @@ def test_ctrl_c_outside_the_training_says_how_to_go_on(
     assert said == "stopped: the same command with --resume goes on from there\n"
 
 
-def test_checkpoints_of_other_settings_and_altered_ones(
-    small: list[str],
-    sets: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, monkeypatch, capsys):
     line = [*small, "--method", "logits"]
     assert main(monkeypatch, train_sr, *line) == 0
     teacher = tmp_path / "teacher.safetensors"

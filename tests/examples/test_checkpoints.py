@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,26 +12,26 @@ SETTINGS = {"scale": 2, "betas": (0.9, 0.99), "teacher": None}
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path):
     checkpoint.save(tmp_path / "c.pt", SETTINGS, {"step": 3, "weights": torch.arange(1000.0)})
     return tmp_path / "c.pt"
 
 
-def test_content_comes_back(path: Path) -> None:
+def test_content_comes_back(path):
     content = checkpoint.load(path, SETTINGS)
     assert content["step"] == 3
     assert torch.equal(content["weights"], torch.arange(1000.0))
     assert [file.name for file in path.parent.iterdir()] == ["c.pt"]
 
 
-def test_differing_settings_are_all_named(path: Path) -> None:
+def test_differing_settings_are_all_named(path):
     now = {"scale": 3, "betas": (0.9, 0.99), "seed": 1}
     with pytest.raises(ValueError, match=r"c\.pt .*: scale was 2, is 3, seed was None, is 1$"):
         checkpoint.load(path, now)
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
-def test_cut_files_are_refused(path: Path, share: float) -> None:
+def test_cut_files_are_refused(path, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     # benchmarks.tables says it too, which has no --resume
     message = r"c\.pt: cut short.*; once it is removed the run starts anew"
@@ -41,7 +40,7 @@ def test_cut_files_are_refused(path: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.8, 0.999])
-def test_one_altered_bit_is_refused(path: Path, share: float) -> None:
+def test_one_altered_bit_is_refused(path, share):
     data = bytearray(path.read_bytes())
     data[int(share * len(data))] ^= 1
     path.write_bytes(data)
@@ -49,12 +48,12 @@ def test_one_altered_bit_is_refused(path: Path, share: float) -> None:
         checkpoint.load(path, SETTINGS)
 
 
-def test_torch_can_read_it_too(path: Path) -> None:
+def test_torch_can_read_it_too(path):
     assert torch.load(path, weights_only=True)["content"]["step"] == 3
 
 
 @pytest.mark.parametrize("content", [{"step": 1}, [1, 2], torch.ones(3), {"settings": 3}])
-def test_other_files_of_torch_are_refused(path: Path, content: Any) -> None:
+def test_other_files_of_torch_are_refused(path, content):
     torch.save(content, path)
     with pytest.raises(RuntimeError, match=r"c\.pt: .*not a checkpoint"):
         checkpoint.load(path, SETTINGS)
@@ -63,7 +62,7 @@ def test_other_files_of_torch_are_refused(path: Path, content: Any) -> None:
         checkpoint.load(path, SETTINGS)
 
 
-def test_a_pickle_that_runs_something_is_refused(path: Path) -> None:
+def test_a_pickle_that_runs_something_is_refused(path):
     torch.save({"settings": "{}", "content": {"harm": Harm()}}, path)
     seal(path)
     with pytest.raises(RuntimeError, match=r"c\.pt: "):
@@ -71,7 +70,7 @@ def test_a_pickle_that_runs_something_is_refused(path: Path) -> None:
     assert not Harm.done
 
 
-def seal(path: Path) -> None:
+def seal(path):
     """Append the digest that makes a file look unaltered."""
     path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
 
@@ -81,14 +80,14 @@ class Harm:
 
     done = False
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+    def __reduce__(self):
         return setattr, (Harm, "done", True)
 
 
-def test_a_failed_save_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
     write = Path.write_bytes
 
-    def full(file: Path, data: bytes) -> int:
+    def full(file, data):
         write(file, data[:100])
         raise OSError("no space left")
 
@@ -100,7 +99,7 @@ def test_a_failed_save_keeps_the_old_file(path: Path, monkeypatch: pytest.Monkey
     assert [file.name for file in path.parent.iterdir()] == ["c.pt"]
 
 
-def test_checksum_sees_every_byte_and_any_layout() -> None:
+def test_checksum_sees_every_byte_and_any_layout():
     image = np.arange(24, dtype=np.uint8).reshape(4, 6)
     other = image.copy()
     other[3, 5] ^= 1
@@ -109,8 +108,8 @@ def test_checksum_sees_every_byte_and_any_layout() -> None:
     assert checkpoint.checksum([torch.ones(3)]) == checkpoint.checksum([np.ones(3, np.float32)])
 
 
-def test_the_file_itself_is_only_ever_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
+def test_the_file_itself_is_only_ever_replaced(path, monkeypatch):
+    written = []
     monkeypatch.setattr(Path, "write_bytes", lambda file, data: written.append(file))
     monkeypatch.setattr(Path, "replace", lambda file, target: None)
     checkpoint.save(path, SETTINGS, {})

@@ -12,16 +12,16 @@ from restoration.data.synthetic import matlab_bicubic
 
 
 @pytest.fixture
-def rng() -> np.random.Generator:
+def rng():
     return np.random.default_rng(0)
 
 
-def rows(*values: int) -> np.ndarray:
+def rows(*values):
     """An image with these rows, constant along the other axis."""
     return np.repeat(np.array(values, np.uint8)[:, None], 6, axis=1)
 
 
-def test_doubling_spreads_an_impulse_over_the_cubic_kernel() -> None:
+def test_doubling_spreads_an_impulse_over_the_cubic_kernel():
     image = rows(64, 64, 64, 64, 192, 64, 64, 64, 64)
     out = matlab_bicubic(image, 2)
     assert out.shape == (18, 12)
@@ -29,25 +29,25 @@ def test_doubling_spreads_an_impulse_over_the_cubic_kernel() -> None:
     assert out[:, 0].tolist() == half + half[::-1]
 
 
-def test_halving_widens_the_kernel_and_rounds_halves_up() -> None:
+def test_halving_widens_the_kernel_and_rounds_halves_up():
     image = rows(64, 64, 64, 64, 64, 64, 64, 192, 64, 64, 64, 64, 64, 64, 64, 64)
     # 64 + 128 k / 2 for taps at 1/2, 3/2, 5/2, 7/2: 119.5, 78.5, 59.5, 62.5
     assert matlab_bicubic(image, 1 / 2)[:, 0].tolist() == [64, 64, 60, 120, 79, 63, 64, 64]
 
 
-def test_borders_are_mirrored_with_the_edge_pixel_repeated() -> None:
+def test_borders_are_mirrored_with_the_edge_pixel_repeated():
     # Output 0 sits at 1/2: pixel 0 is also pixel -1, so it weighs (111 + 29) / 256.
     assert matlab_bicubic(rows(200, 72, 72, 72, 72, 72, 72, 72), 1 / 2)[0, 0] == 142
 
 
-def test_each_pass_is_rounded_and_clipped_to_uint8() -> None:
+def test_each_pass_is_rounded_and_clipped_to_uint8():
     image = np.zeros((9, 9), np.uint8)
     image[4, 4] = 255
     # Two negative lobes would multiply to 255 (9 / 128)^2 = 1.26; the first pass clips them to 0.
     assert matlab_bicubic(image, 2)[6, 6] == 0
 
 
-def test_channels_are_independent_and_rows_and_columns_alike(rng: np.random.Generator) -> None:
+def test_channels_are_independent_and_rows_and_columns_alike(rng):
     image = rng.integers(0, 256, (13, 10, 3), dtype=np.uint8)
     out = matlab_bicubic(image, 1 / 3)
     assert out.shape == (5, 4, 3)  # ceil(13 / 3), ceil(10 / 3)
@@ -55,12 +55,12 @@ def test_channels_are_independent_and_rows_and_columns_alike(rng: np.random.Gene
         np.testing.assert_array_equal(out[..., channel], matlab_bicubic(image[..., channel], 1 / 3))
 
 
-def test_scale_one_changes_nothing(rng: np.random.Generator) -> None:
+def test_scale_one_changes_nothing(rng):
     image = rng.integers(0, 256, (7, 5, 3), dtype=np.uint8)
     np.testing.assert_array_equal(matlab_bicubic(image, 1), image)
 
 
-def test_an_image_narrower_than_the_kernel_keeps_a_constant() -> None:
+def test_an_image_narrower_than_the_kernel_keeps_a_constant():
     out = matlab_bicubic(np.full((1, 2), 77, np.uint8), 1 / 4)
     assert out.tolist() == [[77]]
 
@@ -75,14 +75,14 @@ def test_an_image_narrower_than_the_kernel_keeps_a_constant() -> None:
         (np.zeros((4, 4), np.uint8), float("nan"), "scale nan"),
     ],
 )
-def test_bad_input_is_named(image: np.ndarray, scale: float, message: str) -> None:
+def test_bad_input_is_named(image, scale, message):
     with pytest.raises(ValueError, match=message):
         matlab_bicubic(image, scale)
 
 
 @pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_set5_is_bit_exact_with_matlab(scale: int) -> None:
+def test_set5_is_bit_exact_with_matlab(scale):
     root = Path(os.environ["DCKD_DATA"], "sr", "Set5")
     files = sorted((root / "HR").iterdir())
     assert len(files) == 5

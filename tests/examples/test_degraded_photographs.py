@@ -19,14 +19,12 @@ Degradation = Callable[[Image, np.random.Generator], Image]
 
 
 @pytest.fixture(scope="module")
-def photograph() -> Image:
+def photograph():
     return photographs("held_out")["chelsea"]
 
 
 @pytest.mark.parametrize("degradation", DEGRADATIONS)
-def test_they_follow_from_the_generator_and_leave_the_image_alone(
-    degradation: Degradation, photograph: Image
-) -> None:
+def test_they_follow_from_the_generator_and_leave_the_image_alone(degradation, photograph):
     before = photograph.copy()
     once, again, other = (degradation(photograph, np.random.default_rng(s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(photograph, before)
@@ -37,9 +35,7 @@ def test_they_follow_from_the_generator_and_leave_the_image_alone(
 
 
 @pytest.mark.parametrize("degradation", DEGRADATIONS)
-def test_versions_of_an_image_differ_and_have_names_of_their_own(
-    degradation: Degradation, photograph: Image
-) -> None:
+def test_versions_of_an_image_differ_and_have_names_of_their_own(degradation, photograph):
     first, second = pairs_from_images({"cat": photograph}, 1, degradation, versions=2)
     assert (first.name, second.name) == ("cat-0", "cat-1")
     assert not np.array_equal(first.lq, second.lq)
@@ -48,7 +44,7 @@ def test_versions_of_an_image_differ_and_have_names_of_their_own(
     np.testing.assert_array_equal(alone.lq, first.lq)
 
 
-def test_motion_moves_nothing_and_keeps_the_light() -> None:
+def test_motion_moves_nothing_and_keeps_the_light():
     for seed in range(20):
         kernel = motion_kernel(np.random.default_rng(seed))
         assert kernel.shape[0] == kernel.shape[1]
@@ -62,7 +58,7 @@ def test_motion_moves_nothing_and_keeps_the_light() -> None:
         assert len(kernel) <= BLUR_LENGTH[1] + 5
 
 
-def test_motion_blurs_by_its_kernel() -> None:
+def test_motion_blurs_by_its_kernel():
     image = np.zeros((64, 64, 3), np.uint8)
     image[32, 32] = 255
     blurred = camera_motion(image, np.random.default_rng(3)).astype(float)
@@ -75,14 +71,14 @@ def test_motion_blurs_by_its_kernel() -> None:
     assert abs(camera_motion(flat, np.random.default_rng(0)).mean() - 100) < 0.1
 
 
-def test_rain_only_adds_light(photograph: Image) -> None:
+def test_rain_only_adds_light(photograph):
     wet = rain(photograph, np.random.default_rng(0))
     assert (wet >= photograph).all()
     changed = (wet > photograph).any(axis=2).mean()
     assert 0.02 < changed < 0.5
 
 
-def test_streaks_have_the_angle_and_the_length_they_are_asked_for() -> None:
+def test_streaks_have_the_angle_and_the_length_they_are_asked_for():
     for angle, length in ((0, 15), (30, 21), (-20, 11)):
         streak = streak_kernel(angle, length)
         assert streak.max() == 1
@@ -93,7 +89,7 @@ def test_streaks_have_the_angle_and_the_length_they_are_asked_for() -> None:
         assert np.rad2deg(np.arctan(slope)) == pytest.approx(angle, abs=3)
 
 
-def test_rain_differs_in_angle_length_and_density() -> None:
+def test_rain_differs_in_angle_length_and_density():
     black = np.zeros((96, 96, 3), np.uint8)
     shares = [(rain(black, np.random.default_rng(seed)) > 0).mean() for seed in range(12)]
     assert max(shares) > 2 * min(shares)

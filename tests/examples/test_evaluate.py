@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import evaluate as evaluate_command
 import numpy as np
@@ -22,13 +21,13 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 
 
-def smooth(seed: int) -> np.ndarray:
+def smooth(seed):
     small = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     return matlab_bicubic(small, 4)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     for seed, name in enumerate("ab"):
         path = tmp_path / "set" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
@@ -36,16 +35,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def command(*args: object, task: str = "sr") -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "examples/evaluate.py", "--task", task, *map(str, args)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """The command within this process, which starts sooner."""
+def command(monkeypatch, capsys):
+    """The command within this process."""
 
-    def run(*args: object, task: str = "sr") -> subprocess.CompletedProcess[str]:
+    def run(*args, task="sr"):
         line = ["evaluate.py", "--task", task, *map(str, args)]
         monkeypatch.setattr(sys, "argv", line)
         status = evaluate_command.main()
@@ -57,19 +51,19 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 class Nearest(nn.Module):
     """Doubles by repetition; keeps what it was run with."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
         self.frozen = nn.Dropout(0.5).eval()
         self.drop = nn.Dropout(0.5)
 
-    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+    def forward(self, lq):
         self.seen = lq
         out = self.drop(self.frozen(lq)) * self.weight
         return out.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
-def test_restore_is_the_network_in_eval_mode_without_gradient() -> None:
+def test_restore_is_the_network_in_eval_mode_without_gradient():
     model = Nearest()
     lq = smooth(0)
     np.testing.assert_array_equal(restore(model, lq), lq.repeat(2, axis=0).repeat(2, axis=1))
@@ -77,7 +71,7 @@ def test_restore_is_the_network_in_eval_mode_without_gradient() -> None:
     assert model.seen.shape == (1, 3, 40, 48)
 
 
-def test_restore_puts_each_mode_back() -> None:
+def test_restore_puts_each_mode_back():
     model = Nearest()
     restore(model, smooth(0))
     assert model.training
@@ -85,7 +79,7 @@ def test_restore_puts_each_mode_back() -> None:
     assert not model.frozen.training
 
 
-def test_evaluate_is_the_metrics_of_each_image_and_their_mean() -> None:
+def test_evaluate_is_the_metrics_of_each_image_and_their_mean():
     pairs = pairs_from_images({"a": smooth(0), "b": smooth(1)}, 2)
     scores = evaluate(Nearest(), pairs, 2)
     assert list(scores["images"]) == ["a", "b"]
@@ -98,7 +92,7 @@ def test_evaluate_is_the_metrics_of_each_image_and_their_mean() -> None:
         assert scores[key] == pytest.approx(mean, rel=1e-12)
 
 
-def test_evaluate_refuses_what_it_cannot_score() -> None:
+def test_evaluate_refuses_what_it_cannot_score():
     with pytest.raises(ValueError, match="no pairs"):
         evaluate(None, [], 2)
     pairs = pairs_from_images({"a": smooth(0)}, 4)
@@ -106,7 +100,7 @@ def test_evaluate_refuses_what_it_cannot_score() -> None:
         evaluate(Nearest(), pairs, 4)
 
 
-def test_command_prints_and_writes_the_scores(folder: Path, tmp_path: Path) -> None:
+def test_command_prints_and_writes_the_scores(folder, tmp_path, command):
     report, images = tmp_path / "out" / "scores.json", tmp_path / "images"
     done = command(
         *("--scale", 2, "--model", "bicubic", "--data", folder),
@@ -123,7 +117,7 @@ def test_command_prints_and_writes_the_scores(folder: Path, tmp_path: Path) -> N
         np.testing.assert_array_equal(saved, matlab_bicubic(pair.lq, 2))
 
 
-def test_command_runs_a_saved_network_of_the_right_scale_only(folder: Path, tmp_path: Path) -> None:
+def test_command_runs_a_saved_network_of_the_right_scale_only(folder, tmp_path, command):
     path = tmp_path / "net.safetensors"
     save(build("tiny", 2), path)
     assert command("--scale", 2, "--model", path, "--data", folder).returncode == 0
@@ -133,7 +127,7 @@ def test_command_runs_a_saved_network_of_the_right_scale_only(folder: Path, tmp_
     )
 
 
-def test_command_reports_bad_input_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+def test_command_reports_bad_input_without_a_traceback(folder, tmp_path, command):
     bicubic = ("--scale", 2, "--model", "bicubic", "--data")
     refused(command(*bicubic, tmp_path / "absent"), "absent: found nothing; expected a folder")
     refused(
@@ -149,7 +143,7 @@ def test_command_reports_bad_input_without_a_traceback(folder: Path, tmp_path: P
     assert "half" not in skipped.stdout
 
 
-def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+def refused(done, *parts):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
@@ -163,9 +157,7 @@ def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     ("scale", "decibels", "similarity"),
     [(2, 33.66, 0.9299), (3, 30.39, 0.8682), (4, 28.42, 0.8104)],
 )
-def test_bicubic_on_set5_is_the_published_number(
-    tmp_path: Path, scale: int, decibels: float, similarity: float
-) -> None:
+def test_bicubic_on_set5_is_the_published_number(tmp_path, scale, decibels, similarity, command):
     set5 = Path(os.environ["DCKD_DATA"], "sr", "Set5")
     report = tmp_path / "scores.json"
     done = command("--scale", scale, "--model", "bicubic", "--data", set5, "--json", report)
@@ -176,7 +168,7 @@ def test_bicubic_on_set5_is_the_published_number(
     assert scores["ssim"] == pytest.approx(similarity, abs=0.001)
 
 
-def test_tiles_make_the_same_image_where_a_network_sees_no_further_than_their_overlap() -> None:
+def test_tiles_make_the_same_image_where_a_network_sees_no_further_than_their_overlap():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (83, 131, 3), dtype=np.uint8)
     for scale in (1, 2):
@@ -199,7 +191,7 @@ def test_tiles_make_the_same_image_where_a_network_sees_no_further_than_their_ov
     ("name", "scale"),
     [("swinir-light", 2), ("rcan-student", 2), ("nafnet-student", 1), ("restormer-student", 1)],
 )
-def test_the_papers_networks_restore_images_of_any_size(name: str, scale: int) -> None:
+def test_the_papers_networks_restore_images_of_any_size(name, scale):
     torch.manual_seed(0)
     image = smooth(0)[:21, :27]
     model = build(name, scale)
@@ -207,7 +199,7 @@ def test_the_papers_networks_restore_images_of_any_size(name: str, scale: int) -
     assert restore(model, image, 16).shape == (21 * scale, 27 * scale, 3)
 
 
-def write_pairs(root: Path, lq: str, hq: str) -> Path:
+def write_pairs(root, lq, hq):
     for seed, name in enumerate("ab"):
         image = smooth(seed)
         noisy = np.clip(image + np.random.default_rng(seed).normal(0, 9, image.shape), 0, 255)
@@ -217,7 +209,7 @@ def write_pairs(root: Path, lq: str, hq: str) -> Path:
     return root
 
 
-def independent(task: str, output: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+def independent(task, output, target):
     """PSNR and SSIM by scikit-image, and by plain convolutions where it has no such SSIM."""
     from skimage.color import rgb2ycbcr
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -232,12 +224,12 @@ def independent(task: str, output: np.ndarray, target: np.ndarray) -> tuple[floa
     return peak_signal_noise_ratio(y, x, data_range=255), similarity
 
 
-def volume_similarity(x: np.ndarray, y: np.ndarray) -> float:
+def volume_similarity(x, y):
     """SSIM of MATLAB for RGB: an 11x11x11 Gaussian over the volume, its edges repeated."""
     weights = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     weights /= weights.sum()
 
-    def blur(volume: np.ndarray) -> np.ndarray:
+    def blur(volume):
         for axis in range(3):
             padding = [(5, 5) if each == axis else (0, 0) for each in range(3)]
             padded = np.pad(volume, padding, "edge")
@@ -251,13 +243,13 @@ def volume_similarity(x: np.ndarray, y: np.ndarray) -> float:
     return float((above / ((mx**2 + my**2 + 2.55**2) * (vx + vy + 7.65**2))).mean())
 
 
-def check_input_scores(task: str, data: Path, lq: str, hq: str, tmp_path: Path) -> dict[str, float]:
+def check_input_scores(command, task, data, lq, hq, tmp_path):
     """`--model input` prints and writes what an independent computation has."""
     report, images = tmp_path / "scores.json", tmp_path / "images"
     more = ("--json", report, "--save-images", images)
     done = command("--model", "input", "--data", data, *more, task=task)
     assert done.returncode == 0, done.stderr
-    scores: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
+    scores = json.loads(report.read_text(encoding="utf-8"))
     expected = []
     for path in sorted((data / lq).iterdir()):
         output, target = (
@@ -278,10 +270,8 @@ def check_input_scores(task: str, data: Path, lq: str, hq: str, tmp_path: Path) 
     ("task", "lq", "hq"),
     [("derain", "input", "target"), ("deblur", "blur", "sharp"), ("deblur", "input", "target")],
 )
-def test_the_inputs_scores_are_those_of_an_independent_computation(
-    task: str, lq: str, hq: str, tmp_path: Path
-) -> None:
-    check_input_scores(task, write_pairs(tmp_path / "set", lq, hq), lq, hq, tmp_path)
+def test_the_inputs_scores_are_those_of_an_independent_computation(task, lq, hq, tmp_path, command):
+    check_input_scores(command, task, write_pairs(tmp_path / "set", lq, hq), lq, hq, tmp_path)
 
 
 @pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
@@ -292,35 +282,35 @@ def test_the_inputs_scores_are_those_of_an_independent_computation(
         ("deblur", "deblur/REDS_mini/val", "blur", "sharp"),
     ],
 )
-def test_real_rain_and_real_blur(task: str, folder: str, lq: str, hq: str, tmp_path: Path) -> None:
+def test_real_rain_and_real_blur(task, folder, lq, hq, tmp_path, command):
     data = Path(os.environ["DCKD_DATA"], folder)
-    scores = check_input_scores(task, data, lq, hq, tmp_path)
+    scores = check_input_scores(command, task, data, lq, hq, tmp_path)
     assert 20 < scores["psnr"] < 35
 
 
-def test_command_scores_a_network_for_images_of_one_size(tmp_path: Path, here: Any) -> None:
+def test_command_scores_a_network_for_images_of_one_size(tmp_path, command):
     data = write_pairs(tmp_path / "set", "blur", "sharp")
     path, report = tmp_path / "net.safetensors", tmp_path / "scores.json"
     save(build("tiny", 1), path)  # untrained: its input
     options = ("--data", data, "--json", report)
-    assert here("--model", path, *options, "--tile", 16, task="deblur").returncode == 0
+    assert command("--model", path, *options, "--tile", 16, task="deblur").returncode == 0
     one = json.loads(report.read_text(encoding="utf-8"))
-    assert here("--model", "input", *options, task="deblur").returncode == 0
+    assert command("--model", "input", *options, task="deblur").returncode == 0
     other = json.loads(report.read_text(encoding="utf-8"))
     assert {**one, "model": "input"} == other
-    refused(here("--model", path, "--scale", 2, "--data", data), "a network for x1; expected")
-    refused(here("--model", path, *options, "--tile", 9, task="deblur"), "got tile 9")
+    refused(command("--model", path, "--scale", 2, "--data", data), "a network for x1; expected")
+    refused(command("--model", path, *options, "--tile", 9, task="deblur"), "got tile 9")
 
 
-def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path: Path, here: Any) -> None:
+def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path, command):
     for name in ("Test100", "Rain100L"):
         write_pairs(tmp_path / "test" / name, "input", "target")
     report = tmp_path / "scores.json"
     more = ("--json", report, "--save-images", tmp_path / "images")
-    done = here("--model", "input", "--data", tmp_path / "test", *more, task="derain")
+    done = command("--model", "input", "--data", tmp_path / "test", *more, task="derain")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        *("Test100", "a", "b", "mean", "Rain100L", "a", "b", "mean"),
+        *("Test100", "a", "b", "mean", "Rain100L", "a", "b", "mean")
     ]
     scores = json.loads(report.read_text(encoding="utf-8"))
     assert list(scores["sets"]) == ["Test100", "Rain100L"]
@@ -328,15 +318,15 @@ def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path: Path, here: Any
     assert (tmp_path / "images" / "Rain100L" / "b.png").exists()
 
 
-def test_command_says_what_a_task_has_no_use_for(tmp_path: Path, here: Any) -> None:
+def test_command_says_what_a_task_has_no_use_for(tmp_path, command):
     data = write_pairs(tmp_path / "set", "blur", "sharp")
     line = ("--data", data, "--model")
-    refused(here(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
-    refused(here(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
-    refused(here(*line, "input"), "got --scale None for --task sr; expected 2 or more")
+    refused(command(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
+    refused(command(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
+    refused(command(*line, "input"), "got --scale None for --task sr; expected 2 or more")
     (tmp_path / "plain").mkdir()
     Pillow.fromarray(smooth(0)).save(tmp_path / "plain" / "a.png")
     refused(
-        here("--data", tmp_path / "plain", "--model", "input", task="derain"),
+        command("--data", tmp_path / "plain", "--model", "input", task="derain"),
         "found no pairs; expected folders input with target or gt, blur with sharp",
     )

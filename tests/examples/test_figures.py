@@ -1,7 +1,6 @@
 """Pictures: written, of the right crops, and robust to short runs and small images."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,20 +17,20 @@ RECORDS = [
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(monkeypatch):
     """The figures that were saved."""
-    saved: list[Figure] = []
+    saved = []
     savefig = Figure.savefig
 
-    def keep(self: Figure, *args: object, **kwargs: object) -> None:
+    def keep(self, *args, **kwargs):
         saved.append(self)
-        savefig(self, *args, **kwargs)  # type: ignore[arg-type]
+        savefig(self, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", keep)
     return saved
 
 
-def test_curves_draws_every_loss_and_the_psnr(drawn: list[Figure], tmp_path: Path) -> None:
+def test_curves_draws_every_loss_and_the_psnr(drawn, tmp_path):
     figures.curves(RECORDS, {"bicubic": 29.0, "teacher": 33.0}, tmp_path / "curves.png")
     axes = drawn[0].axes
     assert [axis.get_title() for axis in axes] == ["l1 loss", "kd loss", "validation PSNR (dB)"]
@@ -46,14 +45,12 @@ def test_curves_draws_every_loss_and_the_psnr(drawn: list[Figure], tmp_path: Pat
     assert Pillow.open(tmp_path / "curves.png").size[0] > 900
 
 
-def test_curves_of_one_step_without_validation(tmp_path: Path) -> None:
+def test_curves_of_one_step_without_validation(tmp_path):
     figures.curves([{"step": 1.0, "l1": 0.0}], {}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").exists()
 
 
-def test_side_by_side_shows_the_same_crop_of_each_version(
-    drawn: list[Figure], tmp_path: Path
-) -> None:
+def test_side_by_side_shows_the_same_crop_of_each_version(drawn, tmp_path):
     truth = np.zeros((200, 300, 3), np.uint8)
     lq = truth.copy()
     lq[110:180, 170:250] = 200  # the only difference lies within the crop at (96, 160)
@@ -73,7 +70,7 @@ def test_side_by_side_shows_the_same_crop_of_each_version(
     assert left <= 170 and left + figures.SIZE >= 250
 
 
-def test_telling_crop_reaches_the_last_row_and_fits_small_images() -> None:
+def test_telling_crop_reaches_the_last_row_and_fits_small_images():
     truth = np.zeros((figures.SIZE + figures.STEP, figures.SIZE, 3), np.uint8)
     lq = truth.copy()
     lq[-1] = 255
@@ -81,7 +78,7 @@ def test_telling_crop_reaches_the_last_row_and_fits_small_images() -> None:
     assert figures.telling_crop(lq[:20, :20], truth[:20, :20]) == (0, 0)
 
 
-def test_no_title_is_cut(drawn: list[Figure], tmp_path: Path) -> None:
+def test_no_title_is_cut(drawn, tmp_path):
     image = np.zeros((40, 50, 3), np.uint8)
     titles = ("bicubic", "student", "teacher", "ground truth")
     figures.side_by_side({"a": {title: (image, 31.5) for title in titles}}, tmp_path / "a.png")

@@ -2,9 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,22 +12,22 @@ from restoration.recipe import Recipe
 from restoration.training import checkpoint, loop
 from restoration.training.console import RefusedError, StoppedError
 from restoration.training.gradient_checkpointing import checkpoint_blocks
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toys import RECIPE, Toy, assert_close, assert_same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def content(toy: Toy) -> dict[str, Any]:
+def content(toy):
     return checkpoint.load(toy.run.checkpoint, toy.run.settings)
 
 
-def interrupt(number: int = signal.SIGINT) -> Callable[[], None]:
+def interrupt(number=signal.SIGINT):
     return lambda: signal.raise_signal(number)
 
 
-def stopped(toy: Toy, step: int, number: int = signal.SIGINT) -> Toy:
+def stopped(toy, step, number=signal.SIGINT):
     """A run that is stopped in the middle of a step."""
     with pytest.raises(StoppedError, match=f"after step {step} of "):
         toy.at_step(step, interrupt(number)).trained()
@@ -37,11 +35,11 @@ def stopped(toy: Toy, step: int, number: int = signal.SIGINT) -> Toy:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+def straight(tmp_path_factory):
     return Toy(tmp_path_factory.mktemp("straight")).trained()
 
 
-def test_training_moves_student_history_and_counters(straight: Toy) -> None:
+def test_training_moves_student_history_and_counters(straight):
     fresh = Toy(straight.run.folder).run.student
     assert not torch.equal(straight.run.student.tail.weight, fresh.tail.weight)
     state = content(straight)["dckd"]
@@ -56,17 +54,15 @@ def test_training_moves_student_history_and_counters(straight: Toy) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_stopped_and_resumed_is_bit_identical(
-    straight: Toy, tmp_path: Path, number: signal.Signals, step: int
-) -> None:
+def test_stopped_and_resumed_is_bit_identical(straight, tmp_path, number, step):
     assert content(stopped(Toy(tmp_path), step, number))["step"] == step
     assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
 
 
-def test_resumed_is_bit_identical_where_the_student_draws_random_numbers(tmp_path: Path) -> None:
+def test_resumed_is_bit_identical_where_the_student_draws_random_numbers(tmp_path):
     """As SwinIR's stochastic depth does; resuming draws others before it trains."""
 
-    def drawing(folder: str) -> Toy:
+    def drawing(folder):
         return Toy(tmp_path / folder, prepare=lambda model: model.body.append(nn.Dropout(0.5)))
 
     whole = drawing("straight").trained()
@@ -74,7 +70,7 @@ def test_resumed_is_bit_identical_where_the_student_draws_random_numbers(tmp_pat
     assert_same(content(drawing("stopped").trained(resume=True)), content(whole))
 
 
-def test_each_step_and_each_rank_draws_its_own(tmp_path: Path) -> None:
+def test_each_step_and_each_rank_draws_its_own(tmp_path):
     drawn, run = set(), Toy(tmp_path).run
 
     class Rank:
@@ -89,25 +85,23 @@ def test_each_step_and_each_rank_draws_its_own(tmp_path: Path) -> None:
     assert len(drawn) == 27
 
 
-def test_a_stop_between_checkpoints_leaves_one(tmp_path: Path) -> None:
+def test_a_stop_between_checkpoints_leaves_one(tmp_path):
     recipe = Recipe(iterations=60, batch_size=2, crop=8)  # a checkpoint every 3 steps
     assert content(stopped(Toy(tmp_path, recipe), 4))["step"] == 4
 
 
 @pytest.fixture
-def interruptible() -> Iterator[None]:
+def interruptible():
     """A shell's background jobs ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_the_second_signal_ends_at_once_and_handlers_come_back(
-    tmp_path: Path, interruptible: None
-) -> None:
+def test_the_second_signal_ends_at_once_and_handlers_come_back(tmp_path, interruptible):
     usual = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    def twice() -> None:
+    def twice():
         signal.raise_signal(signal.SIGINT)
         time.sleep(0.1)  # two that are both pending would be handled as one
         signal.raise_signal(signal.SIGINT)
@@ -119,8 +113,8 @@ def test_the_second_signal_ends_at_once_and_handlers_come_back(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == usual
 
 
-def test_killed_before_the_first_checkpoint(straight: Toy, tmp_path: Path) -> None:
-    def die() -> None:
+def test_killed_before_the_first_checkpoint(straight, tmp_path):
+    def die():
         raise SystemExit
 
     toy = Toy(tmp_path).at_step(1, die)
@@ -130,12 +124,10 @@ def test_killed_before_the_first_checkpoint(straight: Toy, tmp_path: Path) -> No
     assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
 
 
-def test_killed_while_writing_a_checkpoint(
-    straight: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_while_writing_a_checkpoint(straight, tmp_path, monkeypatch):
     write, written = Path.write_bytes, []
 
-    def half(path: Path, data: bytes) -> int:
+    def half(path, data):
         written.append(path)
         if len(written) == 3:
             write(path, data[:1000])
@@ -150,7 +142,7 @@ def test_killed_while_writing_a_checkpoint(
     assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
 
 
-def test_resume_of_a_finished_run_changes_nothing(straight: Toy, tmp_path: Path) -> None:
+def test_resume_of_a_finished_run_changes_nothing(straight, tmp_path):
     before = Toy(tmp_path).trained().run.checkpoint.read_bytes()
     again = Toy(tmp_path).trained(resume=True).run
     assert again.checkpoint.read_bytes() == before
@@ -158,21 +150,19 @@ def test_resume_of_a_finished_run_changes_nothing(straight: Toy, tmp_path: Path)
     assert again.records == straight.run.records
 
 
-def test_the_last_step_leaves_a_checkpoint_whatever_the_interval(tmp_path: Path) -> None:
+def test_the_last_step_leaves_a_checkpoint_whatever_the_interval(tmp_path):
     recipe = Recipe(iterations=45, batch_size=1, crop=8)
     assert content(Toy(tmp_path, recipe, distils=False).trained())["step"] == 45
 
 
-def test_without_resume_the_run_starts_anew_and_the_old_checkpoint_is_kept(
-    straight: Toy, tmp_path: Path
-) -> None:
+def test_without_resume_the_run_starts_anew_and_the_old_checkpoint_is_kept(straight, tmp_path):
     before = stopped(Toy(tmp_path), 2).run.checkpoint.read_bytes()
     assert_same(content(Toy(tmp_path).trained()), content(straight))
     assert (tmp_path / "checkpoint.old.pt").read_bytes() == before
 
 
-def test_learning_rate_is_the_recipes_also_after_a_stop(tmp_path: Path) -> None:
-    seen: list[float] = []
+def test_learning_rate_is_the_recipes_also_after_a_stop(tmp_path):
+    seen = []
     handle = register_optimizer_step_pre_hook(
         lambda optimizer, *rest: seen.append(optimizer.param_groups[0]["lr"])
     )
@@ -182,7 +172,7 @@ def test_learning_rate_is_the_recipes_also_after_a_stop(tmp_path: Path) -> None:
     assert seen == [RECIPE.lr_at(step) for step in range(6)]
 
 
-def test_checkpoints_that_do_not_fit_are_refused_by_name(straight: Toy, tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_fit_are_refused_by_name(straight, tmp_path):
     other = Toy(straight.run.folder, settings={"seed": 1, "processes": 2})
     with pytest.raises(RefusedError, match=r"seed was 0, is 1, processes was None, is 2$"):
         other.trained(resume=True)
@@ -192,10 +182,10 @@ def test_checkpoints_that_do_not_fit_are_refused_by_name(straight: Toy, tmp_path
         Toy(tmp_path).trained(resume=True)
 
 
-def test_validation_does_not_touch_training(straight: Toy, tmp_path: Path) -> None:
+def test_validation_does_not_touch_training(straight, tmp_path):
     toy = Toy(tmp_path)
 
-    def validate(model: nn.Module) -> float:
+    def validate(model):
         assert model is toy.run.student
         return 30.0 + toy.run.step
 
@@ -205,7 +195,7 @@ def test_validation_does_not_touch_training(straight: Toy, tmp_path: Path) -> No
     assert_same(toy.run.student.state_dict(), straight.run.student.state_dict())
 
 
-def test_the_student_ends_bare_and_in_eval_mode(straight: Toy) -> None:
+def test_the_student_ends_bare_and_in_eval_mode(straight):
     student = straight.run.student
     assert not student.training
     assert "forward" not in vars(student) or not hasattr(student, "_original_forward")
@@ -213,8 +203,8 @@ def test_the_student_ends_bare_and_in_eval_mode(straight: Toy) -> None:
     straight.dckd.attach(torch.optim.Adam(student.parameters())).detach()
 
 
-def test_the_grad_scaler_is_part_of_the_checkpoint(tmp_path: Path) -> None:
-    def accelerator() -> Accelerator:
+def test_the_grad_scaler_is_part_of_the_checkpoint(tmp_path):
+    def accelerator():
         made = Accelerator(cpu=True)
         made.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
         return made
@@ -226,7 +216,7 @@ def test_the_grad_scaler_is_part_of_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("distils", [True, False])
-def test_a_teacher_of_nan_is_refused_at_the_first_step(tmp_path: Path, distils: bool) -> None:
+def test_a_teacher_of_nan_is_refused_at_the_first_step(tmp_path, distils):
     toy = Toy(tmp_path, distils=distils)
     nn.init.constant_(toy.teacher.tail.bias, torch.nan)
     with pytest.raises(RefusedError, match="teacher_out must be finite" if distils else "kd nan"):
@@ -235,7 +225,7 @@ def test_a_teacher_of_nan_is_refused_at_the_first_step(tmp_path: Path, distils: 
     assert not toy.run.checkpoint.exists()
 
 
-def test_a_diverged_student_is_never_saved(tmp_path: Path) -> None:
+def test_a_diverged_student_is_never_saved(tmp_path):
     recipe = Recipe(iterations=60, batch_size=1, crop=8)
     toy = Toy(tmp_path, recipe, distils=False)
     toy.at_step(5, lambda: toy.run.student.tail.bias.data.fill_(torch.nan))
@@ -244,24 +234,22 @@ def test_a_diverged_student_is_never_saved(tmp_path: Path) -> None:
     assert content(toy)["step"] == 3
 
 
-def test_a_diverged_students_output_is_refused_by_its_step(tmp_path: Path) -> None:
+def test_a_diverged_students_output_is_refused_by_its_step(tmp_path):
     toy = Toy(tmp_path)
     toy.at_step(2, lambda: toy.run.student.tail.bias.data.fill_(torch.nan))
     with pytest.raises(RefusedError, match="step 2: the student's output is not finite"):
         toy.trained()
 
 
-def test_bugs_keep_their_traceback(tmp_path: Path) -> None:
-    def buggy(model: nn.Module) -> float:
+def test_bugs_keep_their_traceback(tmp_path):
+    def buggy(model):
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
         Toy(tmp_path, validate=buggy).trained()
 
 
-def test_values_are_looked_at_where_a_step_is_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_are_looked_at_where_a_step_is_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 4)
     monkeypatch.setattr(loop, "VALIDATIONS", 1)
     toy = Toy(tmp_path)
@@ -273,9 +261,7 @@ def test_values_are_looked_at_where_a_step_is_logged(
 
 @pytest.mark.parametrize("clip", [None, 0.01])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulated_gradients_are_the_whole_batchs(
-    tmp_path: Path, parts: int, clip: float | None
-) -> None:
+def test_accumulated_gradients_are_the_whole_batchs(tmp_path, parts, clip):
     recipe = Recipe(iterations=4, batch_size=4, crop=8, clip=clip)
     states = []
     for each in (1, parts):
@@ -286,9 +272,7 @@ def test_accumulated_gradients_are_the_whole_batchs(
     assert_close(*states, 1e-5)
 
 
-def test_mixed_precision_trains_nearly_the_same_student_in_float32(
-    tmp_path: Path, straight: Toy, accelerator: Callable[..., Accelerator]
-) -> None:
+def test_mixed_precision_trains_nearly_the_same_student_in_float32(tmp_path, straight, accelerator):
     made = accelerator(mixed_precision="bf16")
     mixed = Toy(tmp_path, accelerator=made).trained().run.student.state_dict()
     usual = straight.run.student.state_dict()
@@ -298,18 +282,16 @@ def test_mixed_precision_trains_nearly_the_same_student_in_float32(
 
 
 @pytest.mark.parametrize("change", [{"workers": 2}, {"checkpoints_blocks": True}], ids=str)
-def test_reading_ahead_and_computing_again_change_nothing(
-    tmp_path: Path, straight: Toy, change: dict[str, Any]
-) -> None:
+def test_reading_ahead_and_computing_again_change_nothing(tmp_path, straight, change):
     changed = Toy(tmp_path, **change).trained().run.student.state_dict()
     assert_same(changed, straight.run.student.state_dict())
 
 
-def saved_bytes(model: nn.Module, image: Tensor) -> tuple[int, Tensor]:
+def saved_bytes(model, image):
     """What a model keeps for backward, and its first gradient."""
     kept = 0
 
-    def count(tensor: Tensor) -> Tensor:
+    def count(tensor):
         nonlocal kept
         kept += tensor.numel() * tensor.element_size()
         return tensor
@@ -329,7 +311,7 @@ def saved_bytes(model: nn.Module, image: Tensor) -> tuple[int, Tensor]:
     ("name", "scale"),
     [("swinir-student", 2), ("rcan-student", 2), ("nafnet-student", 1), ("restormer-student", 1)],
 )
-def test_gradient_checkpointing_saves_memory_in_each_network(name: str, scale: int) -> None:
+def test_gradient_checkpointing_saves_memory_in_each_network(name, scale):
     from restoration import networks
 
     torch.manual_seed(0)
@@ -341,22 +323,22 @@ def test_gradient_checkpointing_saves_memory_in_each_network(name: str, scale: i
     torch.testing.assert_close(again, gradient, rtol=1e-5, atol=1e-9)
 
 
-def test_networks_without_known_blocks_are_refused() -> None:
+def test_networks_without_known_blocks_are_refused():
     with pytest.raises(ValueError, match="got Linear; expected blocks NAFBlock"):
         checkpoint_blocks(nn.Linear(1, 1))
 
 
-def test_a_frozen_parameter_is_not_the_optimizers() -> None:
+def test_a_frozen_parameter_is_not_the_optimizers():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
     (group,) = loop.optimizer_of(RECIPE, model).param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in model[0].parameters()]
 
 
-def test_a_step_gives_any_numbers_and_lists_for_the_log(tmp_path: Path) -> None:
+def test_a_step_gives_any_numbers_and_lists_for_the_log(tmp_path):
     """Benchmarks record other methods' distances so."""
     toy = Toy(tmp_path, distils=False)
 
-    def step(lq: Tensor, hq: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(lq, hq):
         value = F.l1_loss(toy.run.model(lq), hq)
         return value, {"mine": value, "levels": torch.stack([value, 2 * value])}
 

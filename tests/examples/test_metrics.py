@@ -13,23 +13,23 @@ RGB = Protocol(y=None, crop=0, ssim="2d")
 
 
 @pytest.fixture
-def images() -> tuple[np.ndarray, np.ndarray]:
+def images():
     rng = np.random.default_rng(0)
     target = rng.integers(0, 256, (24, 31, 3), dtype=np.uint8)
     noise = rng.integers(-20, 21, target.shape)
     return np.clip(target + noise, 0, 255).astype(np.uint8), target
 
 
-def luma(image: np.ndarray) -> np.ndarray:
+def luma(image):
     red, green, blue = (image[..., c].astype(np.float64) for c in range(3))
     return (65.481 * red + 128.553 * green + 24.966 * blue) / 255 + 16
 
 
-def flat(level: int) -> np.ndarray:
+def flat(level):
     return np.full((12, 12, 3), level, np.uint8)
 
 
-def test_protocols_are_those_of_the_papers() -> None:
+def test_protocols_are_those_of_the_papers():
     assert protocol("sr", 4) == Protocol(y="float", crop=4, ssim="2d")
     assert protocol("deblur") == Protocol(y=None, crop=0, ssim="3d")
     assert protocol("derain") == Protocol(y="rounded", crop=0, ssim="2d")
@@ -37,7 +37,7 @@ def test_protocols_are_those_of_the_papers() -> None:
         protocol("dehaze")
 
 
-def test_psnr_of_known_errors() -> None:
+def test_psnr_of_known_errors():
     assert psnr(flat(100), flat(101), RGB) == pytest.approx(20 * math.log10(255))
     # One gray level is 219/255 of a luma level, which rounding turns into a whole one here.
     sr = psnr(flat(100), flat(101), protocol("sr"))
@@ -46,13 +46,13 @@ def test_psnr_of_known_errors() -> None:
 
 
 @pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
-def test_identical_images(task: str, images: tuple[np.ndarray, np.ndarray]) -> None:
+def test_identical_images(task, images):
     target = images[1]
     assert psnr(target, target, protocol(task)) == math.inf
     assert ssim(target, target, protocol(task)) == pytest.approx(1, abs=1e-12)
 
 
-def test_psnr_of_luma(images: tuple[np.ndarray, np.ndarray]) -> None:
+def test_psnr_of_luma(images):
     x, y = map(luma, images)
     exact = 10 * math.log10(255**2 / np.mean((x - y) ** 2))
     rounded = 10 * math.log10(255**2 / np.mean((np.round(x) - np.round(y)) ** 2))
@@ -60,7 +60,7 @@ def test_psnr_of_luma(images: tuple[np.ndarray, np.ndarray]) -> None:
     assert psnr(*images, Protocol("rounded", 0, "2d")) == pytest.approx(rounded, abs=1e-9)
 
 
-def test_rounding_the_luma_costs_decibels_near_the_target() -> None:
+def test_rounding_the_luma_costs_decibels_near_the_target():
     """The reason why deraining numbers need it: at 43 dB it takes off about a quarter."""
     rng = np.random.default_rng(1)
     target = rng.integers(20, 236, (96, 96, 3))
@@ -70,7 +70,7 @@ def test_rounding_the_luma_costs_decibels_near_the_target() -> None:
     assert 0.1 < drop < 0.5
 
 
-def test_the_border_is_left_out(images: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_border_is_left_out(images):
     output, target = images[1].copy(), images[1]
     output[:3], output[-3:], output[:, :3], output[:, -3:] = 0, 0, 0, 0
     assert psnr(output, target, protocol("sr", 3)) == math.inf
@@ -79,32 +79,30 @@ def test_the_border_is_left_out(images: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("y", ["float", "rounded"])
-def test_ssim_of_luma_agrees_with_scikit_image(
-    y: str, images: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_ssim_of_luma_agrees_with_scikit_image(y, images):
     a, b = (luma(image)[2:-2, 2:-2] for image in images)
     if y == "rounded":
         a, b = np.round(a), np.round(b)
     assert ssim(*images, Protocol(y, 2, "2d")) == pytest.approx(skimage_ssim(a, b), abs=1e-9)
 
 
-def test_ssim_of_rgb_is_the_mean_over_channels(images: tuple[np.ndarray, np.ndarray]) -> None:
+def test_ssim_of_rgb_is_the_mean_over_channels(images):
     a, b = (image.astype(np.float64) for image in images)
     expected = np.mean([skimage_ssim(a[..., c], b[..., c]) for c in range(3)])
     assert ssim(*images, RGB) == pytest.approx(expected, abs=1e-9)
 
 
-def skimage_ssim(a: np.ndarray, b: np.ndarray) -> float:
+def skimage_ssim(a, b):
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return structural_similarity(a, b, data_range=255, **options)
 
 
-def test_ssim_3d_is_one_filter_over_the_volume(images: tuple[np.ndarray, np.ndarray]) -> None:
+def test_ssim_3d_is_one_filter_over_the_volume(images):
     line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     line /= line.sum()
     kernel = torch.einsum("i,j,k->ijk", line, line, line)[None, None]
 
-    def mean(volume: torch.Tensor) -> torch.Tensor:
+    def mean(volume):
         return F.conv3d(F.pad(volume[None, None], (5,) * 6, mode="replicate"), kernel)[0, 0]
 
     x, y = (torch.from_numpy(image.astype(np.float64)) for image in images)
@@ -118,7 +116,7 @@ def test_ssim_3d_is_one_filter_over_the_volume(images: tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
-def test_bad_images_are_named(metric) -> None:  # type: ignore[no-untyped-def]
+def test_bad_images_are_named(metric):
     good = flat(0)
     with pytest.raises(ValueError, match=r"output \(12, 11, 3\); expected .* \(12, 12, 3\)"):
         metric(good[:, :11], good, RGB)
@@ -130,13 +128,13 @@ def test_bad_images_are_named(metric) -> None:  # type: ignore[no-untyped-def]
         metric(good, good, protocol("sr", 6))
 
 
-def test_ssim_needs_one_window() -> None:
+def test_ssim_needs_one_window():
     assert ssim(flat(0)[1:, 1:], flat(0)[1:, 1:], RGB) == 1
     with pytest.raises(ValueError, match="10x12 pixels; expected 11 a side"):
         ssim(flat(0)[2:], flat(0)[2:], RGB)
 
 
-def test_every_level_survives_a_round_trip() -> None:
+def test_every_level_survives_a_round_trip():
     levels = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, axis=2)
     levels[..., 1] = levels[::-1, ::-1, 1]
     tensor = to_tensor(levels)
@@ -147,7 +145,7 @@ def test_every_level_survives_a_round_trip() -> None:
     np.testing.assert_array_equal(to_uint8(tensor[None].double()), levels)
 
 
-def test_to_uint8_clamps_and_rounds() -> None:
+def test_to_uint8_clamps_and_rounds():
     tensor = torch.tensor([-0.5, 0.6 / 255, 1.4 / 255, 7.0]).expand(3, 1, 4)
     assert to_uint8(tensor)[0, :, 0].tolist() == [0, 1, 1, 255]
 
@@ -161,6 +159,6 @@ def test_to_uint8_clamps_and_rounds() -> None:
         (torch.full((3, 4, 4), torch.nan), "NaN"),
     ],
 )
-def test_to_uint8_refuses(tensor: torch.Tensor, message: str) -> None:
+def test_to_uint8_refuses(tensor, message):
     with pytest.raises(ValueError, match=message):
         to_uint8(tensor)

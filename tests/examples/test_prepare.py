@@ -1,11 +1,10 @@
 """Sub-images: where they lie, that a stopped preparation is gone on with, and what is refused."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import prepare as prepare_command
 import pytest
 from PIL import Image as Pillow
 from restoration.data.datasets import load_pairs
@@ -13,33 +12,32 @@ from restoration.data.images import read_image
 from restoration.data.layouts import UNFINISHED
 from restoration.data.subimages import plan, starts, write_crops
 from restoration.data.synthetic import matlab_bicubic
+from toys import main
 
-ROOT = Path(__file__).parents[2]
 
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def write(path: Path, image: np.ndarray) -> Path:
+def write(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
     Pillow.fromarray(image).save(path, compress_level=0)
     return path
 
 
-def prepare(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "examples/prepare.py", *map(str, args)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+@pytest.fixture
+def prepare(monkeypatch, capsys):
+    """The command within this process, with a worker."""
+
+    def run(*args):
+        more = [] if "--workers" in args else ["--workers", 1]
+        status = main(monkeypatch, prepare_command, *args, *more)
+        return subprocess.CompletedProcess(args, status, *capsys.readouterr())
+
+    return run
 
 
-def test_parts_begin_at_every_step_and_the_last_ends_with_the_image() -> None:
+def test_parts_begin_at_every_step_and_the_last_ends_with_the_image():
     assert starts(1280, 512, 256) == [0, 256, 512, 768]  # GoPro: 4 x 2, NAFNet's 16,824 in all
     assert starts(720, 512, 256) == [0, 208]
     assert starts(2040, 480, 240) == [0, 240, 480, 720, 960, 1200, 1440, 1560]
@@ -47,7 +45,7 @@ def test_parts_begin_at_every_step_and_the_last_ends_with_the_image() -> None:
     assert starts(479, 480, 240) == []
 
 
-def test_div2k(tmp_path: Path) -> None:
+def test_div2k(tmp_path, prepare):
     """LR of its own for x2, made for x3; the height is no multiple of 12."""
     hr, lr = noise(492 + 7, 720), noise(249, 360, 1)
     write(tmp_path / "DIV2K_train_HR" / "0001.png", hr)
@@ -67,7 +65,7 @@ def test_div2k(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pair.lq, made[y // 3 : y // 3 + 160, x // 3 : x // 3 + 160])
 
 
-def test_gopro_stopped_and_gone_on_with(tmp_path: Path) -> None:
+def test_gopro_stopped_and_gone_on_with(tmp_path, prepare):
     for index, sequence in enumerate(("GOPR1", "GOPR2")):
         for kind in ("blur", "sharp"):
             write(tmp_path / sequence / kind / "7.png", noise(520, 512, index + len(kind)))
@@ -84,20 +82,18 @@ def test_gopro_stopped_and_gone_on_with(tmp_path: Path) -> None:
     assert (first.folder / "GOPR1-7_s001.png").stat().st_mtime_ns == kept
     pairs = load_pairs(tmp_path, 1)
     assert [pair.name for pair in pairs] == [
-        *("GOPR1-7_s001", "GOPR1-7_s002", "GOPR2-7_s001", "GOPR2-7_s002"),
+        *("GOPR1-7_s001", "GOPR1-7_s002", "GOPR2-7_s001", "GOPR2-7_s002")
     ]
     np.testing.assert_array_equal(pairs[3].lq, noise(520, 512, 1 + len("blur"))[8:])
     np.testing.assert_array_equal(pairs[3].hq, noise(520, 512, 1 + len("sharp"))[8:])
     assert "0 sub-images written" in prepare(tmp_path).stdout
 
 
-def test_a_file_appears_complete_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_appears_complete_or_not_at_all(tmp_path, monkeypatch):
     for kind in ("blur", "sharp"):
         write(tmp_path / kind / "1.png", noise(512, 512))
 
-    def half(image: object, path: Path, **kwargs: object) -> None:
+    def half(image, path, **kwargs):
         Path(path).write_bytes(b"half")
         raise SystemExit
 
@@ -111,7 +107,7 @@ def test_a_file_appears_complete_or_not_at_all(
     np.testing.assert_array_equal(read_image(cut.folder / "1_s001.png"), noise(512, 512))
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_refusals(tmp_path, prepare):
     for arguments, parts in (
         ([tmp_path / "absent"], "found nothing; expected a folder"),
         ([tmp_path, "--workers", 0], "got --workers 0"),
@@ -128,7 +124,7 @@ def test_refusals(tmp_path: Path) -> None:
     assert "got 600x500; expected 512x512 or more" in done.stderr
 
 
-def test_what_cannot_be_cut_leaves_no_mark(tmp_path: Path) -> None:
+def test_what_cannot_be_cut_leaves_no_mark(tmp_path, prepare):
     """Training would ask for another preparation for ever, which fails the same way."""
     for kind in ("lq", "gt"):
         write(tmp_path / kind / "1.png", noise(512, 512))
@@ -148,7 +144,7 @@ def test_what_cannot_be_cut_leaves_no_mark(tmp_path: Path) -> None:
     assert [pair.name for pair in load_pairs(tmp_path, 1)] == ["1_s001", "2_s001"]
 
 
-def test_lr_of_another_scale_is_not_cut(tmp_path: Path) -> None:
+def test_lr_of_another_scale_is_not_cut(tmp_path, prepare):
     write(tmp_path / "DIV2K_train_HR" / "0001.png", noise(499, 720))
     lr = write(tmp_path / "DIV2K_train_LR_bicubic" / "X3" / "0001x3.png", noise(249, 360))
     stderr = prepare(tmp_path, "--scales", 2, 3).stderr

@@ -5,10 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +20,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such 
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def line(tmp_path_factory):
     """Options of a run of sixty steps."""
     folder = tmp_path_factory.mktemp("sets")
     for seed in range(3):
@@ -33,9 +30,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return options(iterations=60, batch_size=1, crop=8, **data)
 
 
-def command(
-    *args: object, launcher: Sequence[str] = (sys.executable,), script: str = SCRIPT
-) -> subprocess.CompletedProcess[str]:
+def command(*args, launcher=(sys.executable,), script=SCRIPT):
     settings = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True}
     return subprocess.run(
         [*launcher, script, *map(str, args)], check=False, timeout=200, **settings
@@ -43,9 +38,7 @@ def command(
 
 
 @contextmanager
-def started(
-    *args: object, launcher: Sequence[str] = (sys.executable,)
-) -> Iterator["subprocess.Popen[str]"]:
+def started(*args, launcher=(sys.executable,)):
     settings = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "text": True}
     line = [*launcher, SCRIPT, *map(str, args)]
     with subprocess.Popen(line, stderr=subprocess.PIPE, **settings) as process:
@@ -55,7 +48,7 @@ def started(
             process.kill()
 
 
-def until(lines: Any, text: str) -> None:
+def until(lines, text):
     """Read a pipe up to a line that contains a text."""
     seen = []
     for line in lines:
@@ -65,7 +58,7 @@ def until(lines: Any, text: str) -> None:
     raise AssertionError("".join(seen))
 
 
-def assert_same_state(one: Path, other: Path) -> None:
+def assert_same_state(one, other):
     """Two checkpoints hold the same student, history and counters."""
     states = []
     for folder in (one, other):
@@ -75,14 +68,14 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert_close(*states, 0)
 
 
-def test_bad_input_is_one_line_and_two(line: list[str], tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_two(line, tmp_path):
     done = command(*line, "--data", tmp_path / "absent")
     said = f"error: {tmp_path / 'absent'}: found nothing; expected a folder of images\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 @posix
-def test_any_interruption_and_resume_is_bit_identical(line: list[str], tmp_path: Path) -> None:
+def test_any_interruption_and_resume_is_bit_identical(line, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert command(*line, "--output", straight).returncode == 0
     resumed = [*line, "--output", broken, "--resume"]
@@ -111,7 +104,7 @@ def test_any_interruption_and_resume_is_bit_identical(line: list[str], tmp_path:
 
 
 @posix
-def test_two_processes_stop_together_when_one_is_asked_to(line: list[str], tmp_path: Path) -> None:
+def test_two_processes_stop_together_when_one_is_asked_to(line, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     line = [*line, "--method", "dcr"]
     done = command(*line, "--output", straight, launcher=LAUNCH)
@@ -134,7 +127,7 @@ def test_two_processes_stop_together_when_one_is_asked_to(line: list[str], tmp_p
     assert "processes was 2, is 1" in done.stderr
 
 
-def test_a_rank_that_dies_ends_the_run(line: list[str], tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_run(line, tmp_path):
     endless = [*line, "--method", "logits", "--iterations", "100000", "--output", str(tmp_path)]
     with started(*endless, launcher=LAUNCH) as launcher:
         until(launcher.stdout, "output")  # the last line before the training
@@ -148,9 +141,7 @@ def test_a_rank_that_dies_ends_the_run(line: list[str], tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def states(
-    line: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., list[dict[str, Any]]]:
+def states(line, tmp_path_factory):
     """Runs train_sr; what each of its processes ends with."""
     folder = tmp_path_factory.mktemp("states")
     script = folder / "both.py"
@@ -168,7 +159,7 @@ def states(
         encoding="utf-8",
     )
 
-    def run(processes: int, *more: object) -> list[dict[str, Any]]:
+    def run(processes, *more):
         launcher = LAUNCH if processes == 2 else [sys.executable]
         args = [*line, "--iterations", STEPS, "--output", folder / "run", *more]
         done = command(*args, launcher=launcher, script=str(script))
@@ -179,9 +170,7 @@ def states(
 
 
 @pytest.mark.parametrize("method", ["dmm", "dckd"])
-def test_two_processes_are_one_of_twice_the_batch(
-    method: str, states: Callable[..., list[dict[str, Any]]]
-) -> None:
+def test_two_processes_are_one_of_twice_the_batch(method, states):
     """DCR's ratio, its negatives and a balance are each process's own: without them they agree."""
     losses = ["--method", method, "--balance", 0]
     first, second = states(2, *losses, "--batch-size", 1)
@@ -202,7 +191,7 @@ def test_two_processes_are_one_of_twice_the_batch(
 @pytest.mark.long
 @pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_default_run_gains_half_a_decibel(task: str, seed: int, tmp_path: Path) -> None:
+def test_a_default_run_gains_half_a_decibel(task, seed, tmp_path):
     import json
 
     args = ["--seed", seed, "--output", tmp_path]

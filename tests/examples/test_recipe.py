@@ -3,8 +3,6 @@
 import math
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +11,8 @@ from accelerate import Accelerator
 from restoration.data.crops import Batches, Crop, RandomCrops, check_shares
 from restoration.data.datasets import Pair
 from restoration.recipe import PAPER, SMALL, SMALL_SR, Cosine, Decay, Recipe, Stage
-from restoration.training.loop import Run, Step, train
-from torch import Tensor, nn
+from restoration.training.loop import Run, train
+from torch import nn
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -24,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STAGED = Recipe(5, batch_size=8, crop=16, stages=(Stage(2, 24, 4), Stage(4, 32, 4)))
 
 
-def test_lr_is_a_ramp_and_half_a_cosine() -> None:
+def test_lr_is_a_ramp_and_half_a_cosine():
     recipe = Recipe(110, batch_size=1, crop=8, lr=1.0, schedule=Cosine(end=0.2, warm_up=10))
     assert recipe.lr_at(0) == pytest.approx(0.1)
     assert recipe.lr_at(9) == pytest.approx(1.0)
@@ -34,19 +32,19 @@ def test_lr_is_a_ramp_and_half_a_cosine() -> None:
     assert recipe.lr_at(110) == pytest.approx(0.2)
 
 
-def test_lr_never_leaves_its_bounds_and_falls_after_the_ramp() -> None:
+def test_lr_never_leaves_its_bounds_and_falls_after_the_ramp():
     lrs = [SMALL_SR.lr_at(step) for step in range(SMALL_SR.iterations)]
     assert all(0 < lr <= SMALL_SR.lr for lr in lrs)
     rest = lrs[50:]
     assert rest == sorted(rest, reverse=True)
 
 
-def test_a_run_shorter_than_the_ramp_has_a_learning_rate() -> None:
+def test_a_run_shorter_than_the_ramp_has_a_learning_rate():
     recipe = Recipe(iterations=3, batch_size=1, crop=8)
     assert [recipe.lr_at(step) for step in range(4)] == pytest.approx([2e-5, 4e-5, 6e-5, 8e-5])
 
 
-def test_the_papers_recipes_in_full() -> None:
+def test_the_papers_recipes_in_full():
     """Implementation details of the paper and its appendix; the steps are tested below."""
     same = {"swinir-student": 250_000, "rcan-student": 250_000, "swinir-light": 500_000}
     for name, iterations in same.items():
@@ -64,14 +62,14 @@ def test_the_papers_recipes_in_full() -> None:
         assert recipe.history_interval == 1000
 
 
-def test_crops_are_counted_over_the_stages() -> None:
+def test_crops_are_counted_over_the_stages():
     recipe = Recipe(10, batch_size=4, crop=8, stages=(Stage(3, 16, 2), Stage(7, 24, 1)))
     sizes = [recipe.batch_size_at(step) for step in range(10)]
     assert sizes == [4, 4, 4, 2, 2, 2, 2, 1, 1, 1]
     assert [recipe.crops_before(step) for step in range(11)] == [sum(sizes[:n]) for n in range(11)]
 
 
-def test_a_shortened_run_switches_at_the_same_shares() -> None:
+def test_a_shortened_run_switches_at_the_same_shares():
     short = PAPER["restormer-student"].shortened(3000)
     assert [stage.step for stage in short.stages] == [920, 1560, 2040, 2400, 2760]
     for step in (0, 919, 920, 1960):
@@ -81,7 +79,7 @@ def test_a_shortened_run_switches_at_the_same_shares() -> None:
     assert PAPER["rcan-student"].shortened(250_000) == PAPER["rcan-student"]
 
 
-def test_each_recipe_of_the_paper_has_a_small_variant_of_the_same_kind() -> None:
+def test_each_recipe_of_the_paper_has_a_small_variant_of_the_same_kind():
     for name, paper in PAPER.items():
         small = SMALL[name]
         assert small.iterations <= 200
@@ -99,26 +97,24 @@ def test_each_recipe_of_the_paper_has_a_small_variant_of_the_same_kind() -> None
     ("iterations", "interval"),
     [(10, 50), (1000, 50), (25_000, 125), (200_000, 1000), (250_000, 1000), (500_000, 1000)],
 )
-def test_history_interval_is_the_papers_and_less_in_short_runs(
-    iterations: int, interval: int
-) -> None:
+def test_history_interval_is_the_papers_and_less_in_short_runs(iterations, interval):
     assert Recipe(iterations, batch_size=1, crop=8).history_interval == interval
 
 
 @pytest.mark.parametrize("name", ["iterations", "batch_size", "crop"])
 @pytest.mark.parametrize("value", [0, -3])
-def test_numbers_below_one_are_refused(name: str, value: int) -> None:
+def test_numbers_below_one_are_refused(name, value):
     numbers = {"iterations": 1, "batch_size": 1, "crop": 1, name: value}
     with pytest.raises(ValueError, match=f"got {name} {value}; expected 1 or more"):
         Recipe(**numbers)
 
 
-def test_a_stage_of_nothing_is_refused() -> None:
+def test_a_stage_of_nothing_is_refused():
     with pytest.raises(ValueError, match="got batch_size 0; expected 1 or more"):
         replace(SMALL_SR, stages=(Stage(3, 8, 0),))
 
 
-def test_steps_take_one_crop_after_the_other() -> None:
+def test_steps_take_one_crop_after_the_other():
     batches = list(Batches(STAGED))
     assert [len(batch) for batch in batches] == [8, 8, 4, 4, 4]
     assert [crop.number for crop in chain(*batches)] == list(range(28))
@@ -127,7 +123,7 @@ def test_steps_take_one_crop_after_the_other() -> None:
 
 
 @pytest.mark.parametrize(("processes", "parts"), [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
-def test_processes_and_parts_share_the_same_step(processes: int, parts: int) -> None:
+def test_processes_and_parts_share_the_same_step(processes, parts):
     ranks = [
         list(Batches(STAGED, processes=processes, rank=rank, parts=parts))
         for rank in range(processes)
@@ -140,11 +136,11 @@ def test_processes_and_parts_share_the_same_step(processes: int, parts: int) -> 
 
 
 @pytest.mark.parametrize("first", range(6))
-def test_a_resumed_run_goes_on_where_the_first_stopped(first: int) -> None:
+def test_a_resumed_run_goes_on_where_the_first_stopped(first):
     assert list(Batches(STAGED, first=first)) == list(Batches(STAGED))[first:]
 
 
-def test_the_papers_switches_far_into_the_run() -> None:
+def test_the_papers_switches_far_into_the_run():
     """Restormer's first switch: 92,000 steps of 64 crops, then 40 crops of 160."""
     batches = iter(Batches(PAPER["restormer-student"], first=91_999, processes=8, rank=7))
     before, after = next(batches), next(batches)
@@ -152,7 +148,7 @@ def test_the_papers_switches_far_into_the_run() -> None:
     assert after == [Crop(92_000 * 64 + 35 + i, 160) for i in range(5)]
 
 
-def test_shares_that_differ_are_refused() -> None:
+def test_shares_that_differ_are_refused():
     message = r"batch of 4 crops from step 2 on; .* multiple of 8, .* \(2\) times .* \(4\)"
     with pytest.raises(ValueError, match=message):
         check_shares(STAGED, processes=2, parts=4)
@@ -163,12 +159,12 @@ def test_shares_that_differ_are_refused() -> None:
 class Brightness(nn.Module):
     """One number to learn, at no cost; keeps the shapes of what it saw."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.factor = nn.Parameter(torch.ones(()))
-        self.seen: list[tuple[int, ...]] = []
+        self.seen = []
 
-    def forward(self, lq: Tensor) -> Tensor:
+    def forward(self, lq):
         self.seen.append(tuple(lq.shape))
         return lq * self.factor
 
@@ -178,30 +174,28 @@ class EnoughError(Exception):
 
 
 @pytest.fixture
-def image() -> np.ndarray:
+def image():
     return np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
 
 
-def bright_run(recipe: Recipe, image: np.ndarray, folder: Path) -> tuple[Run, Step]:
+def bright_run(recipe, image, folder):
     crops = RandomCrops.of(recipe, [Pair("a", image, image // 2)], scale=1, seed=0)
     run = Run(folder, recipe, Brightness(), crops, Accelerator(cpu=True))
 
-    def step(lq: Tensor, hq: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(lq, hq):
         loss = recipe.pixel_loss(run.model(lq), hq)
         return loss, {"pixel": loss}
 
     return run, step
 
 
-def two_steps(
-    recipe: Recipe, first: int, image: np.ndarray, folder: Path
-) -> tuple[list[tuple[int, ...]], list[dict[str, Any]]]:
+def two_steps(recipe, first, image, folder):
     """What the trainer's student sees and its optimizer has, in two steps from `first` on."""
     run, step = bright_run(recipe, image, folder)
     run.step = first
-    groups: list[dict[str, Any]] = []
+    groups = []
 
-    def note(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    def note(optimizer, args, kwargs):
         (group,) = optimizer.param_groups
         (parameter,) = group["params"]
         groups.append({**group, "kind": type(optimizer).__name__, "norm": abs(parameter.grad)})
@@ -228,13 +222,7 @@ def two_steps(
         (276_000, (8, 320), (8, 384)),
     ],
 )
-def test_restormers_progressive_learning(
-    switch: int,
-    before: tuple[int, int],
-    after: tuple[int, int],
-    image: np.ndarray,
-    tmp_path: Path,
-) -> None:
+def test_restormers_progressive_learning(switch, before, after, image, tmp_path):
     seen, groups = two_steps(PAPER["restormer-student"], switch - 1, image, tmp_path)
     assert seen == [(batch, 3, size, size) for batch, size in (before, after)]
     done = [max(0, step - 92_000) / 208_000 for step in (switch - 1, switch)]
@@ -258,9 +246,7 @@ def test_restormers_progressive_learning(
         ("swinir-light", 249_999, (2e-4, 1e-4)),
     ],
 )
-def test_super_resolutions_decays(
-    name: str, first: int, rates: tuple[float, float], image: np.ndarray, tmp_path: Path
-) -> None:
+def test_super_resolutions_decays(name, first, rates, image, tmp_path):
     seen, groups = two_steps(PAPER[name], first, image, tmp_path)
     batch, size = (64, 64) if name == "swinir-light" else (16, 48)
     assert seen == [(batch, 3, size, size)] * 2
@@ -272,7 +258,7 @@ def test_super_resolutions_decays(
         assert group["norm"] > 0.01  # nothing is clipped
 
 
-def test_nafnets_cosine(image: np.ndarray, tmp_path: Path) -> None:
+def test_nafnets_cosine(image, tmp_path):
     seen, groups = two_steps(PAPER["nafnet-student"], 99_999, image, tmp_path)
     assert seen == [(32, 3, 256, 256)] * 2
     assert [group["lr"] for group in groups] == pytest.approx([5.0005e-4] * 2, rel=1e-4)
@@ -282,13 +268,13 @@ def test_nafnets_cosine(image: np.ndarray, tmp_path: Path) -> None:
         assert group["norm"] <= 0.01 * 1.0001
 
 
-def test_the_first_and_the_last_step_of_nafnet(image: np.ndarray, tmp_path: Path) -> None:
+def test_the_first_and_the_last_step_of_nafnet(image, tmp_path):
     small = replace(PAPER["nafnet-student"], batch_size=1, crop=16)
     assert two_steps(small, 0, image, tmp_path)[1][0]["lr"] == 1e-3
     assert two_steps(small, 199_998, image, tmp_path)[1][1]["lr"] == pytest.approx(1e-7, rel=0.01)
 
 
-def test_the_psnr_loss_is_the_mean_of_the_images_psnr() -> None:
+def test_the_psnr_loss_is_the_mean_of_the_images_psnr():
     target = torch.zeros(2, 3, 4, 4)
     output = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
     loss = PAPER["nafnet-student"].pixel_loss(output, target)
@@ -296,13 +282,13 @@ def test_the_psnr_loss_is_the_mean_of_the_images_psnr() -> None:
     assert SMALL_SR.pixel_loss(output, target).item() == pytest.approx(0.055)
 
 
-def test_the_average_is_what_a_run_yields(image: np.ndarray, tmp_path: Path) -> None:
+def test_the_average_is_what_a_run_yields(image, tmp_path):
     """By its closed form, also after resuming."""
     recipe = Recipe(iterations=3, batch_size=4, crop=16, ema=0.5)
     run, step = bright_run(recipe, image, tmp_path)
-    averages: list[float] = []
+    averages = []
     run.validate = lambda model: averages.append(model.factor.item()) or 0.0
-    raw: list[float] = []
+    raw = []
     handle = register_optimizer_step_post_hook(
         lambda optimizer, *rest: raw.append(optimizer.param_groups[0]["params"][0].item())
     )

@@ -2,9 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,32 +21,32 @@ NAME = "swinir-light"  # the smallest; any of the networks can be a teacher
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def model():
     torch.manual_seed(0)
     return networks.build(NAME, 2).eval()
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DCKD_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "teachers"
 
 
-def basicsr(model: nn.Module, path: Path) -> None:
+def basicsr(model, path):
     """With the moving average, which is preferred, beside the weights."""
     wrong = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     torch.save({"params": wrong, "params_ema": model.state_dict()}, path)
 
 
-def parallel(model: nn.Module, path: Path) -> None:
+def parallel(model, path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
 
 
-def legacy(model: nn.Module, path: Path) -> None:
+def legacy(model, path):
     torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
 
 
-def tensors(model: nn.Module, path: Path) -> None:
+def tensors(model, path):
     save_file(model.state_dict(), path)
 
 
@@ -64,9 +62,7 @@ def tensors(model: nn.Module, path: Path) -> None:
         (".safetensors", networks.save),
     ],
 )
-def test_files_of_every_kind(
-    model: nn.Module, tmp_path: Path, suffix: str, write: Callable[[nn.Module, Path], None]
-) -> None:
+def test_files_of_every_kind(model, tmp_path, suffix, write):
     path = tmp_path / f"teacher{suffix}"
     write(model, path)
     teacher = networks.load_weights(str(path), NAME, 2)
@@ -76,7 +72,7 @@ def test_files_of_every_kind(
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
-def test_masks_of_another_patch_size_do_not_matter(tmp_path: Path) -> None:
+def test_masks_of_another_patch_size_do_not_matter(tmp_path):
     """SwinIR's authors have the same network trained on patches of 48 and of 64."""
     settings = networks.SPECIFICATIONS[NAME].settings
     other = paper.SwinIR(scale=2, **{**settings, "img_size": 48}).eval()
@@ -88,35 +84,35 @@ def test_masks_of_another_patch_size_do_not_matter(tmp_path: Path) -> None:
 
 
 class TestOtherNetworks:
-    def refused(self, model: nn.Module, path: Path, *parts: str) -> None:
+    def refused(self, model, path, *parts):
         torch.save(model.state_dict(), path)
         with pytest.raises(ValueError) as error:
             networks.load_weights(str(path), NAME, 2)
         for part in (str(path), *parts, f"expected {NAME} for x2, 910,152 parameters"):
             assert part in str(error.value)
 
-    def test_another_architecture(self, tmp_path: Path) -> None:
+    def test_another_architecture(self, tmp_path):
         model = networks.build("restormer-student", 1)
         self.refused(model, tmp_path / "a.pth", "Restormer for x1, 3,813,230 parameters")
         model = networks.build("nafnet-student", 1)
         self.refused(model, tmp_path / "a.pth", "NAFNet for x1, 2,683,059 parameters")
 
-    def test_other_sizes(self, tmp_path: Path) -> None:
+    def test_other_sizes(self, tmp_path):
         model = networks.build("swinir-student", 2)
         self.refused(model, tmp_path / "a.pth", "SwinIR for x2, 1,087,727 parameters")
         model = networks.build(NAME, 3)
         self.refused(model, tmp_path / "a.pth", "SwinIR for x3, 918,267", "(27,) there, (12,) here")
 
-    def test_none_that_spandrel_knows(self, tmp_path: Path) -> None:
+    def test_none_that_spandrel_knows(self, tmp_path):
         self.refused(nn.Linear(2, 2), tmp_path / "a.pth", "an unknown network of 2 tensors")
 
-    def test_a_part_of_the_right_one(self, model: nn.Module, tmp_path: Path) -> None:
+    def test_a_part_of_the_right_one(self, model, tmp_path):
         part = dict(list(model.state_dict().items())[:-1])
         torch.save(part, tmp_path / "a.pth")
         with pytest.raises(ValueError, match=r"upsample\.0\.bias: none there, \(12,\) here"):
             networks.load_weights(str(tmp_path / "a.pth"), NAME, 2)
 
-    def test_a_name_of_another_network_or_scale(self) -> None:
+    def test_a_name_of_another_network_or_scale(self):
         with pytest.raises(ValueError, match=r"swinir-x3 is swinir-teacher for x3; .* for x2$"):
             networks.load_weights("swinir-x3", "swinir-teacher", 2)
         with pytest.raises(ValueError, match=r"nafnet-gopro is nafnet-teacher .*restormer-teacher"):
@@ -126,17 +122,17 @@ class TestOtherNetworks:
 class Evil:
     """A pickle that makes a folder when it is read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return os.mkdir, (str(self.path),)
 
 
 class TestBadFiles:
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
     @pytest.mark.parametrize("zipped", [True, False])
-    def test_pickles_are_not_executed(self, tmp_path: Path, suffix: str, zipped: bool) -> None:
+    def test_pickles_are_not_executed(self, tmp_path, suffix, zipped):
         path = tmp_path / f"evil{suffix}"
         content = {"params": {"weight": Evil(tmp_path / "made")}}
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
@@ -148,7 +144,7 @@ class TestBadFiles:
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".txt"])
-    def test_cut_short(self, model: nn.Module, tmp_path: Path, suffix: str) -> None:
+    def test_cut_short(self, model, tmp_path, suffix):
         path = tmp_path / f"teacher{suffix}"
         basicsr(model, path)
         path.write_bytes(path.read_bytes()[:100_000])
@@ -156,16 +152,16 @@ class TestBadFiles:
             networks.load_weights(str(path), NAME, 2)
 
     @pytest.mark.parametrize("content", [{}, {"step": 3}, [1], 7])
-    def test_without_tensors(self, tmp_path: Path, content: object) -> None:
+    def test_without_tensors(self, tmp_path, content):
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(RuntimeError, match=r"a\.pth .*not such weights"):
             networks.load_weights(str(tmp_path / "a.pth"), NAME, 2)
 
-    def test_neither_file_nor_name(self) -> None:
+    def test_neither_file_nor_name(self):
         with pytest.raises(RuntimeError, match="swinir-x5: no such file, nor one of swinir-x2, "):
             networks.load_weights("swinir-x5", "swinir-teacher", 2)
 
-    def test_none_at_all(self) -> None:
+    def test_none_at_all(self):
         with pytest.raises(ValueError, match=r"rcan-student .*expected rcan-teacher for x3 by"):
             networks.load_teacher("rcan-student", None, 3)
         with pytest.raises(ValueError, match="got scale 2 for nafnet-student; expected 1"):
@@ -173,7 +169,7 @@ class TestBadFiles:
 
 
 class TestURLs:
-    def test_a_file_is_fetched_once(self, model: nn.Module, tmp_path: Path, cache: Path) -> None:
+    def test_a_file_is_fetched_once(self, model, tmp_path, cache):
         source = tmp_path / "teacher.pth"
         basicsr(model, source)
         for _ in range(2):
@@ -183,25 +179,21 @@ class TestURLs:
             source.unlink(missing_ok=True)
         assert [path.name[8:] for path in cache.glob("[!.]*")] == ["-teacher.pth"]
 
-    def test_a_cache_that_is_complete_needs_no_lock(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_cache_that_is_complete_needs_no_lock(self, tmp_path, monkeypatch):
         """It may be one that can only be read."""
         (tmp_path / "a.pth").write_bytes(b"anything")
         path = files.fetch((tmp_path / "a.pth").as_uri())
         monkeypatch.setattr("restoration.networks.files.FileLock", None)
         assert files.fetch((tmp_path / "a.pth").as_uri()) == path
 
-    def test_files_of_one_name_are_kept_apart(self, tmp_path: Path) -> None:
+    def test_files_of_one_name_are_kept_apart(self, tmp_path):
         for text in ("one", "two"):
             (tmp_path / text).mkdir()
             (tmp_path / text / "a.pth").write_text(text, encoding="utf-8")
         fetched = [files.fetch((tmp_path / text / "a.pth").as_uri()) for text in ("one", "two")]
         assert [path.read_text(encoding="utf-8") for path in fetched] == ["one", "two"]
 
-    def test_what_cannot_be_read_is_fetched_anew(
-        self, model: nn.Module, tmp_path: Path, cache: Path
-    ) -> None:
+    def test_what_cannot_be_read_is_fetched_anew(self, model, tmp_path, cache):
         """A server that hangs up early looks like the end of the file."""
         source = tmp_path / "teacher.pth"
         basicsr(model, source)
@@ -213,7 +205,7 @@ class TestURLs:
         source.write_bytes(whole)
         networks.load_weights(source.as_uri(), NAME, 2)
 
-    def test_no_network(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def test_no_network(self, monkeypatch, cache):
         monkeypatch.setenv("no_proxy", "*")
         url = "http://127.0.0.1:9/teacher.pth"
         with pytest.raises(RuntimeError) as error:
@@ -222,18 +214,18 @@ class TestURLs:
             assert part in str(error.value)
         assert not list(cache.glob("[!.]*"))
 
-    def test_another_sha256(self, tmp_path: Path, cache: Path) -> None:
+    def test_another_sha256(self, tmp_path, cache):
         (tmp_path / "a.pth").write_bytes(b"altered")
         with pytest.raises(RuntimeError, match="invalid hash value"):
             files.fetch((tmp_path / "a.pth").as_uri(), "0" * 64)
         assert not list(cache.glob("[!.]*"))
 
     @pytest.mark.parametrize("name", networks.KNOWN)
-    def test_names(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_names(self, name, monkeypatch):
         """Each asks for its own address, with its sha256 where one is known."""
-        asked: list[tuple[str, str | None]] = []
+        asked = []
 
-        def download(url: str, path: str, sha256: str | None, progress: bool) -> None:
+        def download(url, path, sha256, progress):
             asked.append((url, sha256))
             Path(path).write_bytes(b"not weights")
 

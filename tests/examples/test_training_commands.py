@@ -5,7 +5,6 @@ import os
 import sys
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import evaluate
 import numpy as np
@@ -33,7 +32,7 @@ tasks = pytest.mark.parametrize("task", list(SAME_SIZE))
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sets(tmp_path_factory):
     """Small training and validation sets."""
     folder = tmp_path_factory.mktemp("sets")
     for seed in range(3):
@@ -44,13 +43,13 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small(sets: Path, tmp_path: Path) -> list[str]:
+def small(sets, tmp_path):
     """Options of a run that takes a moment."""
     data = {"data": sets / "train", "val": sets / "val", "output": tmp_path}
     return options(iterations=3, batch_size=1, crop=8, **data)
 
 
-def write_pairs(root: Path, task: str, count: int = 2) -> Path:
+def write_pairs(root, task, count=2):
     for seed in range(count):
         path = write(root / LAYOUTS[task][1] / f"{seed}.png", 10, 12, seed)
         image = np.asarray(Pillow.open(path))
@@ -61,12 +60,12 @@ def write_pairs(root: Path, task: str, count: int = 2) -> Path:
     return root
 
 
-def read(path: Path) -> Any:
+def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def done(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def done(sets, tmp_path_factory):
     """A run of twelve steps: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("results") / "deep" / "run"
     line = options(data=sets / "train", val=sets / "val", iterations=12, batch_size=1, crop=8)
@@ -81,14 +80,14 @@ def done(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 class TestResults:
     """Of one run of twelve steps."""
 
-    def test_every_file_is_written(self, done: tuple[Path, str, str]) -> None:
+    def test_every_file_is_written(self, done):
         folder, *_ = done
         assert {path.name for path in folder.iterdir()} == WRITTEN
         for picture in ("curves.png", "side_by_side.png"):
             assert min(Pillow.open(folder / picture).size) > 200
         assert networks.load(folder / "student.safetensors").tail.weight.abs().max() > 0
 
-    def test_metrics_are_exactly_these(self, done: tuple[Path, str, str]) -> None:
+    def test_metrics_are_exactly_these(self, done):
         metrics = read(done[0] / "metrics.json")
         val = metrics.pop("val")
         facts = {"task": "sr", "scale": 2, "method": "dckd", "iterations": 12, "seed": 3}
@@ -101,14 +100,7 @@ class TestResults:
             assert 0 < scores["ssim"] < 1
 
     @pytest.mark.parametrize("who", ["input", "student", "teacher"])
-    def test_evaluate_agrees_and_needs_nothing_else(
-        self,
-        done: tuple[Path, str, str],
-        sets: Path,
-        who: str,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_evaluate_agrees_and_needs_nothing_else(self, done, sets, who, tmp_path, monkeypatch):
         files = {"input": "bicubic", "teacher": train_sr.TEACHERS[2]}
         model = files.get(who, done[0] / "student.safetensors")
         line = options(task="sr", scale=2, model=model, data=sets / "val", json=tmp_path / "a.json")
@@ -117,7 +109,7 @@ class TestResults:
         for key, value in metrics["val"]["val"][who].items():
             assert scores[key] == pytest.approx(value, abs=1e-6)
 
-    def test_what_it_prints(self, done: tuple[Path, str, str]) -> None:
+    def test_what_it_prints(self, done):
         folder, out, _ = done
         facts, table = out.split("PSNR (dB) / SSIM on Y, without a border of 2 pixels\n")
         assert len(facts.splitlines()) <= 20
@@ -135,7 +127,7 @@ class TestResults:
         for scores in read(folder / "metrics.json")["val"]["val"].values():
             assert f"{scores['psnr']:.2f} / {scores['ssim']:.4f}" in row
 
-    def test_a_log_file_gets_one_line_a_validation(self, done: tuple[Path, str, str]) -> None:
+    def test_a_log_file_gets_one_line_a_validation(self, done):
         err = done[2]
         assert "\r" not in err
         lines = [line for line in err.splitlines() if "left" in line]
@@ -143,27 +135,23 @@ class TestResults:
         for part in ("12/12 ", "it/s", "left", "l1 ", "kd ", "dcr ", "dmm ", "ratio ", "psnr "):
             assert part in lines[-1]
 
-    def test_the_log_has_the_gradient_ratio_and_the_distances_of_each_level(
-        self, done: tuple[Path, str, str]
-    ) -> None:
+    def test_the_log_has_the_gradient_ratio_and_the_distances_of_each_level(self, done):
         for record in read(done[0] / "log.json"):
             assert 0 < record["ratio"] < 1e4
             assert len(record["positive"]) == len(record["negative"]) == 5
 
 
 class TestMethods:
-    def test_they_differ_in_nothing_but_the_losses(
-        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        starts: list[Any] = []
-        orders: list[Any] = []
+    def test_they_differ_in_nothing_but_the_losses(self, small, tmp_path, monkeypatch):
+        starts = []
+        orders = []
         crops, train = RandomCrops.__getitem__, train_sr.train
 
-        def spy(self: Any, index: int) -> Any:
+        def spy(self, index):
             orders[-1].append((index, crops(self, index)[0].sum().item()))
             return crops(self, index)
 
-        def noting(run: Any, *args: object, **kwargs: object) -> None:
+        def noting(run, *args, **kwargs):
             starts.append({name: p.clone() for name, p in run.student.state_dict().items()})
             train(run, *args, **kwargs)
 
@@ -190,9 +178,7 @@ class TestMethods:
             assert all(torch.equal(start[name], starts[0][name]) for name in starts[0])
         assert all(a != b for a, b in combinations(students, 2))
 
-    def students(
-        self, monkeypatch: pytest.MonkeyPatch, small: list[str], *lines: list[object]
-    ) -> list[dict[str, bytes]]:
+    def students(self, monkeypatch, small, *lines):
         """What each of the command lines trains."""
         found = []
         for line in lines:
@@ -200,7 +186,7 @@ class TestMethods:
             found.append(weights(Path(small[small.index("--output") + 1])))
         return found
 
-    def test_weights_and_balance(self, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_weights_and_balance(self, small, monkeypatch):
         logits, zero = self.students(
             monkeypatch,
             small,
@@ -226,12 +212,7 @@ class TestMethods:
         )
         assert default == both != alone, "a weight given alone is fixed"
 
-    def test_the_form_of_dmm_is_the_command_lines(
-        self,
-        small: list[str],
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
+    def test_the_form_of_dmm_is_the_command_lines(self, small, monkeypatch, capsys):
         students = []
         for form in ("cross_entropy", "released"):
             line = ["--method", "dmm", "--form", form]
@@ -239,14 +220,12 @@ class TestMethods:
             assert ("dmm as released" in capsys.readouterr().out) == (form == "released")
         assert students[0] != students[1]
 
-    def test_the_seed_decides(self, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_seed_decides(self, small, monkeypatch):
         lines = [["--method", "logits", "--seed", seed] for seed in (0, 0, 1)]
         first, again, other = self.students(monkeypatch, small, *lines)
         assert first == again != other
 
-    def test_scratch_needs_no_teacher(
-        self, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_scratch_needs_no_teacher(self, small, tmp_path, monkeypatch):
         self.students(monkeypatch, small, ["--method", "scratch", "--scale", 3])
         assert list(read(tmp_path / "metrics.json")["val"]["val"]) == ["input", "student"]
         teacher = networks.load(tmp_path / "student.safetensors")
@@ -256,12 +235,8 @@ class TestMethods:
         self.students(monkeypatch, small, taught)
 
     def test_the_student_of_plain_distillation_is_shown_where_there_is_one(
-        self,
-        sets: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
+        self, sets, tmp_path, monkeypatch, capsys
+    ):
         monkeypatch.chdir(tmp_path)  # the output folders are the default ones
         data = {"data": sets / "train", "val": sets / "val", "iterations": 3, "batch_size": 1}
         line = options(crop=8, **data)
@@ -281,7 +256,7 @@ class TestSameSize:
     """Deblurring and deraining."""
 
     @tasks
-    def test_the_embedded_teacher_restores(self, task: str) -> None:
+    def test_the_embedded_teacher_restores(self, task):
         """On photographs that it never saw; what its card says is measured at length."""
         script = SAME_SIZE[task]
         assert script.TEACHER.stat().st_size < 700_000
@@ -294,13 +269,7 @@ class TestSameSize:
         assert scores[1] > scores[0] + {"deblur": 0.5, "derain": 5}[task]
 
     @tasks
-    def test_photographs_by_default(
-        self,
-        task: str,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
+    def test_photographs_by_default(self, task, tmp_path, monkeypatch, capsys):
         """A short run of everything: the same table, pictures and curves as for SR."""
         few = {name: image[:96, :96] for name, image in photographs("held_out").items()}
         monkeypatch.setattr(SAME_SIZE[task], "photographs", lambda split: few)
@@ -326,13 +295,7 @@ class TestSameSize:
         assert networks.load(tmp_path / "student.safetensors").tail.weight.abs().max() > 0
 
     @tasks
-    def test_pairs_on_disk_and_resuming(
-        self,
-        task: str,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
+    def test_pairs_on_disk_and_resuming(self, task, tmp_path, monkeypatch, capsys):
         data, script = write_pairs(tmp_path / "set", task), SAME_SIZE[task]
         line = ["--data", data, "--val", data, "--method", "logits", "--batch-size", 1]
         line += ["--crop", 16, "--iterations", 4]
@@ -354,12 +317,8 @@ class TestSameSize:
 
     @tasks
     def test_what_is_made_of_images_without_pairs_is_said(
-        self,
-        task: str,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
+        self, task, tmp_path, monkeypatch, capsys
+    ):
         script, data = SAME_SIZE[task], write_pairs(tmp_path / "set", task)
         alone = write_pairs(tmp_path / "plain", task) / LAYOUTS[task][1]
         without_training(monkeypatch, script)
@@ -371,7 +330,7 @@ class TestSameSize:
             assert [text.strip() for text in out.splitlines() if "no pairs" in text] == said
 
 
-def without_training(monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
+def without_training(monkeypatch, script):
     monkeypatch.setattr(script, "train", lambda *args, **kwargs: None)
     monkeypatch.setattr(script.report, "finish", lambda *args: None)
 
@@ -381,9 +340,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
 @pytest.mark.parametrize(
     ("task", "folder"), [("derain", "derain/Rain100L_dev"), ("deblur", "deblur/REDS_mini")]
 )
-def test_real_pairs(
-    task: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_pairs(task, folder, tmp_path, monkeypatch):
     data = Path(os.environ["DCKD_DATA"], folder)
     line = ["--data", data / "train", "--val", data / "val", "--output", tmp_path]
     line += ["--iterations", 30, "--batch-size", 2, "--method", "scratch"]
@@ -403,14 +360,7 @@ def test_real_pairs(
         pytest.param(train_derain, "restormer-student", "l1", marks=pytest.mark.slow),
     ],
 )
-def test_the_papers_networks_by_the_same_command(
-    script: Any,
-    name: str,
-    loss: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_papers_networks_by_the_same_command(script, name, loss, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     scale, teacher = 2 if script is train_sr else 1, tmp_path / "teacher.safetensors"
     networks.save(networks.build(networks.teacher_of(name), scale), teacher)
@@ -426,9 +376,7 @@ def test_the_papers_networks_by_the_same_command(
     assert first.get("pixel", 0) <= 0 if loss == "psnr" else first.get("pixel", 1) > 0
 
 
-def test_a_papers_recipe_is_printed_in_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_papers_recipe_is_printed_in_full(tmp_path, monkeypatch, capsys):
     pytest.importorskip("spandrel", exc_type=(ImportError, RuntimeError))
     data = write_pairs(tmp_path / "set", "derain")
     without_training(monkeypatch, train_derain)
@@ -447,10 +395,8 @@ def test_a_papers_recipe_is_printed_in_full(
     assert max(map(len, said.splitlines())) <= 110 + len(str(tmp_path))
 
 
-def test_a_data_set_without_options_is_scikit_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs: list[Any] = []
+def test_a_data_set_without_options_is_scikit_images(tmp_path, monkeypatch, capsys):
+    runs = []
     without_training(monkeypatch, train_sr)
     monkeypatch.setattr(train_sr, "train", lambda run, *args, **kwargs: runs.append(run))
     assert main(monkeypatch, train_sr, "--output", tmp_path) == 0
@@ -464,7 +410,7 @@ def test_a_data_set_without_options_is_scikit_images(
         assert fact in out
 
 
-def test_settings_leave_out_only_what_cannot_matter() -> None:
+def test_settings_leave_out_only_what_cannot_matter():
     args = set(vars(command.parse(None, "sr", [])))
     of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
@@ -475,9 +421,7 @@ def test_settings_leave_out_only_what_cannot_matter() -> None:
 
 
 @pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
-def test_help_offers_a_task_its_own_networks_and_each_default_once(
-    task: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys):
     with pytest.raises(SystemExit, match="0"):
         command.parse("What it does.", task, ["--help"])
     text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # where lines were broken

@@ -2,13 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -35,7 +31,7 @@ RECIPE = Recipe(iterations=6, batch_size=2, crop=8, schedule=Cosine(end=1e-5, wa
 class ToyEncoder(nn.Module):
     """Five levels and three codes without a weight."""
 
-    def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def forward(self, images):
         levels = tuple(F.avg_pool2d(images, size) for size in (1, 2, 4, 8, 16))
         return levels, 10 * levels[2]
 
@@ -45,16 +41,16 @@ class Toy:
 
     def __init__(
         self,
-        folder: Path,
-        recipe: Recipe = RECIPE,
+        folder,
+        recipe=RECIPE,
         *,
-        accelerator: Accelerator | None = None,
-        distils: bool = True,
-        dcr_weight: float = 0.1,
-        checkpoints_blocks: bool = False,
-        prepare: Callable[[nn.Module], object] = lambda student: None,
-        **changes: Any,
-    ) -> None:
+        accelerator=None,
+        distils=True,
+        dcr_weight=0.1,
+        checkpoints_blocks=False,
+        prepare=lambda student: None,
+        **changes,
+    ):
         hq = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
         crops = RandomCrops.of(recipe, [Pair("a", hq[::2, ::2], hq)], scale=2, seed=0)
         torch.manual_seed(0)
@@ -74,7 +70,7 @@ class Toy:
             self.dckd = DCKDLoss(student, ToyEncoder(), negatives=negatives, **weights)
             self.dckd.attach(self.run.optimizer)
 
-    def step(self, lq: Tensor, hq: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, lq, hq):
         """As the scripts have it."""
         student_out = self.run.model(lq).float()
         with torch.no_grad(), self.run.accelerator.autocast():
@@ -86,14 +82,14 @@ class Toy:
         self.run.check(self.dckd, student_out, teacher_out, lq)
         return loss + self.dckd(student_out, teacher_out, lq), terms | self.dckd.last
 
-    def trained(self, *, resume: bool = False) -> "Toy":
+    def trained(self, *, resume=False):
         train(self.run, self.step, dckd=self.dckd, resume=resume)
         return self
 
-    def at_step(self, step: int, act: Callable[[], object]) -> "Toy":
+    def at_step(self, step, act):
         """Do something in the middle of a step, counted from 1."""
 
-        def hook(module: nn.Module, args: object, output: object) -> None:
+        def hook(module, args, output):
             if self.run.step + 1 == step and module.training:
                 act()
 
@@ -101,7 +97,7 @@ class Toy:
         return self
 
 
-def assert_same(one: Any, other: Any) -> None:
+def assert_same(one, other):
     """Equality bit for bit of nested states."""
     assert type(one) is type(other)
     if isinstance(one, dict):
@@ -119,13 +115,13 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
-def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+def assert_close(one, other, tolerance):
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-def write(path: Path, height: int, width: int, seed: int) -> Path:
+def write(path, height, width, seed):
     """A smooth image of four times that many pixels a side."""
     small = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,21 +129,20 @@ def write(path: Path, height: int, width: int, seed: int) -> Path:
     return path
 
 
-def options(**chosen: object) -> list[str]:
+def options(**chosen):
     return [
         part for key, value in chosen.items() for part in (f"--{key.replace('_', '-')}", str(value))
     ]
 
 
-def main(monkeypatch: pytest.MonkeyPatch, script: ModuleType, *args: object) -> int:
+def main(monkeypatch, script, *args):
     """A script within this process."""
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, args)])
-    status: int = script.main()
-    return status
+    return script.main()
 
 
-def weights(folder: Path) -> dict[str, bytes]:
+def weights(folder):
     """The student's weights, to the bit."""
     tensors = load_file(folder / "student.safetensors")
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}

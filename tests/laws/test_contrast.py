@@ -86,9 +86,7 @@ def test_common_scaling_does_not_matter(contrast, distances, seed, count, size, 
 
 
 @given(seeds, counts, sizes)
-def test_falls_towards_the_teacher_where_negatives_are_far_enough(
-    contrast, distances, seed, count, size
-):
+def test_falls_towards_the_teacher_where_negatives_are_far(contrast, distances, seed, count, size):
     """The derivative along teacher - student is below 0 where sum_j d(S,N_j) > N d(S,T)."""
     student, teacher, *negatives = features(seed, 2 + count, size)
     positive, negative = distances(student, teacher, negatives)

@@ -95,58 +95,6 @@ def test_gradient_through_the_encoder_is_right(encoder, images):
         assert (student.grad * direction).sum().item() == pytest.approx(slope, rel=1e-5)
 
 
-def test_gradcheck(encoder, images):
-    loss = DCRLoss(encoder).double()
-    student, teacher = images(2, 1, 3, 16, 16, dtype=torch.float64)
-    negatives = images(2, 1, 3, 16, 16, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda x: loss(x, teacher, negatives), student.requires_grad_(), eps=1e-8, atol=1e-5,
-        fast_mode=True,
-    )  # fmt: skip
-
-
-def test_float32_agrees_with_float64(encoder, images):
-    student, teacher = images(2, 2, 3, 32, 48)
-    negatives = images(2, 2, 3, 32, 48)
-    gradients, values = [], []
-    for dtype in (torch.float32, torch.float64):
-        loss = DCRLoss(encoder).to(dtype)
-        x = student.to(dtype, copy=True).requires_grad_()
-        value = loss(x, teacher.to(dtype), negatives.to(dtype))
-        value.backward()
-        values.append(value.item())
-        gradients.append(x.grad)
-    assert values[0] == pytest.approx(values[1], rel=1e-5)
-    assert relative(gradients[0], gradients[1]) < 1e-2
-
-
-def test_result_is_a_float32_scalar_unless_all_is_float64(encoder, images):
-    dcr = DCRLoss(encoder)
-    single, double = (images(3, 1, 3, 16, 16, dtype=d) for d in (torch.float32, torch.float64))
-    assert dcr(single[0], single[1], single[2:]).dtype == torch.float32
-    assert dcr(single[0], single[1], single[2:]).shape == ()
-    assert dcr(double[0], double[1], double[2:]).dtype == torch.float32
-    dcr.double()
-    assert dcr(single[0], single[1], single[2:]).dtype == torch.float32
-    assert dcr(double[0], double[1], double[2:]).dtype == torch.float64
-
-
-def test_gradient_reaches_the_student_only(encoder, images):
-    student, teacher, negative = (images(1, 3, 16, 16).requires_grad_() for _ in range(3))
-    DCRLoss(encoder)(student, teacher, negative[None]).backward()
-    assert student.grad.abs().sum() > 0
-    assert teacher.grad is None
-    assert negative.grad is None
-
-
-def test_unchanged_under_autocast(encoder, images):
-    student, teacher, negative = images(3, 1, 3, 32, 32)
-    dcr = DCRLoss(encoder)
-    expected = dcr(student, teacher, negative[None])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(dcr(student, teacher, negative[None]), expected)
-
-
 @ways
 def test_half_precision_features_are_compared_in_float32(images, distances):
     student, teacher, *negatives = features(images, 2)
@@ -158,21 +106,6 @@ def test_half_precision_features_are_compared_in_float32(images, distances):
     )
     assert seen.dtype == torch.float32
     torch.testing.assert_close(seen, expected, rtol=1e-6, atol=0)
-
-
-def test_does_not_write_into_its_arguments(encoder, images):
-    tensors = images(3, 1, 3, 16, 16)
-    before = tensors.clone()
-    DCRLoss(encoder)(tensors[0], tensors[1], tensors[2:])
-    assert torch.equal(tensors, before)
-
-
-def test_teacher_made_in_inference_mode(encoder, images):
-    student = images(1, 3, 16, 16).requires_grad_()
-    with torch.inference_mode():
-        teacher, negatives = images(1, 3, 16, 16), images(2, 1, 3, 16, 16)
-    DCRLoss(encoder)(student, teacher, negatives).backward()
-    assert student.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -191,35 +124,18 @@ def test_refuses_settings(encoder, arguments, message):
         DCRLoss(encoder, **arguments)
 
 
-GOOD = (1, 3, 16, 16)
-
-
 @pytest.mark.parametrize(
-    ("student", "teacher", "negatives", "message"),
+    ("negatives", "message"),
     [
-        (GOOD, (1, 3, 16, 17), (2, *GOOD), r"teacher \(1, 3, 16, 17\).*\(1, 3, 16, 16\)"),
-        (GOOD, (2, 3, 16, 16), (2, *GOOD), "teacher"),
-        (GOOD, GOOD, GOOD, r"negatives must be \(N, B, 3, H, W\).*\(1, 3, 16, 16\)"),
-        (GOOD, GOOD, (0, *GOOD), "N at least 1"),
-        (GOOD, GOOD, (2, 2, 3, 16, 16), "each negative"),
-        ((1, 3, 8, 8), (1, 3, 8, 8), (2, 1, 3, 8, 8), "16x16 pixels, got 8x8"),
-        ((3, 16, 16), (3, 16, 16), (2, 3, 16, 16), "student must be"),
+        (torch.rand(1, 3, 16, 16), r"negatives must be \(N, B, 3, H, W\).*\(1, 3, 16, 16\)"),
+        (torch.rand(0, 1, 3, 16, 16), "N at least 1"),
+        (torch.rand(2, 2, 3, 16, 16), r"each negative \(2, 3, 16, 16\) and student"),
+        (torch.rand(2, 1, 3, 16, 16).byte(), "negatives must be floating point.*uint8"),
+        (torch.rand(2, 1, 3, 16, 16).to("meta"), "each negative is on meta"),
+        ([torch.rand(1, 3, 16, 16)], "negatives .* got list"),
     ],
+    ids=["4 axes", "none", "batch", "bytes", "device", "list"],
 )
-def test_refuses_shapes(encoder, student, teacher, negatives, message):
+def test_refuses_negatives(encoder, images, negatives, message):
     with pytest.raises(ValueError, match=message):
-        DCRLoss(encoder)(torch.rand(student), torch.rand(teacher), torch.rand(negatives))
-
-
-def test_refuses_other_devices_and_kinds(encoder):
-    x = torch.rand(GOOD)
-    with pytest.raises(ValueError, match="teacher is on meta, student on cpu"):
-        DCRLoss(encoder)(x, x.to("meta"), x[None])
-    with pytest.raises(ValueError, match=r"negatives .* got list"):
-        DCRLoss(encoder)(x, x, [x])
-    with pytest.raises(ValueError, match="each negative is on meta"):
-        DCRLoss(encoder)(x, x, x[None].to("meta"))
-    with pytest.raises(ValueError, match=r"teacher must be floating point.*torch.uint8"):
-        DCRLoss(encoder)(x, x.byte(), x[None])
-    with pytest.raises(ValueError, match=r"negatives must be floating point.*torch.uint8"):
-        DCRLoss(encoder)(x, x, x[None].byte())
+        DCRLoss(encoder)(*images(2, 1, 3, 16, 16), negatives)

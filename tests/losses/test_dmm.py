@@ -59,23 +59,6 @@ def test_gradcheck(encoder, images, form):
     assert torch.autograd.gradcheck(lambda x: dmm(x, teacher), student, fast_mode=True)
 
 
-def test_float32_agrees_with_float64(encoder, images):
-    student, teacher = images(2, 2, 3, 32, 48)
-    gradients = []
-    for dtype in (torch.float32, torch.float64):
-        x = student.to(dtype, copy=True).requires_grad_()
-        DMMLoss(encoder).to(dtype)(x, teacher.to(dtype)).backward()
-        gradients.append(x.grad)
-    assert relative(gradients[0], gradients[1]) < 1e-2
-
-
-def test_gradient_reaches_the_student_only(encoder, images):
-    student, teacher = (images(1, 3, 16, 16).requires_grad_() for _ in range(2))
-    DMMLoss(encoder)(student, teacher).backward()
-    assert student.grad.abs().sum() > 0
-    assert teacher.grad is None
-
-
 def test_released_form_is_nearly_flat_and_not_least_at_equality(images):
     """FACTS of the doubled softmax: range [log(e+M-1)-1, log(e+M-1)] for M codes."""
     logits = 40 * images(1, 1024, 2, 2, dtype=torch.float64)
@@ -85,14 +68,6 @@ def test_released_form_is_nearly_flat_and_not_least_at_equality(images):
     assert top - 1 <= released_cross_entropy(one_hot, logits, 1.0).item() < equal <= top
 
 
-def test_unchanged_under_autocast(encoder, images):
-    student, teacher = images(2, 1, 3, 32, 32)
-    dmm = DMMLoss(encoder)
-    expected = dmm(student, teacher)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(dmm(student, teacher), expected)
-
-
 @pytest.mark.parametrize("form", ["cross_entropy", "released"])
 def test_half_precision_logits_are_compared_in_float32(encoder, images, form):
     dmm = DMMLoss(encoder, form=form)
@@ -100,23 +75,6 @@ def test_half_precision_logits_are_compared_in_float32(encoder, images, form):
     seen = dmm.from_logits(student, teacher)
     assert seen.dtype == torch.float32
     assert torch.equal(seen, dmm.from_logits(student.float(), teacher.float()))
-
-
-def test_teacher_made_in_inference_mode(encoder, images):
-    student = images(1, 3, 16, 16).requires_grad_()
-    with torch.inference_mode():
-        teacher = images(1, 3, 16, 16)
-    DMMLoss(encoder)(student, teacher).backward()
-    assert student.grad.isfinite().all()
-
-
-def test_result_dtype(encoder, images):
-    single, double = (images(2, 1, 3, 16, 16, dtype=d) for d in (torch.float32, torch.float64))
-    dmm = DMMLoss(encoder)
-    assert dmm(*single).dtype == dmm(*double).dtype == torch.float32
-    dmm.double()
-    assert dmm(*single).dtype == torch.float32
-    assert dmm(*double).dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -129,10 +87,3 @@ def test_result_dtype(encoder, images):
 def test_refuses_settings(encoder, arguments, message):
     with pytest.raises(ValueError, match=message):
         DMMLoss(encoder, **arguments)
-
-
-def test_refuses_shapes(encoder):
-    with pytest.raises(ValueError, match=r"teacher .*\(1, 3, 16, 32\).*student .*\(1, 3, 16, 16\)"):
-        DMMLoss(encoder)(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 32))
-    with pytest.raises(ValueError, match="student must be"):
-        DMMLoss(encoder)(torch.rand(1, 4, 16, 16), torch.rand(1, 4, 16, 16))

@@ -1,5 +1,6 @@
 """The power of two by which gradients pass through a float16 network."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,3 +39,11 @@ def test_other_precisions_pass_unscaled(images):
     assert left.dtype == torch.float32
     (grad,) = torch.autograd.grad(left.sum(), x)
     assert torch.equal(grad, torch.full_like(grad, 2.0))
+
+
+def test_float16_does_not_compile_into_one_graph(images):
+    """Which would lose the power that backward finds."""
+    torch._dynamo.reset()
+    enter = torch.compile(GradientScale(torch.float16).enter, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        enter(images(2, 3).requires_grad_())

@@ -122,6 +122,7 @@ def launch_all(shape, dtype, negatives):
     [
         ((16, 128, 192, 192), 5, torch.float32),
         ((16, 128, 192, 192), 5, torch.float16),
+        ((16, 256, 48, 48), 5, torch.float16),
         ((1, 512, 12, 12), 43, torch.float32),
         ((1, 512, 12, 12), 43, torch.float16),
         ((3, 96, 35, 5), 1, torch.bfloat16),

@@ -149,6 +149,7 @@ def in_two_processes(kind, folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["ddp", "module", "fsdp"])
 def test_two_processes_train_as_one(kind, tmp_path):

@@ -61,11 +61,14 @@ class Hub:
         gets: whatever has been downloaded, by the same names.
         revisions: that were asked for, with each request.
         promised: the size that HEAD tells, where it is not the content's.
-        delay: seconds that every download takes.
+        delay: seconds before every download.
+        pace: seconds between the five pieces of every download.
+        silent: the method of requests, HEAD or GET, that are never answered to the end.
     """
 
     def __init__(self):
-        self.files, self.gets, self.promised, self.delay = {}, [], None, 0.0
+        self.files, self.gets, self.promised = {}, [], None
+        self.delay, self.pace, self.silent, self.stopped = 0.0, 0.0, None, threading.Event()
         self.headers, self.revisions = [], []
         hub = self
 
@@ -85,6 +88,7 @@ class Hub:
         self.thread.start()
 
     def stop(self):
+        self.stopped.set()
         if self.thread.is_alive():
             self.server.shutdown()
             self.server.server_close()
@@ -92,6 +96,9 @@ class Hub:
 
     def answer(self, request, *, body):
         self.headers.append(dict(request.headers))
+        if self.silent == "HEAD":
+            self.stopped.wait(60)
+            return
         asked = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", request.path)
         name = f"{asked[1]}/{asked[3]}" if asked else request.path
         self.revisions.append(asked[2] if asked else None)
@@ -114,4 +121,11 @@ class Hub:
         if body:
             self.gets.append(name)
             time.sleep(self.delay)
-            request.wfile.write(part)
+            step = -(-len(part) // 5)
+            for start in range(0, len(part), step):
+                request.wfile.write(part[start : start + step])
+                request.wfile.flush()
+                time.sleep(self.pace)
+                if self.silent == "GET":
+                    self.stopped.wait(60)
+                    return

@@ -88,17 +88,22 @@ def test_convert(run, checkpoint, tensors, tmp_path):
 
 
 @pytest.mark.slow
-def test_convert_needs_neither_lightning_nor_omegaconf(checkpoint, tmp_path):
-    code = (
-        "import sys\n"
-        "for name in ('omegaconf', 'pytorch_lightning', 'lightning', 'taming'):\n"
-        "    sys.modules[name] = None\n"
-        "from dckd_losses.weights.__main__ import main\n"
-        f"sys.exit(main(['convert', {str(checkpoint)!r}, 'out.safetensors']))"
-    )
+def test_a_clean_install_is_enough(checkpoint, tmp_path):
+    """Without NumPy, which torch does not need, and without what wrote the checkpoint."""
+    code = f"""
+import sys
+for name in ("numpy", "omegaconf", "pytorch_lightning", "lightning", "taming", "torchvision"):
+    sys.modules[name] = None
+from dckd_losses import VQGANEncoder
+from dckd_losses.weights.__main__ import main
+assert main(["convert", {str(checkpoint)!r}, "encoder.safetensors"]) == 0
+for name in ("encoder.safetensors", "compact", {str(checkpoint)!r}):
+    assert main(["info", name]) == main(["verify", name]) == 0
+    VQGANEncoder.from_pretrained(name)
+assert main(["list"]) == 0
+"""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
-    assert (tmp_path / "out.safetensors").is_file()
 
 
 def test_convert_refuses(refused, checkpoint, tensors, tmp_path, home):
@@ -143,6 +148,20 @@ def test_info(run, converted):
 def test_info_of_a_checkpoint_and_of_the_embedded_encoder(run, checkpoint):
     assert "codes         11" in run("info", checkpoint)
     assert "codes         256" in run("info", weights.COMPACT)
+
+
+def test_info_and_verify_know_the_names_that_list_shows(run, refused, tensors, home, monkeypatch):
+    assert f"file          {weights.COMPACT}" in run("info", "compact")
+    assert f"{weights.COMPACT}: good" in run("verify", "compact")
+    path = home / "vqgan-f16-1024.safetensors"
+    for command in ("info", "verify"):
+        said = refused(command, "vqgan-f16-1024")
+        assert f"{path}: no such file; 'fetch vqgan-f16-1024' makes it" in said
+    home.mkdir()
+    write_safetensors(tensors, path)
+    assert f"file          {path}" in run("info", "vqgan-f16-1024")
+    assert "is not vqgan-f16-1024" in refused("verify", "vqgan-f16-1024")
+    assert "vqgan-f16: no such file" in refused("info", "vqgan-f16")
 
 
 def test_verify(run, refused, converted, checkpoint, tensors, tmp_path):

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -345,6 +346,32 @@ def test_threads_fetch_once(home, hub, monkeypatch):
     assert len(hub.gets) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", ["HEAD", "GET"])
+def test_a_silent_server_is_given_up(home, hub, silent, monkeypatch):
+    """It takes every connection and says nothing, or begins to send the file and stops."""
+    hub.silent = silent
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"cannot be fetched \(\w*Timeout.*DCKD_HOME"):
+        weights.find(NAME)
+    assert time.monotonic() - start < 15
+    assert list(home.iterdir()) == []
+    hub.silent = None
+    VQGANEncoder.from_pretrained(NAME)
+
+
+def test_the_question_before_a_download_may_fail(home, hub, monkeypatch):
+    """The download asks again, and more than once."""
+
+    def refuse(*_, **__):
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    VQGANEncoder.from_pretrained(NAME)
+
+
 LOAD = f"""
 import sys, pickle
 from dckd_losses import VQGANEncoder, weights
@@ -354,15 +381,19 @@ print(VQGANEncoder.from_pretrained({NAME!r}).network.quant_conv.weight.sum().ite
 
 
 @pytest.mark.slow
-def test_four_processes_fetch_once(hub, source, tensors, tmp_path):
-    """By the environment alone, as ranks are started: one fetches, the others wait."""
-    hub.delay = 1.0
+def test_processes_fetch_once(hub, source, tensors, tmp_path):
+    """By the environment alone, as ranks are started: one fetches, the others wait.
+
+    The server takes longer than the time limit, but is never silent for so long.
+    """
+    hub.pace = 2.0
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "3",
         "TQDM_POSITION": "-1",  # the Hub's way to have its bar shown without a terminal
         "DCKD_HOME": str(tmp_path / "home"),
     }
@@ -381,7 +412,7 @@ def test_four_processes_fetch_once(hub, source, tensors, tmp_path):
             assert float(out) == pytest.approx(tensors["quant_conv.weight"].sum().item())
             yield error
 
-    shown = list(ranks(4))
+    shown = list(ranks(3))
     assert hub.gets == [f"{REPOSITORY}/{FILE}"]
     assert sum("last.ckpt" in error for error in shown) == 1  # the Hub's progress bar
     names = {p.name for p in (tmp_path / "home").iterdir()}

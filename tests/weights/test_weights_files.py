@@ -1,20 +1,32 @@
 """Reading weights: formats, damage, and pickles that would like to run something."""
 
+import importlib
 import io
 import os
 import pickle
+import random
+import subprocess
+import uuid
 import zipfile
-from collections import defaultdict
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 import torch
 from hub import complete_checkpoint
 from lightning.fabric.utilities.data import AttributeDict
 
 from dckd_losses import VQGANEncoder
-from dckd_losses.weights import load
+from dckd_losses.weights import load, pickles, read_checkpoint
 from dckd_losses.weights.files import DIGEST, digest, read_safetensors, write_safetensors
 
 
@@ -85,6 +97,13 @@ class Acting:
         open(self.mark, "w").close()  # noqa: PTH123
 
 
+class Kind(Enum):
+    SGD = "sgd"
+
+
+Point = namedtuple("Point", "x y")
+
+
 class Caller:
     """Pickles into a call of something."""
 
@@ -95,20 +114,208 @@ class Caller:
         return self.call
 
 
+HOSTILE = [
+    *(
+        os.system,
+        eval,
+        exec,
+        print,
+        pickle.loads,
+        subprocess.Popen,
+        importlib.import_module,
+    ),
+    *(torch.load, torch.storage._load_from_bytes, Path.touch),
+]
+
+
+@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("where", ["callbacks", "hyper_parameters", "state_dict"])
-@pytest.mark.parametrize("function", [os.system, eval, print, pickle.loads])
-def test_a_pickle_that_calls_something_is_refused_whole(tensors, tmp_path, where, function):
+def test_a_pickle_that_calls_something_is_refused_whole(tensors, tmp_path, where, new):
     mark = tmp_path / "executed"
-    argument = f"touch {mark}" if function is os.system else f"open({str(mark)!r}, 'w')"
-    argument = argument.encode() if function is pickle.loads else argument
-    evil = Caller(function, argument)
-    more = {where: {"x": evil}} if where != "state_dict" else {
-        "state_dict": {**tensors, "loss.extra": evil}
-    }  # fmt: skip
-    path = complete_checkpoint(tensors, tmp_path / "evil.ckpt", **more)
-    with pytest.raises(RuntimeError, match=r"evil\.ckpt .*(wants to call|is blocked)"):
-        VQGANEncoder.from_pretrained(path)
-    assert not mark.exists()
+    for function in HOSTILE:
+        argument = f"open({str(mark)!r}, 'w')" if function in (eval, exec) else f"touch {mark}"
+        evil = Caller(function, mark if function is Path.touch else argument)
+        content = {"state_dict": dict(tensors), "callbacks": {}, "hyper_parameters": {}}
+        content[where]["x"] = evil
+        torch.save(content, tmp_path / "evil.ckpt", _use_new_zipfile_serialization=new)
+        with pytest.raises(RuntimeError, match=r"evil\.ckpt .*wants to call .*\."):
+            VQGANEncoder.from_pretrained(tmp_path / "evil.ckpt")
+        assert not mark.exists()
+
+
+HARMLESS = {
+    "NumPy's scalars": np.float64(0.5),
+    "arrays": {"a": np.arange(3), "s": np.array(["x"]), "o": np.array([None], object)},
+    "NumPy's random states": [np.random.RandomState(0), np.random.default_rng(0)],
+    "random states": [random.getstate(), random.Random(0), torch.get_rng_state()],
+    "dates": [datetime.now(), datetime.now(timezone.utc), date.today(), timedelta(1)],
+    "zones": datetime(2025, 1, 1, tzinfo=ZoneInfo("UTC")),
+    "paths": [Path("a"), PurePosixPath("b"), PureWindowsPath("c")],
+    "numbers": [Decimal("0.1"), Fraction(1, 3), 1j, 10**30, uuid.UUID(int=0)],
+    "containers": [{1}, frozenset({2}), deque([3]), Counter("a"), range(4), slice(5), bytearray(6)],
+    "settings": [Namespace(lr=1), SimpleNamespace(lr=1), partial(max, 0), Kind.SGD, Point(1, 2)],
+    "torch's": [
+        torch.Size([1]),
+        torch.device("cpu"),
+        torch.float16,
+        torch.nn.ReLU(),
+        torch.tensor(1),
+    ],
+    "functions": [print, os.system, torch.optim.Adam, torch.nn.functional.relu],
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("what", HARMLESS)
+def test_values_beside_the_encoder_are_no_reason_to_refuse(tensors, tmp_path, what, protocol):
+    """Nor are functions that are named and not called."""
+    content = {"state_dict": tensors, "beside": HARMLESS[what], "state": {what: HARMLESS[what]}}
+    torch.save(content, tmp_path / "last.ckpt", pickle_protocol=protocol)
+    assert load(tmp_path / "last.ckpt").keys() == tensors.keys()
+
+
+RAW = {  # as pickles can be written by hand
+    "INST": b"(S'{}'\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nS'{}'\no.",
+    "REDUCE": b"cos\nsystem\n(S'{}'\ntR.",
+    "NEWOBJ": b"csubprocess\nPopen\n(S'{}'\nt\x81.",
+    "a part of a module": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c{n}{}\x85R.",
+    "an extension": b"\x82\x01S'{}'\n\x85R.",
+    "BUILD of a stub": b"cos\nsystem\n)\x81}S'__reduce__'\ncos\nsystem\nsb.",
+    "BUILD of a rebuilder": b"ctorch._utils\n_rebuild_tensor_v2\nN}S'marked'\nI1\ns\x86b.",
+    "BUILD of a dict's class": b"ccollections\nOrderedDict\nN}S'marked'\nI1\ns\x86b.",
+    "TypedStorage": b"ctorch.storage\nTypedStorage\n)R.",
+    "a rebuilder's argument": b"ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\nN"
+    b"S'{}'\n\x85NtR.",
+}
+
+
+@pytest.mark.parametrize("how", RAW)
+def test_pickles_written_by_hand_run_nothing(tmp_path, how):
+    command = f"touch {tmp_path / 'executed'}".encode()
+    raw = RAW[how].replace(b"{n}", bytes([len(command)])).replace(b"{}", command)
+    with zipfile.ZipFile(tmp_path / "raw.pt", "w") as archive:
+        archive.writestr("raw/data.pkl", raw)
+    with pytest.raises(RuntimeError, match=r"raw\.pt"):
+        load(tmp_path / "raw.pt")
+    assert not (tmp_path / "executed").exists()
+    assert not any(hasattr(known, "marked") for known in (*pickles.REBUILD.values(), OrderedDict))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_refused_before_its_code_runs(tmp_path):
+    victim = tmp_path / "victim"
+
+    class Evil(torch.nn.Module):
+        path: str
+
+        def __init__(self):
+            super().__init__()
+            self.path = ""
+
+        def forward(self, x):
+            return x
+
+        @torch.jit.export
+        def __getstate__(self) -> str:
+            return self.path
+
+        @torch.jit.export
+        def __setstate__(self, state: str) -> None:
+            self.path = state
+            self.training = False
+            torch.save("commands", self.path)
+
+    evil = Evil()
+    evil.path = str(victim)
+    torch.jit.script(evil).save(str(tmp_path / "teacher.pt"))
+    victim.unlink(missing_ok=True)
+    with pytest.raises(RuntimeError, match=r"teacher\.pt .*it is TorchScript"):
+        read_checkpoint(tmp_path / "teacher.pt")
+    assert not victim.exists()
+
+
+STATE = {
+    "float": torch.randn(3, 4),
+    "half": torch.randn(5).half(),
+    "bfloat16": torch.randn(2, 2).bfloat16(),
+    "double": torch.randn(2).double(),
+    "counts": torch.arange(6).view(2, 3),
+    "small": torch.arange(6, dtype=torch.int8),
+    "unsigned": torch.arange(6).to(torch.uint16),
+    "mask": torch.tensor([True, False]),
+    "complex": torch.randn(3, dtype=torch.complex64),
+    "scalar": torch.tensor(7),
+    "empty": torch.empty(0, 3),
+    "transposed": torch.randn(3, 4).t(),
+    "tail": torch.arange(10)[5:],
+    "repeated": torch.ones(1, 3).expand(4, 3),
+    "parameter": torch.nn.Parameter(torch.randn(2)),
+}
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("key", [None, "state_dict", "params_ema", "params", "model", "generator"])
+def test_read_checkpoint_gives_what_torch_gives(tmp_path, key, new):
+    state = {k: v for k, v in STATE.items() if new or v.dtype != torch.uint16}
+    content = {**state, "step": 3, "note": "x", "none": None}
+    torch.save(
+        {key: content} if key else content,
+        tmp_path / "teacher.pth",
+        _use_new_zipfile_serialization=new,
+    )
+    seen = read_checkpoint(tmp_path / "teacher.pth")
+    assert seen.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(seen[name], tensor)
+        assert (seen[name].dtype, seen[name].shape) == (tensor.dtype, tensor.shape)
+
+
+def test_read_checkpoint_takes_the_averaged_weights_where_there_are_two(tmp_path):
+    content = {"params": {"a": torch.zeros(1)}, "params_ema": {"a": torch.ones(1)}}
+    torch.save(content, tmp_path / "teacher.pth")
+    assert read_checkpoint(tmp_path / "teacher.pth")["a"] == 1
+
+
+def test_read_checkpoint_reads_safetensors(tensors, good):
+    assert all(
+        map(torch.equal, read_checkpoint(good).values(), dict(sorted(tensors.items())).values())
+    )
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    weight = torch.zeros(3)
+    torch.save({"a": weight, "b": weight, "c": weight[1:]}, tmp_path / "tied.pt")
+    seen = read_checkpoint(tmp_path / "tied.pt")
+    assert seen["a"].data_ptr() == seen["b"].data_ptr() == seen["c"].data_ptr() - 4
+
+
+def test_a_pickled_module_is_refused(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(RuntimeError, match=r"module\.pt .*holds no state_dict"):
+        read_checkpoint(tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_no_altered_byte_changes_a_tensor_in_silence(tensors, tmp_path, kind):
+    """At random places, and at every one of the parts that describe."""
+    path = tmp_path / f"altered.{kind}"
+    torch.save(tensors, path) if kind == "ckpt" else write_safetensors(tensors, path)
+    good, random_ = path.read_bytes(), random.Random(0)
+    described = [*range(0, 8192, 97), *range(len(good) - 8192, len(good), 97)]
+    refused = 0
+    for place in (*described, *random_.sample(range(len(good)), 50)):
+        data = bytearray(good)
+        data[place] ^= 1 << random_.randrange(8)
+        path.write_bytes(data)
+        try:
+            seen = load(path)
+        except RuntimeError:
+            refused += 1
+        else:
+            assert seen.keys() == tensors.keys()
+            assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
+    assert refused > 90
 
 
 def test_a_state_dict_without_an_encoder_is_refused(tmp_path):

@@ -13,7 +13,6 @@ import torch
 
 from dckd_losses import VQGANEncoder, weights
 from dckd_losses.network import VQGANNetwork
-from dckd_losses.weights import F16
 from dckd_losses.weights.files import write_safetensors
 
 
@@ -70,28 +69,25 @@ def test_compact_uses_its_codes_on_photographs():
 
 
 @pytest.fixture
-def f16():
-    """Tensors of the f16 size with so many codes, which take no room."""
-
-    def make(codes):
-        with torch.device("meta"):
-            network = VQGANNetwork(dataclasses.replace(F16, codes=codes))
-        return {k: torch.zeros(()).expand(v.shape) for k, v in network.state_dict().items()}
-
-    return make
+def small(monkeypatch, architecture):
+    """Lets both names promise an encoder of the test's size, and of other numbers of codes."""
+    for name, codes in (("vqgan-f16-1024", 12), ("vqgan-f16-16384", 11)):
+        promised = dataclasses.replace(architecture, codes=codes)
+        source = dataclasses.replace(weights.SOURCES[name], architecture=promised)
+        monkeypatch.setitem(weights.SOURCES, name, source)
 
 
-def test_a_file_in_the_home_folder_needs_no_network(f16, home, no_network):
+def test_a_file_in_the_home_folder_needs_no_network(small, tensors, home, no_network):
     home.mkdir()
-    write_safetensors(f16(16384), home / "vqgan-f16-16384.safetensors")
+    write_safetensors(tensors, home / "vqgan-f16-16384.safetensors")
     encoder = VQGANEncoder.from_pretrained("vqgan-f16-16384")
-    assert encoder.network.architecture.codes == 16384
+    assert encoder.network.architecture.codes == 11
 
 
-def test_a_file_in_the_home_folder_has_to_be_what_it_is_called(f16, home, no_network):
+def test_a_file_in_the_home_folder_has_to_be_what_it_is_called(small, tensors, home, no_network):
     home.mkdir()
-    write_safetensors(f16(16384), home / "vqgan-f16-1024.safetensors")
-    message = r"f16-1024\.safetensors is not vqgan-f16-1024: it has codes 16384 where .* has 1024"
+    write_safetensors(tensors, home / "vqgan-f16-1024.safetensors")
+    message = r"f16-1024\.safetensors is not vqgan-f16-1024: it has codes 11 where .* has 12"
     with pytest.raises(RuntimeError, match=message):
         VQGANEncoder.from_pretrained("vqgan-f16-1024")
 

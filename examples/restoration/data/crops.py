@@ -34,13 +34,9 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         length: Number of items.
         seed: 0 or more.
         quarter_turns: Whether to turn by 90 degrees, besides flipping.
-        mirror: Whether to mirror smaller images at their lower and right borders.
+        mirror: Whether to mirror smaller images at their lower and right borders, or refuse them.
 
-    Shape:
-        Items: float32 in [0, 1], (3, crop, crop) and (3, crop scale, crop scale).
-
-    Raises:
-        ValueError: Where an image is smaller than the crop and not mirrored, or there is none.
+    Shape: items are float32 in [0, 1], (3, crop, crop) and (3, crop scale, crop scale).
     """
 
     def __init__(
@@ -117,17 +113,8 @@ class Batches(Sampler[list[Crop]]):
     """The batches of one process, in the order of training.
 
     Each step takes the recipe's next crops. Processes share them in equal blocks, and each goes
-    through its block in equal parts, so neither number changes what a step sees.
-
-    Args:
-        recipe: how many crops a step, and of what size.
-        first: the step to begin with.
-        processes: that train together.
-        rank: of this one.
-        parts: of its block, one batch each: gradient accumulation.
-
-    Raises:
-        ValueError: a step's crops cannot be shared out equally.
+    through its block in equal parts (gradient accumulation), so neither number changes what a step
+    sees. `first` is the step to begin with.
     """
 
     def __init__(

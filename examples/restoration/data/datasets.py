@@ -32,11 +32,11 @@ def pairs_from_images(
     *,
     versions: int = 1,
 ) -> list[Pair]:
-    """Make low-quality versions of images, uint8 RGB (H, W, 3).
+    """Make low-quality versions of images by name, uint8 RGB (H, W, 3).
 
     Args:
-        images: By name.
-        scale: HR size over LR size; an image is cropped to whole LR pixels.
+        images: Cropped to whole LR pixels.
+        scale: HR size over LR size.
         degradation: What makes them, of the same size; None for MATLAB's bicubic by the scale.
         versions: Of each image. What one draws follows from its number.
     """
@@ -63,17 +63,14 @@ def load_pairs(
 ) -> list[Pair]:
     """Load a data set of one of the layouts in `layouts` into memory, as uint8.
 
-    LR is made by MATLAB's bicubic where there is none. An LR file has its HR file's name, or that
-    and `x{scale}`; others have the same name.
-
     Args:
-        folder: The data set.
-        scale: HR size over LR size; HR is cropped to LR size times this. 1 for pairs of one size.
+        folder: The data set. LR is made by MATLAB's bicubic where there is none.
+        scale: HR size over LR size, to which HR is cropped; 1 for pairs of one size.
         skip_bad: Leave out unreadable files, with a warning on stderr, instead of stopping.
         degradation: For scale 1: what makes pairs of a folder that holds none but images.
 
     Raises:
-        BadImageError: For an unreadable file.
+        BadImageError: A file is unreadable.
         ValueError: As `layouts.find_pairs`, or for sizes that do not fit the scale.
     """
     return _load(_find(Path(folder), scale, degradation), scale, skip_bad, degradation)
@@ -82,16 +79,8 @@ def load_pairs(
 class PairFiles(Sequence[Pair]):
     """The pairs of a data set, each read from its files whenever it is asked for.
 
-    Args:
-        files: Of the pairs.
-        scale: HR size over LR size.
-        degradation: What makes a missing low-quality image.
-
     Attributes:
-        sizes: Height and width of each low-quality image.
-
-    Raises:
-        BadImageError: For a file whose header is unreadable; later for one whose pixels are.
+        sizes: Height and width of each low-quality image, by the headers.
     """
 
     def __init__(

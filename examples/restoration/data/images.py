@@ -30,7 +30,7 @@ def read_image(path: str | Path) -> Image:
     """Read an image file as uint8 RGB, (H, W, 3); gray and palettes are converted, alpha dropped.
 
     Raises:
-        BadImageError: For a missing, truncated, non-image or more-than-8-bit file.
+        BadImageError: It is missing, truncated, no image or has more than 8 bits.
     """
     try:
         with Pillow.open(path) as file:
@@ -42,11 +42,7 @@ def read_image(path: str | Path) -> Image:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width by an image file's header, a hundred times faster than its pixels.
-
-    Raises:
-        BadImageError: As `read_image`, as far as the header shows it.
-    """
+    """Height and width by an image file's header, a hundred times faster than its pixels."""
     try:
         with Pillow.open(path) as file:
             return file.height, file.width
@@ -74,11 +70,7 @@ def photographs(split: Literal["train", "held_out"]) -> dict[str, Image]:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Every image file in a folder and below, sorted.
-
-    Raises:
-        ValueError: For a missing folder, something that is no folder, or one without images.
-    """
+    """Every image file in a folder and below, sorted; ValueError where there is none."""
     root = Path(folder)
     if not root.is_dir():
         seen = "a file" if root.exists() else "nothing"

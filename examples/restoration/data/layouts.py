@@ -60,9 +60,8 @@ def find_pairs(
         held_out: Whether they are to be scored: of all DIV2K that is its validation images.
 
     Raises:
-        ValueError: For a missing or empty folder, an image without its partner, no pairs for
-            scale 1, several splits, images that cannot all be ground truths, or sub-images that
-            prepare.py has not finished.
+        ValueError: What is there is no such data set, or not the whole of one; says what is
+        missing.
     """
     mark = root / UNFINISHED
     if parts and mark.exists():
@@ -76,11 +75,7 @@ def find_pairs(
 
 
 def find_images(root: Path) -> list[Files]:
-    """All images in and below a folder, as ground truths to be degraded.
-
-    Raises:
-        ValueError: For a missing or empty folder, or as `truths.check_truths`.
-    """
+    """All images in and below a folder, as ground truths to be degraded, see `check_truths`."""
     images = _by_name(root)
     check_truths(root, [*images.values()], TRUTHS)
     return [Files(name, path, None) for name, path in images.items()]
@@ -192,16 +187,11 @@ ALIKE = 0.95  # correlation above which one image is another made smaller
 
 
 def check_truths(root: Path, images: Sequence[Path], names: Collection[str]) -> None:
-    """Require images that can all be ground truths.
+    """Require images that can all be ground truths, where no layout is known.
 
-    Args:
-        root: The folder they were found in or below.
-        images: Their files.
-        names: Of folders of ground truths; what lies beside these is something else.
-
-    Raises:
-        ValueError: For images in folders like `LR_bicubic`, `LRbicx4` or `X2`, images beside a
-            folder of one of the names, or a folder that has another's images smaller.
+    Refused are folders like `LR_bicubic`, `LRbicx4` or `X2`, images beside a folder of one of the
+    names, which are those of ground truths' folders, and a folder that has another's images
+    smaller.
     """
     parents = {parent for path in images for parent in path.relative_to(root).parents}
     folders = sorted(root / parent for parent in parents if parent.name)
@@ -209,7 +199,7 @@ def check_truths(root: Path, images: Sequence[Path], names: Collection[str]) -> 
         if LR_FOLDER.fullmatch(folder.name):
             raise ValueError(
                 f"{folder}: named as LR images are; expected the folder that holds HR and LR by "
-                "names in README, or one of ground truths alone"
+                "names in examples/README.md, or one of ground truths alone"
             )
     for truths in folders:
         if truths.name.lower() in names:
@@ -217,7 +207,7 @@ def check_truths(root: Path, images: Sequence[Path], names: Collection[str]) -> 
             if beside:
                 raise ValueError(
                     f"{truths}: found beside {beside[0].name}; expected pairs in folders by names "
-                    "in README, or a folder of ground truths alone"
+                    "in examples/README.md, or a folder of ground truths alone"
                 )
     _refuse_copies(images)
 
@@ -241,7 +231,7 @@ def _refuse_copies(images: Sequence[Path]) -> None:
             if fits and _made_of(other, path, times):
                 raise ValueError(
                     f"{other}: found to be {path} made smaller; expected the folder that holds "
-                    "HR and LR by names in README, or one of ground truths alone"
+                    "HR and LR by names in examples/README.md, or one of ground truths alone"
                 )
 
 

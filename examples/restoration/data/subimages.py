@@ -43,14 +43,9 @@ class Cut(NamedTuple):
 
 
 def plan(root: Path, scales: Sequence[int]) -> list[Cut]:
-    """What there is to cut in a data set, done or not.
+    """What there is to cut in DIV2K's folder, or in one of blurred and sharp images, done or not.
 
-    Args:
-        root: DIV2K's folder, or a folder of blurred and sharp images for deblurring.
-        scales: Of super-resolution; LR that is not there is made.
-
-    Raises:
-        ValueError: For a folder with neither, or as `layouts.find_pairs`.
+    For super-resolution of some scales; LR that is not there is made.
     """
     if (root / HR).is_dir():
         return [cut for scale in (1, *scales) for cut in _plan_scale(root, scale)]
@@ -78,12 +73,7 @@ def _plan_scale(root: Path, scale: int) -> list[Cut]:
 
 
 def check(cuts: Sequence[Cut]) -> None:
-    """Require images that can be cut, by their headers, before the first of them is.
-
-    Raises:
-        ValueError: For an unreadable image, one smaller than a part, or LR that is not its ground
-            truth's size by the scale.
-    """
+    """Require, by their headers, images that can be cut, before the first of them is."""
     truths: dict[str, tuple[Path, tuple[int, int]]] = {}
     for cut in cuts:
         _places(cut)
@@ -98,13 +88,7 @@ def check(cuts: Sequence[Cut]) -> None:
 
 
 def write_crops(cut: Cut) -> int:
-    """Write the parts of an image that are not there; how many those were.
-
-    Each file appears complete or not at all.
-
-    Raises:
-        ValueError: For an unreadable image, or one smaller than a part.
-    """
+    """Write the parts of an image that are not there, each at once; how many those were."""
     places = _places(cut)
     paths = [cut.folder / f"{cut.name}_s{number:03}.png" for number in range(1, len(places) + 1)]
     missing = [(path, at) for path, at in zip(paths, places, strict=True) if not path.is_file()]

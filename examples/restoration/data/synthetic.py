@@ -18,20 +18,14 @@ SUPPORT = 4  # pixels the cubic kernel spans
 
 
 def matlab_bicubic(image: Image, scale: float) -> Image:
-    """Resize an image as MATLAB's `imresize(image, scale, "bicubic")` does.
+    """Resize an image as MATLAB's `imresize(image, scale, "bicubic")` does; 1/2 halves.
 
     Each pass is rounded to uint8, as MATLAB does for uint8 images; with equal scales it resizes
-    rows first.
-
-    Args:
-        image: uint8, (H, W) or (H, W, C).
-        scale: Output size over input size, above 0; 1/2 halves.
-
-    Returns:
-        uint8, (ceil(scale H), ceil(scale W)) and the input's channels.
+    rows first. uint8 (H, W) or (H, W, C) becomes (ceil(scale H), ceil(scale W)) of the same
+    channels.
 
     Raises:
-        ValueError: For another dtype, rank or scale, or an image without pixels.
+        ValueError: Another dtype, rank or scale, or an image without pixels.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
         raise ValueError(
@@ -78,15 +72,7 @@ SENSOR_NOISE = 1.0  # standard deviation of the sensor's, in grey levels
 
 
 def camera_motion(image: Image, rng: np.random.Generator) -> Image:
-    """Blur an image along the path of a shaken camera, and add a little noise.
-
-    Args:
-        image: uint8 RGB, (H, W, 3).
-        rng: Draws path and noise.
-
-    Returns:
-        The same shape and type.
-    """
+    """Blur an image, uint8 RGB, along the path of a shaken camera, and add a little noise."""
     kernel = motion_kernel(rng)
     radius = len(kernel) // 2
     padded = np.pad(image.astype(np.float64), ((radius,) * 2, (radius,) * 2, (0, 0)), "reflect")
@@ -99,9 +85,8 @@ def camera_motion(image: Image, rng: np.random.Generator) -> Image:
 def motion_kernel(rng: np.random.Generator) -> Floats:
     """The kernel of one exposure: a path of random length that turns at random on its way.
 
-    Returns:
-        float64, (k, k) with k odd, its sum 1 and its centre of mass within half a pixel of the
-        middle, so that blurring moves nothing.
+    float64, (k, k) with k odd, its sum 1 and its centre of mass within half a pixel of the middle,
+    so that blurring moves nothing.
     """
     headings = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, BLUR_TURN, BLUR_MOMENTS))
     steps = np.stack([np.sin(headings), np.cos(headings)])
@@ -125,15 +110,7 @@ STREAK_BRIGHTNESS = (0.3, 0.8)  # of one streak, where 1 is white
 
 
 def rain(image: Image, rng: np.random.Generator) -> Image:
-    """Add bright streaks of one direction and length, at random places.
-
-    Args:
-        image: uint8 RGB, (H, W, 3).
-        rng: Draws angle, length, density, places and brightness.
-
-    Returns:
-        The same shape and type.
-    """
+    """Add bright streaks of one direction and length to an image, uint8 RGB, at random places."""
     streak = streak_kernel(rng.uniform(-STREAK_ANGLE, STREAK_ANGLE), rng.uniform(*STREAK_LENGTH))
     height, width = image.shape[:2]
     margin = len(streak) // 2  # streaks that begin outside
@@ -150,12 +127,7 @@ def rain(image: Image, rng: np.random.Generator) -> Image:
 def streak_kernel(angle: float, length: float) -> Floats:
     """One streak, a pixel wide with soft borders, as bright as 1 in its middle.
 
-    Args:
-        angle: Degrees from the vertical.
-        length: Pixels.
-
-    Returns:
-        float64, (k, k) with k odd.
+    float64, (k, k) with k odd, for an angle in degrees from the vertical and a length in pixels.
     """
     radius = int(np.ceil(length / 2)) + 1
     rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]

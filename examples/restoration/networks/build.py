@@ -33,13 +33,7 @@ RESTORMER = {"heads": [1, 2, 4, 8], "ffn_expansion_factor": 2.66, "LayerNorm_typ
 
 @dataclass(frozen=True)
 class Specification:
-    """What a network is made of.
-
-    Attributes:
-        architecture: The class in `architectures`.
-        scales: Output sizes over input size that the paper has.
-        settings: Its arguments besides the scale.
-    """
+    """A class of `paper`, the scales that the paper has, and its arguments besides the scale."""
 
     architecture: str
     scales: tuple[int, ...]
@@ -91,19 +85,13 @@ def names_for(task: str) -> list[str]:
 
 
 def build(name: str, scale: int) -> nn.Module:
-    """A fresh network.
+    """A fresh network, (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped.
 
-    Args:
-        name: One of `NAMES`.
-        scale: Output size over input size: 1 or more for the small networks, 2 to 4 for SwinIR
-            and RCAN, 1 for NAFNet and Restormer.
-
-    Returns:
-        (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped; has attributes
-        `backbone`, its name ("custom" for a small network of another shape), and `scale`.
+    Its attributes `backbone` and `scale` say what it is ("custom" for a small one of another
+    shape).
 
     Raises:
-        ValueError: Another name, or a scale that this network is not for.
+        ValueError: Another name than those of `NAMES`, or a scale that this network is not for.
         RuntimeError: spandrel, which has the paper's networks, cannot be imported.
     """
     if name in BACKBONES:

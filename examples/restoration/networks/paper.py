@@ -22,18 +22,12 @@ MULTIPLE = 8  # of which Restormer's three downsamplings need their input's side
 class SwinIR(main.SwinIR.SwinIR):
     """SwinIR (2021), whose mean colour follows it and stays exact.
 
-    The original keeps that colour as an attribute which no move of the module reaches, and keeps
-    it as the last input cast it: rounded for good after one input in half precision.
+    The original keeps that colour as an attribute, which no move of the module reaches and which
+    one input in half precision rounds for good. In training mode blocks are left out at random
+    (stochastic depth 0.1, as its authors train it), by torch's generator: a teacher is in eval
+    mode.
 
-    In training mode blocks are left out at random (stochastic depth 0.1, as its authors and the
-    released code train it), which draws from torch's generator: a teacher belongs in eval mode.
-
-    Args:
-        scale: Output size over input size.
-        settings: spandrel's others.
-
-    Shape:
-        (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), any H and W.
+    Shape: (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), any H and W.
     """
 
     def __init__(self, *, scale: int, **settings: Any) -> None:
@@ -55,12 +49,7 @@ class RCAN(main.RCAN.RCAN):
     images in [0, 255] after the student's turn. Its two `MeanShift` layers are constants, 24
     numbers that are among its parameters and would be trained.
 
-    Args:
-        scale: Output size over input size.
-        settings: spandrel's others.
-
-    Shape:
-        (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale).
+    Shape: (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale).
     """
 
     def __init__(self, *, scale: int, **settings: Any) -> None:
@@ -78,14 +67,10 @@ class LocalPool(nn.Module):
     """Mean over the image in training; in eval mode over the window around each pixel.
 
     Test-time Local Converter (Chu et al. 2022): a network that learned from crops sees means over
-    whole images at test time, which are distributed otherwise.
+    whole images at test time, which are distributed otherwise. `size` is the window's side in
+    pixels; near a border the window is moved inside, not cut.
 
-    Args:
-        size: Pixels a side of the window; near a border it is moved inside, not cut.
-
-    Shape:
-        (B, C, H, W) to (B, C, 1, 1), or in eval mode, where a side is larger than the window, to
-        (B, C, H, W).
+    Shape: (B, C, H, W) to (B, C, 1, 1), or in eval mode, for images above the window, (B, C, H, W).
     """
 
     def __init__(self, size: int) -> None:
@@ -117,12 +102,7 @@ def sliding_mean(x: Tensor, size: int, dim: int) -> Tensor:
 class NAFNet(main.NAFNet.NAFNet):
     """NAFNet (2022) with the local pooling that its GoPro figures are measured with.
 
-    Args:
-        scale: 1.
-        settings: spandrel's.
-
-    Shape:
-        (B, 3, H, W) in [0, 1] to the same.
+    Shape: (B, 3, H, W) in [0, 1] to the same.
     """
 
     def __init__(self, *, scale: int = 1, **settings: Any) -> None:
@@ -137,12 +117,7 @@ class NAFNet(main.NAFNet.NAFNet):
 class Restormer(extra.Restormer.Restormer):
     """Restormer (2022) for images of any size, by reflection at two borders, as its authors test.
 
-    Args:
-        scale: 1.
-        settings: spandrel's.
-
-    Shape:
-        (B, 3, H, W) in [0, 1] to the same; H and W above 4.
+    Shape: (B, 3, H, W) in [0, 1] to the same; H and W above 4.
     """
 
     def __init__(self, *, scale: int = 1, **settings: Any) -> None:

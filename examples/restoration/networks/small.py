@@ -22,18 +22,9 @@ class ResidualBlock(nn.Module):
 class ResidualNetwork(nn.Module):
     """What the small networks have in common: convolutions around residual blocks.
 
-    The last convolution starts at zero, so an untrained network is its starting point and the
-    first updates improve on it.
-
-    Args:
-        channels: Width.
-        blocks: Residual blocks.
-        scale: Output size over input size.
-        inputs: Channels that the first convolution sees.
-        outputs: Channels that the last one makes.
-
-    Raises:
-        ValueError: Where an argument is below 1.
+    The last convolution starts at zero, so an untrained network is its starting point and the first
+    updates improve on it. `inputs` and `outputs` are channels of the first and the last
+    convolution.
     """
 
     def __init__(self, channels: int, blocks: int, scale: int, inputs: int, outputs: int) -> None:
@@ -58,13 +49,7 @@ class ResidualNetwork(nn.Module):
 class ResidualSR(ResidualNetwork):
     """Adds detail to the bicubic upsampling of its input.
 
-    Args:
-        channels: Width.
-        blocks: Residual blocks.
-        scale: Output size over input size.
-
-    Shape:
-        (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped.
+    Shape: (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped.
     """
 
     def __init__(self, channels: int, blocks: int, scale: int) -> None:
@@ -81,12 +66,7 @@ class ResidualSameSize(ResidualNetwork):
 
     That is a quarter of the cost and twice the sight, which blur and streaks of rain call for.
 
-    Args:
-        channels: Width.
-        blocks: Residual blocks.
-
-    Shape:
-        (B, 3, H, W) in [0, 1] to the same, not clamped; odd sizes are padded and cropped inside.
+    Shape: (B, 3, H, W) in [0, 1] to the same, not clamped; odd sizes are padded and cropped inside.
     """
 
     def __init__(self, channels: int, blocks: int) -> None:

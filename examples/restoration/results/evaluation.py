@@ -35,14 +35,7 @@ def restore(model: nn.Module, lq: Image, tile: int | None = None) -> Image:
     """Run a network on one image, uint8 RGB (H, W, 3), without gradient.
 
     The network runs in eval mode, on its own device and in its own dtype; its modes are put back.
-
-    Args:
-        model: (1, 3, h, w) in [0, 1] to its `scale`, or 1, times that size.
-        lq: The image.
-        tile: Pixels a side of the parts in which a large image is restored; None for the whole.
-
-    Raises:
-        ValueError: For a tile that is no multiple of 8.
+    `tile` is the side in pixels, a multiple of 8, of the parts in which a large image is restored.
     """
     if tile is not None and (tile < UNIT or tile % UNIT):
         raise ValueError(f"got tile {tile}; expected a multiple of {UNIT}")
@@ -84,7 +77,7 @@ def evaluate(
     task: str = "sr",
     tile: int | None = None,
 ) -> Scores:
-    """Score a network on a data set as the papers of a task do, see `metrics.protocol`.
+    """Score a network, or the `degraded` images, as the papers of a task do: `metrics.protocol`.
 
     Args:
         model: (1, 3, H, W) in [0, 1] to `scale` times that size; None for `degraded`.
@@ -93,9 +86,6 @@ def evaluate(
         save_images: Folder for the restored images, as PNG.
         task: "sr", "deblur" or "derain".
         tile: As in `restore`.
-
-    Raises:
-        ValueError: For no pairs, or an output without the ground truth's size.
     """
     rules = protocol(task, scale)
     images: dict[str, Score] = {}
@@ -121,10 +111,7 @@ def mean(scores: Iterable[Score]) -> Score:
 def validation(
     pairs: Sequence[Pair], task: str, scale: int, accelerator: Accelerator
 ) -> Callable[[nn.Module], float]:
-    """Mean PSNR of a network, to be called on every process: each takes its share of the images.
-
-    One alone would let the others wait for longer than they may.
-    """
+    """Mean PSNR of a network, to be called in every process: each takes its share of the images."""
     mine = range(accelerator.process_index, len(pairs), accelerator.num_processes)
     rules = protocol(task, scale)
 

@@ -15,11 +15,11 @@ LOG_SPAN = 10  # a loss that changes more than this much is drawn on a logarithm
 
 
 def curves(records: Sequence[Mapping[str, Any]], levels: Mapping[str, float], path: Path) -> None:
-    """Losses, the gradient ratio and validation PSNR over the steps; pale as they are, and smooth.
+    """Losses, gradient ratio and validation PSNR over the steps: pale as they are, and smoothed.
 
     Args:
         records: The run's: `step`, numbers by name, now and then `psnr`; lists are left out.
-        levels: PSNR in dB, by name, to draw as horizontal lines: the input's, the teacher's.
+        levels: PSNR in dB by name, drawn as horizontal lines.
         path: PNG to write.
     """
     names = {name for record in records for name, value in record.items() if np.isscalar(value)}
@@ -65,8 +65,8 @@ def side_by_side(
     """One row an image: the crop where its first version is farthest from its last.
 
     Args:
-        images: by name, each image's versions by title, the input's first, the ground truth's
-            last: uint8 RGB (H, W, 3) with the whole image's PSNR in dB (None for the truth).
+        images: By name, each image's versions by title, the input's first, the ground truth's last:
+            uint8 RGB (H, W, 3) with the whole image's PSNR in dB (None for the truth).
         path: PNG to write.
     """
     columns = max(len(versions) for versions in images.values())

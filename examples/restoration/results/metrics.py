@@ -29,8 +29,8 @@ class Protocol:
     """What is compared.
 
     Attributes:
-        y: None compares RGB; "float" the luma of BT.601; "rounded" the same rounded to whole
-            numbers, as MATLAB's `rgb2ycbcr` returns it for uint8 images.
+        y: None compares RGB; "float" the luma of BT.601; "rounded" the same in whole numbers, as
+            MATLAB's `rgb2ycbcr` returns it for uint8 images.
         crop: Border left out on each side, in pixels.
         ssim: "2d" averages over planes and takes only whole windows; "3d" filters (H, W, C) as one
             volume with repeated edges, as MATLAB's `ssim` does with an RGB image.
@@ -51,9 +51,6 @@ def protocol(task: str, scale: int = 1) -> Protocol:
 
     Sources: BasicSR and SwinIR for "sr"; MATLAB's `psnr` and `ssim` and NAFNet's `ssim3d` for
     "deblur"; `evaluate_PSNR_SSIM.m` of MPRNet and Restormer for "derain".
-
-    Raises:
-        ValueError: For any other task.
     """
     protocols = {
         "sr": Protocol(y="float", crop=scale, ssim="2d"),
@@ -66,32 +63,14 @@ def protocol(task: str, scale: int = 1) -> Protocol:
 
 
 def psnr(output: Image, target: Image, protocol: Protocol) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for identical images.
-
-    Args:
-        output: uint8 RGB, (H, W, 3).
-        target: uint8 RGB, (H, W, 3).
-        protocol: What is compared.
-
-    Raises:
-        ValueError: For other dtypes or shapes, or where the crop leaves no pixel.
-    """
+    """Peak signal-to-noise ratio in dB of uint8 RGB (H, W, 3); infinite for identical images."""
     x, y = _compared(output, target, protocol, smallest=1)
     error = np.mean((x - y) ** 2)
     return float(10 * np.log10(PEAK**2 / error)) if error else float("inf")
 
 
 def ssim(output: Image, target: Image, protocol: Protocol) -> float:
-    """Structural similarity (Wang et al. 2004), at most 1.
-
-    Args:
-        output: uint8 RGB, (H, W, 3).
-        target: uint8 RGB, (H, W, 3).
-        protocol: What is compared, and how SSIM is filtered.
-
-    Raises:
-        ValueError: For other dtypes or shapes, or where less than one window (11 pixels) is left.
-    """
+    """Structural similarity (Wang et al. 2004) of uint8 RGB (H, W, 3), at most 1."""
     x, y = _compared(output, target, protocol, smallest=2 * RADIUS + 1)
     if protocol.ssim == "3d":
         return float(_ssim_map(x, y).mean())
@@ -141,16 +120,10 @@ def _ssim_map(x: Floats, y: Floats) -> Floats:
 
 
 def to_uint8(image: Tensor) -> Image:
-    """Quantise a restored image as if it were written to a file.
-
-    Args:
-        image: Floating point, (3, H, W) or (1, 3, H, W), in [0, 1]; clamped outside.
-
-    Returns:
-        uint8, (H, W, 3).
+    """Quantise a restored image, floats (3, H, W) or (1, 3, H, W) in [0, 1], to uint8 (H, W, 3).
 
     Raises:
-        ValueError: For another dtype or shape, or NaN, which uint8 would hide.
+        ValueError: Another dtype or shape, or NaN, which uint8 would hide.
     """
     pixels = image.detach().squeeze(0) if image.ndim == 4 else image.detach()
     if pixels.ndim != 3 or len(pixels) != 3 or not pixels.is_floating_point():

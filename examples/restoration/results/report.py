@@ -129,10 +129,10 @@ def _recipe_lines(run: Run) -> dict[str, str]:
 
 
 def cost(model: nn.Module) -> str:
-    """Parameters, and multiply-adds for one LR pixel."""
+    """Parameters, and multiply-adds for one LQ pixel."""
     parameters = sum(p.numel() for p in model.parameters())
     per_pixel = networks.multiply_adds(model, 32, 32) / 32**2
-    return f"{parameters:,} parameters, {per_pixel:,.0f} multiply-adds an LR pixel"
+    return f"{parameters:,} parameters, {per_pixel:,.0f} multiply-adds per LQ pixel"
 
 
 def report(
@@ -144,15 +144,8 @@ def report(
 ) -> str:
     """Evaluate the models and write metrics.json, log.json, curves.png and side_by_side.png.
 
-    Args:
-        folder: Where to.
-        facts: Begin metrics.json; among them `task` and `scale`.
-        models: By name, each on its own device.
-        val_sets: Pairs by the name of their set.
-        records: The run's.
-
-    Returns:
-        The table of all scores.
+    `facts`, with `task` and `scale` among them, begin metrics.json. Returns the table of all
+    scores.
     """
     task, scale = facts["task"], facts["scale"]
     scores = {

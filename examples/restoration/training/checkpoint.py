@@ -19,9 +19,9 @@ def save(path: Path, settings: Mapping[str, Any], content: Mapping[str, Any]) ->
     """Write a checkpoint, at once or not at all.
 
     Args:
-        path: the file; what it held before stays until the new one is complete.
-        settings: whatever determines the run's result, as JSON can hold it.
-        content: the state to continue from: tensors, numbers, text, and lists and dicts of them.
+        path: What it held before stays until the new one is complete.
+        settings: Whatever determines the run's result, as JSON can hold it.
+        content: The state to continue from: tensors, numbers, text, and lists and dicts of them.
     """
     buffer = io.BytesIO()
     torch.save({"settings": json.dumps(settings), "content": dict(content)}, buffer)

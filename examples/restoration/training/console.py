@@ -29,12 +29,7 @@ class StoppedError(Exception):
 
 
 def exit_status(run: Callable[[], None], again: str = "the same command with --resume") -> int:
-    """Run a command; 0, or 2 where the input is at fault, or 130 where it was stopped.
-
-    Args:
-        run: the command.
-        again: what goes on from where it was stopped.
-    """
+    """Run a command; 0, or 2 where the input is at fault, or 130 where it was stopped."""
     try:
         run()
     except (RefusedError, BadImageError) as error:  # images are read all along
@@ -76,13 +71,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Progress:
-    """Speed, remaining time and losses: a bar on a terminal, now and then a line elsewhere.
-
-    Args:
-        total: steps of the run.
-        done: steps that an earlier part of it did.
-        silent: show nothing, as all processes but one do.
-    """
+    """Speed, remaining time and losses: a bar on a terminal, now and then a line elsewhere."""
 
     def __init__(self, total: int, done: int, silent: bool) -> None:
         self.lines = not silent and not sys.stderr.isatty()

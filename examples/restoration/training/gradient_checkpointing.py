@@ -18,9 +18,6 @@ def checkpoint_blocks(model: nn.Module) -> None:
     """Let a network keep only what goes into its blocks, and compute the rest again in backward.
 
     Outputs and gradients stay the same to the bit, random draws included.
-
-    Raises:
-        ValueError: the network has none of `BLOCKS`.
     """
     blocks = [module for module in model.modules() if type(module).__name__ in BLOCKS]
     if not blocks:

@@ -1,0 +1,210 @@
+"""What a file of weights holds is looked at: by whoever loads, converts or verifies it."""
+
+import zipfile
+
+import pytest
+import torch
+from hub import complete_checkpoint
+
+from dckd_losses import VQGANEncoder
+from dckd_losses.weights import convert, load, registry
+from dckd_losses.weights.__main__ import verify
+from dckd_losses.weights.files import write_safetensors
+
+WEIGHT, BIAS = "encoder.mid.block_1.conv1.weight", "quant_conv.bias"
+
+
+def refused(path, message):
+    """By all that read encoders, with the same words, and nothing is written."""
+    target = path.with_name("converted.safetensors")
+    for act in (VQGANEncoder.from_pretrained, verify, lambda path: convert(path, target)):
+        with pytest.raises(RuntimeError, match=rf"{path.name}.*{message}"):
+            act(path)
+    assert not target.exists()
+
+
+def changed(tensors, name, value):
+    """The tensors, one of them with this as its last value."""
+    tensor = tensors[name].clone()
+    tensor.view(-1)[-1] = value
+    return {**tensors, name: tensor}
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", [WEIGHT, BIAS])
+def test_values_that_are_not_finite(tensors, tmp_path, kind, value, name):
+    path, bad = tmp_path / f"bad.{kind}", changed(tensors, name, value)
+    torch.save(bad, path) if kind == "ckpt" else write_safetensors(bad, path)
+    refused(path, f"{name} has values that are not finite")
+
+
+def test_values_beyond_float32(tensors, tmp_path):
+    torch.save(changed({k: v.double() for k, v in tensors.items()}, BIAS, 1e39), tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", f"{BIAS} has values that are not finite")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: t[:0], "is empty, of shape"),
+        (lambda t: t.to(torch.int32), "is torch.int32; floating point is expected"),
+        (lambda t: t.bool(), "is torch.bool; floating point is expected"),
+        (lambda t: t.to(torch.complex64), "is torch.complex64; floating point is expected"),
+        (lambda t: t.to("meta"), "is a meta tensor, which has no values"),
+        (lambda t: t.to_sparse(), "is not a plain tensor but torch._utils._rebuild_sparse_tensor"),
+        (lambda t: torch._neg_view(t), "is not a plain tensor"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers(tensors, tmp_path, make, message):
+    torch.save({"state_dict": {**tensors, BIAS: make(tensors[BIAS])}}, tmp_path / "odd.ckpt")
+    refused(tmp_path / "odd.ckpt", f"{BIAS} {message}")
+
+
+def repacked(path, change, compression=zipfile.ZIP_STORED):
+    """A torch checkpoint whose zip was written anew, entry by entry."""
+    packed = path.with_name("packed.ckpt")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", compression) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, change(entry.filename, old.read(entry)))
+    return packed
+
+
+@pytest.fixture
+def checkpoint(tensors, tmp_path):
+    torch.save({"state_dict": tensors}, tmp_path / "good.ckpt")
+    return tmp_path / "good.ckpt"
+
+
+def test_compressed_records(checkpoint):
+    """Mapped as they are, they would be noise."""
+    first = "encoder.conv_in.weight"
+    refused(repacked(checkpoint, lambda _, data: data, zipfile.ZIP_DEFLATED), f"{first} is compre")
+
+
+def test_a_zip_that_was_written_anew_without_compression_is_read(tensors, checkpoint):
+    seen = load(repacked(checkpoint, lambda _, data: data))
+    assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("by", [-4, 4])
+def test_records_of_another_size_than_their_tensor(checkpoint, by):
+    """A short one would show its neighbour's bytes."""
+
+    def resize(name, data):
+        return (data + bytes(4))[: len(data) + by] if name.endswith("/data/0") else data
+
+    refused(repacked(checkpoint, resize), r"encoder\.conv_in\.weight has a record of [\d,]+ bytes")
+
+
+def test_a_record_that_is_not_there(checkpoint, tmp_path):
+    packed = repacked(checkpoint, lambda name, data: data)
+    data = packed.read_bytes().replace(b"/data/3", b"/date/3")
+    packed.write_bytes(data)
+    refused(packed, "data/3")
+
+
+def test_a_big_endian_machines_file(checkpoint):
+    refused(repacked(checkpoint, lambda n, d: b"big" if n.endswith("byteorder") else d), "big-end")
+
+
+def test_an_archive_that_claims_more_than_it_has(checkpoint):
+    """Entries that lie over each other would be read as often as they are named."""
+    data = bytearray(checkpoint.read_bytes())
+    start = data.index(b"PK\x01\x02")
+    for field in (20, 24):  # compressed and uncompressed size of the directory's first entry
+        data[start + field : start + field + 4] = (1 << 30).to_bytes(4, "little")
+    checkpoint.write_bytes(data)
+    refused(checkpoint, "claims to hold more than it has bytes")
+
+
+class Rebuilt:
+    """Pickles into a tensor of this description."""
+
+    def __init__(self, tensor, offset, size, stride):
+        self.storage, self.described = tensor._typed_storage(), (offset, size, stride)
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (self.storage, *self.described, False, {})
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ((0, (7,), (1,)), "ends beyond its storage of 24 bytes"),
+        ((1, (6,), (1,)), "ends beyond its storage"),
+        ((0, (3, 3), (3, 1)), "ends beyond its storage"),
+        ((0, (2,), (6,)), "ends beyond its storage"),
+        ((-1, (6,), (1,)), "has no such shape"),
+        ((0, (6,), (-1,)), "has no such shape"),
+        ((0, (6,), (1, 1)), "has no such shape"),
+        ((0, (2.0,), (1,)), "has no such shape"),
+        ((0, (10**12, 6), (0, 1)), "and those before it are larger than the file"),
+    ],
+)
+def test_descriptions_that_do_not_fit_their_storage(tensors, tmp_path, described, message, new):
+    """They are refused before anything is copied: the last would take 24 TB."""
+    content = {"state_dict": {**tensors, BIAS: Rebuilt(torch.zeros(6), *described)}}
+    torch.save(content, tmp_path / "odd.ckpt", _use_new_zipfile_serialization=new)
+    refused(tmp_path / "odd.ckpt", f"{BIAS} {message}")
+
+
+def test_many_tensors_that_share_one_storage(tensors, tmp_path):
+    """A file of 4 MB would take 4 GB."""
+    large = torch.zeros(500_000)
+    more = {f"encoder.more.{i}": large[:] for i in range(2000)}
+    torch.save({"state_dict": {**tensors, **more}}, tmp_path / "shared.ckpt")
+    refused(tmp_path / "shared.ckpt", r"encoder\.more\.\d and those before it are larger than the")
+
+
+def test_tensors_of_any_layout_are_read(tensors, tmp_path):
+    weight = tensors[WEIGHT]
+    other = {
+        WEIGHT: weight.to(memory_format=torch.channels_last),
+        BIAS: torch.stack([tensors[BIAS], tensors[BIAS] + 1], 1)[:, 0],
+        "quant_conv.weight": torch.nn.Parameter(tensors["quant_conv.weight"]),
+    }
+    torch.save({**tensors, **other}, tmp_path / "views.ckpt")
+    seen = load(tmp_path / "views.ckpt")
+    assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
+    assert all(tensor.is_contiguous() for tensor in seen.values())
+
+
+def test_what_quantisers_keep_beside_their_codes_is_left_out(tensors, tmp_path):
+    codes, width = tensors["quantize.embedding.weight"].shape
+    beside = {
+        "quantize.embedding.cluster_size": torch.ones(codes),
+        "quantize.embedding.embed_avg": torch.full((codes, width), float("nan")),
+        "quantize.used": torch.arange(codes),
+        "model_ema.decay": torch.tensor(0.999),
+        "loss.sparse": torch.eye(3).to_sparse(),
+        "loss.complex": torch.ones(3, dtype=torch.complex64),
+        "decoder.meta": torch.empty(3, device="meta"),
+        "decoder.empty": torch.empty(0),
+    }
+    path = complete_checkpoint({**tensors, **beside}, tmp_path / "last.ckpt")
+    assert load(path).keys() == tensors.keys()
+    convert(path, tmp_path / "encoder.safetensors")
+    assert "a complete encoder" in verify(tmp_path / "encoder.safetensors")[0]
+
+
+def test_the_embedded_encoder_has_a_digest(tensors, tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "compact.safetensors"
+    save_file(tensors, path)
+    load(path)
+    monkeypatch.setattr("dckd_losses.weights.files.COMPACT", path)
+    with pytest.raises(RuntimeError, match=r"compact\.safetensors is altered: .* has a digest"):
+        load(path)
+
+
+def test_a_name_is_held_against_its_file_by_the_header_alone(tensors, tmp_path, monkeypatch):
+    monkeypatch.setenv("DCKD_HOME", str(tmp_path))
+    write_safetensors(tensors, tmp_path / "vqgan-f16-1024.safetensors")
+    monkeypatch.setattr(registry, "load", None)
+    with pytest.raises(
+        RuntimeError, match=r"is not vqgan-f16-1024: it has stem 32 where .* has 128"
+    ):
+        VQGANEncoder.from_pretrained("vqgan-f16-1024")
