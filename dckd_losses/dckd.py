@@ -158,11 +158,11 @@ class DCKDLoss(Attachable):
             return as_loss(0 * student_out.sum(), student_out)
         negatives = None
         if self.dcr_weight and lq is not None:
-            self._warn_if_history_idle(student_out)
+            self._check_history(student_out, teacher_out, lq)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
-        student, unit = normalize_gradient(student_out, self.balance)
+        student, unit = normalize_gradient(student_out, self.balance, teacher_out)
         found = self.encoder.compare(
             student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
         )

@@ -273,10 +273,10 @@ def _ask(url: str) -> None:
 
 def _remove(cached: Path, file: str) -> None:
     """Remove a file from the Hub's cache: its blob, and every revision's link to that blob."""
-    blob, snapshots = cached.resolve(), cached.parents[len(PurePosixPath(file).parts)]
-    for link in snapshots.glob(f"*/{file}"):
-        if link.resolve() == blob:
-            link.unlink()
+    blob = cached.parent / cached.readlink() if cached.is_symlink() else cached
+    snapshots, target = cached.parents[len(PurePosixPath(file).parts)], cached.resolve()
+    for link in [link for link in snapshots.glob(f"*/{file}") if link.resolve() == target]:
+        link.unlink()
     blob.unlink(missing_ok=True)
 
 

@@ -1,9 +1,12 @@
 """Pictures: written, of the right crops, and robust to short runs and small images."""
 
+import pytest
+
+pytest.importorskip("matplotlib")
+
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image as Pillow

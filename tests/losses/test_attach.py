@@ -51,8 +51,6 @@ def same(a, b):
 
 
 def test_attach_counts_steps_and_moves_history(dckd, student, optimizer):
-    step(student, optimizer)
-    assert dckd.history.iteration == 0, "nothing counts without attach"
     assert dckd.attach(optimizer) is dckd
     step(student, optimizer)
     assert dckd.history.iteration == 1
@@ -68,15 +66,29 @@ def test_detach_leaves_no_hook(dckd, student, optimizer):
     assert not student._forward_pre_hooks
     step(student, optimizer)
     assert dckd.history.iteration == 0
+    dckd.history.reset(student)
     dckd.attach(optimizer).watch(student).detach().detach()
 
 
-def test_attaching_twice_raises(dckd, student, optimizer):
-    dckd.attach(optimizer)
-    with pytest.raises(ValueError, match=r"attached .* already: detach\(\) it first"):
-        dckd.attach(optimizer)
+def test_attaching_again_counts_a_step_once_and_takes_the_last_source(dckd, student, optimizer):
+    assert dckd.attach(optimizer).attach(optimizer) is dckd
     step(student, optimizer)
     assert dckd.history.iteration == 1
+    average = AveragedModel(student)
+    dckd.attach(optimizer, source=average)
+    step(student, optimizer)
+    assert dckd.history.iteration == 2
+    assert same(dckd.history.model, average.module) and not same(dckd.history.model, student)
+
+
+def test_losses_that_share_a_history_count_a_step_once(dckd, student, encoder, optimizer):
+    other = DCKDLoss(student, encoder, history=dckd.history).attach(optimizer)
+    dckd.attach(optimizer)
+    step(student, optimizer)
+    assert dckd.history.iteration == 1
+    other.detach()
+    step(student, optimizer)
+    assert dckd.history.iteration == 2
 
 
 def test_two_losses_on_one_student_count_each(dckd, student, encoder, optimizer):
@@ -91,9 +103,11 @@ def test_two_losses_on_one_student_count_each(dckd, student, encoder, optimizer)
 
 def test_source_is_followed_instead_of_the_student(dckd, student, optimizer):
     average = AveragedModel(student)
+    names = dckd.state_dict().keys()
     dckd.attach(optimizer, source=average)
     for _ in range(2):
         step(student, optimizer)
+    assert dckd.state_dict().keys() == names
     assert same(dckd.history.model, average.module)
     assert not same(dckd.history.model, student)
 
@@ -295,7 +309,8 @@ def test_an_lq_that_is_given_wins(dckd, student, batch):
     dckd.watch(student)
     lq, teacher_out = batch
     other = copy.deepcopy(dckd)
-    out = student(torch.rand_like(lq))
+    out = student(lq)
+    student(torch.rand_like(lq))
     assert torch.equal(dckd(out, teacher_out, lq), other(out, teacher_out, lq))
 
 
@@ -354,7 +369,7 @@ def test_an_idle_history_is_told_of_once_when_its_first_update_is_overdue(idle, 
     dckd = idle()
     assert not train(dckd, student, steps=2, parts=parts)
     (told,) = train(dckd, student, parts=parts)
-    assert "trained for 2 steps and its history has followed none" in told
+    assert "trained for 2 steps and its history never" in told
     assert "attach the loss" in told
     assert not train(dckd, student)
 
@@ -372,8 +387,10 @@ def test_an_optimizer_that_never_steps_is_told_of_too(idle, student, optimizer):
 
 
 def test_whoever_follows_by_attach_or_by_hand_hears_nothing(idle, student, optimizer):
-    by_step, by_update = idle(), idle()
+    by_step = idle()
     assert not train(by_step, student, after=lambda _: by_step.history.step(student))
+
+    by_update = idle()
 
     def update(number):
         if number % 2 == 0:
@@ -389,6 +406,27 @@ def test_a_resumed_run_may_be_anywhere_between_two_updates(idle, student):
     dckd.load_state_dict(dckd.state_dict())
     assert not train(dckd, student, steps=4)
     assert train(dckd, student, steps=1)
+
+
+def test_a_history_that_is_followed_no_more_is_told_of(idle, student, optimizer):
+    """As when a trainer makes another optimizer, or a wrapper steps in the attached one's place."""
+    dckd = idle()
+    assert not train(dckd.attach(optimizer), student, after=lambda _: optimizer.step())
+    (told,) = train(dckd, student)
+    assert "trained for 2 steps since its history last followed" in told
+    assert not train(dckd, student)
+
+
+def test_two_changes_of_the_weights_a_step_are_no_reason(idle, student, optimizer):
+    """As sharpness-aware minimisation makes them."""
+
+    def perturb(number):
+        with torch.no_grad():
+            student.layers[0].weight.mul_(1.001)
+        if number % 2 == 0:
+            optimizer.step()
+
+    assert not train(idle().attach(optimizer), student, steps=8, after=perturb)
 
 
 def test_calls_that_train_nothing_do_not_count(idle, student):
@@ -415,3 +453,147 @@ def test_without_history_there_is_nothing_to_tell(encoder, settings):
             lq = torch.rand(1, 3, 16, 16)
             dckd(student(lq), torch.rand_like(lq), lq).backward()
             optimizer.step()
+
+
+# a history that is not the student's past
+
+
+def told_by(call):
+    """The warnings of a call, of this package's only."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        call()
+    return [str(one.message) for one in told if "student" in str(one.message)]
+
+
+def change(student):
+    with torch.no_grad():
+        student.layers[0].bias += 0.3
+
+
+def test_weights_that_come_after_the_loss_are_told_of_at_attach(dckd, student, optimizer):
+    change(student)
+    (told,) = told_by(lambda: dckd.attach(optimizer))
+    assert "other weights than the student" in told and "history.reset(student)" in told
+    dckd.history.reset(student)
+    assert not told_by(lambda: dckd.attach(optimizer))
+    step(student, optimizer)
+    assert not told_by(lambda: dckd.attach(optimizer)), "steps are counted: it is the past"
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_weights_that_come_after_the_loss_are_told_of_in_the_first_call(
+    dckd, student, optimizer, batch, attached
+):
+    lq, teacher_out = batch
+    if attached:
+        dckd.attach(optimizer)
+    change(student)
+    with torch.no_grad():
+        assert not told_by(lambda: dckd(student(lq), teacher_out, lq)), "validation comes first"
+    (told,) = told_by(lambda: dckd(student(lq), teacher_out, lq))
+    assert "history.reset(student)" in told
+    assert not told_by(lambda: dckd(student(lq), teacher_out, lq))
+
+
+def test_a_resumed_history_may_be_older(dckd, student, optimizer, batch):
+    dckd.history.iteration.fill_(7)
+    state = dckd.state_dict()
+    change(student)
+    dckd.attach(optimizer).load_state_dict(state)
+    assert not told_by(lambda: dckd(student(batch[0]), batch[1], batch[0]))
+
+
+def test_a_moving_average_as_source_is_what_history_is_held_against(
+    dckd, student, optimizer, batch
+):
+    average = AveragedModel(student)
+    change(student)
+    assert not told_by(lambda: dckd.attach(optimizer, source=average))
+    assert not told_by(lambda: dckd(student(batch[0]), batch[1], batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("outside", "reason"),
+    [
+        (lambda out, lq: out + nn.functional.interpolate(lq, scale_factor=2), "residual"),
+        (lambda out, lq: 2 * out + 0.1, "it is 2 times as much plus a constant, so scaling"),
+        (lambda out, lq: out.flip(3), r"differ by \d+%\. Negatives come from"),
+    ],
+    ids=["residual", "scaling", "else"],
+)
+def test_a_student_that_is_not_all_of_lq_to_image_is_told_of(dckd, student, batch, outside, reason):
+    lq, teacher_out = batch
+    out = outside(student(lq), lq)
+    with pytest.warns(UserWarning, match=f"student_out is not what the student makes of.*{reason}"):
+        dckd(out, teacher_out, lq)
+    assert not told_by(lambda: dckd(out, teacher_out, lq))
+
+
+def test_an_lq_that_the_student_was_not_given_is_told_of(dckd, student, batch):
+    lq, teacher_out = batch
+    out = student((lq - 0.5) / 0.2)
+    with pytest.warns(UserWarning, match="pass the lq that it was given"):
+        dckd(out, teacher_out, lq)
+
+
+class Noisy(Student):
+    """Whatever makes training differ from evaluation, and one run from the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Dropout2d(0.2))
+
+    def forward(self, lq):
+        return self.extra(super().forward(lq))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_batch_norm_dropout_and_autocast_are_allowed_for(encoder, batch, training, autocast):
+    torch.manual_seed(0)
+    student, (lq, teacher_out) = Noisy().train(training), batch
+    dckd = DCKDLoss(student, encoder)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = student(lq).clamp(0, 1)  # as many trainers do, too
+    before, calls = torch.get_rng_state(), student.calls.clone()
+    statistics = student.extra[0].running_mean.clone()
+    assert not told_by(lambda: dckd(out, teacher_out, lq))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(student.calls, calls) and dckd.history.model.calls == 0
+    assert torch.equal(student.extra[0].running_mean, statistics)
+    assert not any(module.training for module in dckd.history.modules())
+
+
+def test_several_images_in_training_are_allowed_for(encoder, batch):
+    class Stages(Student):
+        def forward(self, lq):
+            out = super().forward(lq)
+            return (out, lq) if self.training else out
+
+    student, (lq, teacher_out) = Stages(), batch
+    assert not told_by(lambda: DCKDLoss(student, encoder)(student(lq)[0], teacher_out, lq))
+
+
+@pytest.mark.parametrize("watches", [False, True])
+def test_outputs_that_are_swapped_are_told_though_both_have_a_gradient(
+    dckd, student, batch, watches
+):
+    lq, teacher_out = batch
+    if watches:
+        dckd.watch(student)
+    out = student(lq)
+    with pytest.raises(
+        ValueError, match="teacher_out is what the student makes of lq, student_out"
+    ):
+        dckd(teacher_out.requires_grad_(), out.clamp(-0.5, 1.5), None if watches else lq)
+
+
+def test_outputs_that_may_be_swapped_though_they_are_close_are_warned_of(student, encoder, batch):
+    nn.init.constant_(student.layers[0].bias, 0.5)
+    nn.init.normal_(student.layers[0].weight, std=0.02)
+    dckd, lq, out = DCKDLoss(student, encoder), batch[0], student(batch[0])
+    close = out.detach() + 0.01 * torch.randn_like(out)
+    with pytest.warns(UserWarning, match="are they swapped"):
+        dckd(close.requires_grad_(), out, lq)
+    assert not told_by(lambda: copy.deepcopy(dckd)(out, close, lq))

@@ -8,7 +8,7 @@ from conftest import Pyramid, Student
 from torch import nn
 
 from dckd_losses import DCKDLoss, VQGANEncoder, gradient_ratio
-from dckd_losses.balance import normalize_gradient, restore_scale
+from dckd_losses.balance import FLOOR, normalize_gradient, restore_scale
 from dckd_losses.network import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,7 +73,7 @@ def test_what_others_put_on_the_loss_stays(student, encoder, batch, factor):
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_no_scale_of_the_loss_is_too_small_or_large(images, scale):
     x = images(1, 3, 4, 4).requires_grad_()
-    entered, unit = normalize_gradient(x, 0.3)
+    entered, unit = normalize_gradient(x, 0.3, torch.zeros_like(x))
     restore_scale(scale * entered.square().sum(), unit).backward()
     assert fraction_of_l1(x.grad) == pytest.approx(0.3, rel=1e-5)
 
@@ -81,16 +81,77 @@ def test_no_scale_of_the_loss_is_too_small_or_large(images, scale):
 def test_no_gradient_stays_none_and_an_infinite_one_is_seen_by_a_gradscaler(images):
     for factor, left in ((0, lambda grad: grad == 0), (torch.inf, lambda grad: ~grad.isfinite())):
         x = images(1, 3, 4, 4).requires_grad_()
-        entered, unit = normalize_gradient(x, 0.3)
+        entered, unit = normalize_gradient(x, 0.3, torch.zeros_like(x))
         value = factor * entered.sum() if factor == 0 else entered.square().sum()
         (restore_scale(value, unit) * (factor or 1)).backward()
         assert left(x.grad).all()
 
 
+def at_distance(x, roundings, dtype=torch.float32):
+    """A teacher's output at a mean distance of so many roundings of 1."""
+    change = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (x.double() + roundings * torch.finfo(dtype).eps * change / change.abs().mean()).to(
+        dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_falls_to_zero_where_student_equals_teacher_but_for_rounding(images, dtype):
+    x = images(1, 3, 32, 32, dtype=dtype).requires_grad_()
+    for roundings in (0, 1, 16, FLOOR / 2, 2 * FLOOR):
+        entered, unit = normalize_gradient(x, 0.3, at_distance(x.detach(), roundings, dtype))
+        (grad,) = torch.autograd.grad(restore_scale(entered.square().sum(), unit), x)
+        expected = 0.3 * min(roundings / FLOOR, 1)
+        assert fraction_of_l1(grad) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("weights", [(0.1, 0), (0, 1e-3)], ids=["dcr", "dmm"])
+def test_the_floor_is_where_rounding_stops_to_make_the_gradient(images, weights):
+    """Held against float64: right from the floor on, wrong well below it."""
+    image = torch.linspace(0, 6, 32).sin() / 3 + 0.5
+    x = (image[:, None] * image + 0.1 * images(1, 3, 32, 32) - 0.05).clamp(0, 1)
+    negatives = x + 0.05 * images(5, 1, 3, 32, 32)
+    cosines = []
+    for roundings in (1, FLOOR):
+        teacher_out, grads = at_distance(x, roundings), []
+        for dtype in (torch.float32, torch.float64):
+            dckd = DCKDLoss(
+                Student(),
+                "compact",
+                dcr_weight=weights[0],
+                dmm_weight=weights[1],
+                negatives=lambda lq: negatives.to(lq),
+                balance=None,
+            ).to(dtype)
+            batch = [image.to(dtype) for image in (x, teacher_out, x)]
+            grads.append(gradient(dckd, batch).double().flatten())
+        cosines.append(nn.functional.cosine_similarity(*grads, dim=0))
+    assert cosines[0] < 0.9 and cosines[1] > 0.99
+
+
+def test_equal_outputs_get_no_gradient(student, encoder, batch):
+    dckd = DCKDLoss(student, encoder, balance=0.3)
+    assert not gradient(dckd, (batch[0], batch[0].clone(), batch[2])).any()
+    zero = torch.zeros_like(batch[0])
+    assert not gradient(dckd, (zero, zero.clone(), batch[2])).any()
+
+
+def test_a_diverged_student_is_seen_in_the_gradient(images):
+    x = images(1, 3, 16, 16).mul(1e38).requires_grad_()
+    entered, unit = normalize_gradient(x, 0.3, images(1, 3, 16, 16))
+    restore_scale((entered / 1e38).square().sum(), unit).backward()
+    assert fraction_of_l1(x.grad) == pytest.approx(0.3, rel=1e-5)
+    with torch.no_grad():
+        x[0, 0, 0, 0] = torch.nan
+    entered, unit = normalize_gradient(x, 0.3, images(1, 3, 16, 16))
+    restore_scale((entered / 1e38).square().sum(), unit).backward()
+    assert not x.grad.isfinite().any()
+
+
 def test_backward_under_autocast_is_the_same(images):
     """Some trainers call backward within autocast."""
     x = images(1, 3, 4, 4).requires_grad_()
-    entered, unit = normalize_gradient(x, 0.3)
+    entered, unit = normalize_gradient(x, 0.3, torch.zeros_like(x))
     loss = restore_scale(entered.square().sum(), unit)
     (expected,) = torch.autograd.grad(loss, x, retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -181,11 +242,11 @@ def test_ratio_is_that_of_the_norms(images):
 def test_ratio_grows_in_proportion_to_the_weights(student, encoder, images):
     lq, gt, teacher_out = images(1, 3, 8, 8), images(1, 3, 16, 16), images(1, 3, 16, 16)
     ratios = []
-    for factor in (1, 10):
+    for factor in (1, 8):  # a power of two, which rounds nothing anew
         weights = {"dcr_weight": 0.1 * factor, "dmm_weight": 1e-3 * factor, "balance": None}
         dckd, out = DCKDLoss(student, encoder, **weights), student(lq)
         ratios.append(gradient_ratio(dckd(out, teacher_out, lq), (out - gt).abs().mean(), out))
-    torch.testing.assert_close(ratios[1], 10 * ratios[0])
+    torch.testing.assert_close(ratios[1], 8 * ratios[0])
 
 
 PATHS = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dckd_losses.checks import as_loss, check_batch, check_number
+from dckd_losses.checks import as_loss, check_batch, check_number, check_step_values
 
 NAN, INF = float("nan"), float("inf")
 
@@ -19,6 +19,7 @@ NAN, INF = float("nan"), float("inf")
         (0, {"above": 0, "or_none": True}, "finite and above 0, or None, got 0"),
         (None, {"above": 0}, "a number, finite and above 0, got None"),
         (1.0, {"whole": True}, "a whole number, got 1.0"),
+        (1.5, {"at_least": 0, "at_most": 1}, "at least 0 and at most 1, got 1.5"),
         (0, {"whole": True, "at_least": 1}, "at least 1, got 0"),
         ("1e-3", {"above": 0}, r"a number, finite and above 0, got '1e-3' as text \(in YAML, "),
     ],
@@ -50,3 +51,46 @@ def test_a_loss_is_float64_only_if_both_are(value, images):
     seen = as_loss(torch.ones((), dtype=value), torch.ones(1, dtype=images)).dtype
     expected = torch.float64 if value == images == torch.float64 else torch.float32
     assert seen == expected
+
+
+@pytest.fixture
+def photograph():
+    """Values of a photograph: a fifth below 0.1, some at both ends."""
+    return torch.linspace(-0.2, 1.2, 3 * 32 * 32).clamp(0, 1).square().view(1, 3, 32, 32)
+
+
+def noise(images, sigma):
+    generator = torch.Generator().manual_seed(0)
+    return images + sigma / 255 * torch.randn(images.shape, generator=generator)
+
+
+@pytest.mark.parametrize("base", ["photograph", "black", "white"])
+def test_noise_of_sigma_50_is_an_lq_like_others(photograph, base):
+    lq = {"photograph": photograph, "black": 0 * photograph, "white": 0 * photograph + 1}[base]
+    lq = noise(lq.repeat(8, 1, 1, 1), 50)
+    assert lq.min() < -0.5 or lq.max() > 1.5
+    check_step_values(photograph, photograph, lq)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (lambda x: 255 * x, r"lq must lie in \[0, 1\], got values from 0 to 255"),
+        (lambda x: 2 * x - 1, r"lq must lie in \[0, 1\], give or take noise: \d\d% of its values"),
+        (lambda x: noise(2 * x - 1, 15), "give or take noise"),
+        (lambda x: (x - 0.45) / 0.22, "lq must lie"),
+    ],
+    ids=["0-255", "[-1, 1]", "[-1, 1] with noise", "standardised"],
+)
+def test_an_lq_in_another_range_is_told(photograph, told, message):
+    with pytest.raises(ValueError, match=message):
+        check_step_values(photograph, photograph, told(photograph))
+
+
+def test_lq_may_have_any_channels_and_outputs_three():
+    out, raw = torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 8, 8)
+    check_batch(student_out=out, teacher_out=out, lq=raw)
+    with pytest.raises(ValueError, match=r"student_out must be \(B, 3, H, W\), got \(1, 4, 16"):
+        check_batch(student_out=torch.zeros(1, 4, 16, 16), teacher_out=out)
+    with pytest.raises(ValueError, match=r"lq must be \(B, C, H, W\), got \(1, 0, 8, 8\)"):
+        check_batch(student_out=out, teacher_out=out, lq=raw[:, :0])

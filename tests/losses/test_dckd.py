@@ -228,7 +228,7 @@ def test_first_step_with_a_clean_negative_is_finite(student, encoder, images):
     [
         (((2, 3, 16, 16), (2, 3, 16, 18), (2, 3, 8, 8)), r"teacher_out \(2, 3, 16, 18\) and stu"),
         (((2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 8, 8)), "lq has 1 images, student_out has 2"),
-        (((2, 3, 16, 16), (2, 3, 16, 16), (3, 8, 8)), r"lq must be \(B, 3, H, W\)"),
+        (((2, 3, 16, 16), (2, 3, 16, 16), (3, 8, 8)), r"lq must be \(B, C, H, W\)"),
         (((2, 3, 12, 16), (2, 3, 12, 16), (2, 3, 6, 8)), "at least 16x16 pixels, got 12x16"),
         (((3, 16, 16), (3, 16, 16), (2, 3, 8, 8)), r"student_out must be \(B, 3, H, W\)"),
         (((2, 3, 16, 16), (2, 3, 16, 16), (2, 3, 9, 9)), "each negative"),

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+import warnings
 
 import oracle
 import pytest
@@ -14,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -91,6 +94,48 @@ def test_step_moves_only_when_due(student):
     assert numbers(history.model) != before
 
 
+def test_a_source_that_is_not_finite_is_skipped_and_told_of_once(student):
+    history, good = HistoryModel(student, interval=1), copy.deepcopy(student)
+    before = numbers(history.model)
+    with torch.no_grad():
+        student.layers[0].weight[0] = torch.nan
+    with pytest.warns(UserWarning, match="source's weights are not all finite: history keeps its"):
+        assert not history.step(student)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not history.step(student)
+        assert numbers(history.model) == before
+        assert history.step(shaken(good))
+    assert history.iteration == 3
+    assert (
+        numbers(history.model) != before and torch.tensor(numbers(history.model)).isfinite().all()
+    )
+    with pytest.warns(UserWarning, match="not all finite"):
+        history.step(student)
+
+
+@pytest.mark.parametrize(("value", "moves"), [(-torch.inf, True), (torch.nan, False)])
+def test_a_buffer_may_be_an_infinite_mask_but_not_nan(student, value, moves):
+    student.register_buffer("mask", torch.full((2,), value))
+    history = HistoryModel(student)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert history.update(student) == moves
+
+
+def test_reset_starts_afresh(student):
+    history = HistoryModel(student, interval=2)
+    history.step(student)
+    shaken(student)
+    student.calls += 1
+    assert history.unlike(student)
+    history.reset(student)
+    assert numbers(history.model) == numbers(student)
+    assert history.iteration == 0 and history.model.calls == 1
+    assert not history.unlike(student) and not history.unlike(copy.deepcopy(student).half())
+    assert [history.step(student) for _ in range(2)] == [False, True]
+
+
 # the network it holds
 
 
@@ -148,6 +193,104 @@ def test_follows_a_source_of_another_dtype(student):
     history.update(copy.deepcopy(student).double())
     assert numbers(history.model) == numbers(student)
     assert next(history.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_lq_may_have_other_channels(images, channels):
+    history = HistoryModel(nn.Conv2d(channels, 3, 1))
+    assert history(images(2, channels, 4, 4)).shape == (2, 3, 4, 4)
+
+
+# hooks, and what deepcopy alone cannot copy
+
+
+class Log:
+    """What a user hangs on a layer; a lock cannot be copied."""
+
+    def __init__(self):
+        self.lock, self.seen = threading.Lock(), []
+
+    def keep(self, *args):
+        self.seen.append(args)
+
+
+def test_the_users_hooks_stay_with_the_student(student, images):
+    log, layer = Log(), student.layers[0]
+    for register in (
+        layer.register_forward_hook,
+        layer.register_forward_pre_hook,
+        layer.register_full_backward_hook,
+        layer.register_load_state_dict_pre_hook,
+        student.register_forward_hook,
+    ):
+        register(log.keep)
+    layer.register_state_dict_post_hook(lambda *args: log.keep(*args))
+    history = HistoryModel(student)
+    history(images(1, 3, 8, 8))
+    history.load_state_dict(history.state_dict())
+    assert not log.seen
+    student(images(1, 3, 8, 8).requires_grad_()).sum().backward()
+    assert len(log.seen) == 4
+
+
+def test_a_networks_own_hooks_are_part_of_it(images):
+    class Doubles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.factor = nn.Conv2d(3, 3, 1), 2
+            self.conv.register_forward_hook(self.double)
+
+        def double(self, module, args, out):
+            return self.factor * out
+
+        def forward(self, x):
+            return self.conv(x)
+
+    student, lq = Doubles(), images(1, 3, 4, 4)
+    history, expected = HistoryModel(student), student(lq)
+    student.factor = 3
+    assert torch.equal(history(lq), expected), "bound to the copy"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        weight_norm,
+        spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+    ],
+    ids=["weight_norm", "spectral_norm", "prune", "parametrized weight", "parametrized spectral"],
+)
+def test_computed_weights_are_computed_from_the_copys_own(student, images, change):
+    lq = images(1, 3, 8, 8)
+    change(student.layers[0])
+    student(lq)
+    history, expected = HistoryModel(student, decay=0), student.eval()(lq)
+    assert torch.equal(history(lq), expected)
+    shaken(student)
+    assert torch.equal(history(lq), expected)
+    history.update(student)
+    torch.testing.assert_close(history(lq), student(lq))
+    assert not history(lq).requires_grad
+
+
+def test_features_that_a_student_keeps_are_copied_without_their_graph(student, images):
+    student.features = {"last": [student(images(1, 3, 8, 8))]}
+    (kept,) = HistoryModel(student).model.features["last"]
+    assert torch.equal(kept, student.features["last"][0])
+    assert not kept.requires_grad
+    assert student.features["last"][0].grad_fn is not None
+
+
+def test_what_cannot_be_copied_is_named(student):
+    student.layers[0].log = Log()
+    with pytest.raises(
+        ValueError, match=r"because of layers\.0\.log, a Log \(.*lock.*: leave it out"
+    ):
+        HistoryModel(student)
 
 
 # wrappers
@@ -295,7 +438,10 @@ def test_steps_after_the_first_read_nothing_from_the_device(student):
 def test_refuses_another_source(student, changed):
     history, other = HistoryModel(student), copy.deepcopy(student)
     if changed == "names":
-        other, message = nn.Sequential(other), "names, such as .*pass the student itself"
+        other, message = (
+            nn.Sequential(other),
+            "names, such as .*from one module.*the student itself",
+        )
     elif changed == "shapes":
         other.layers[0].bias = nn.Parameter(torch.zeros(1))
         message = r"layers.0.bias is \(12,\) in the history and \(1,\)"
@@ -334,7 +480,7 @@ def test_refuses_arguments(student, arguments, message):
 def test_refuses_what_is_no_module_and_what_is_no_image(student, images):
     with pytest.raises(ValueError, match="student must be a module, got function"):
         HistoryModel(lambda x: x)
-    with pytest.raises(ValueError, match=r"lq must be \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"lq must be \(B, C, H, W\)"):
         HistoryModel(student)(images(3, 8, 8))
     with pytest.raises(ValueError, match=r"lq is on cpu, the history on meta.*\.to\(device\)"):
         HistoryModel(student).to("meta")(images(1, 3, 8, 8))
@@ -345,5 +491,12 @@ def test_a_student_of_several_outputs_is_refused(images):
         def forward(self, lq):
             return [lq, lq]
 
-    with pytest.raises(ValueError, match="must return one tensor, got list"):
+    with pytest.raises(
+        ValueError, match=r"one tensor, got list: make the loss from a module aroun"
+    ):
         HistoryModel(Several())(images(1, 3, 8, 8))
+
+
+def test_a_student_without_weights_has_a_history_too():
+    student = nn.Upsample(scale_factor=2)
+    assert HistoryModel(student, interval=1).step(student)

@@ -29,7 +29,9 @@ def photograph(batch=2, height=24, width=31):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 3, 24, 31), (2, 3, 1, 9)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 4, 4), (3, 3, 24, 31), (2, 3, 1, 9), (2, 1, 6, 6), (1, 4, 8, 8)]
+)
 def test_keeps_shape_dtype_and_range(name, shape, images):
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         lq = images(*shape).to(dtype)

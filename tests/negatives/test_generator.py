@@ -120,8 +120,10 @@ def test_refuses_arguments(history, arguments, message):
 def test_refuses_others(history, images):
     with pytest.raises(ValueError, match="history must be a HistoryModel, got Student"):
         NegativeGenerator(Student())
-    with pytest.raises(ValueError, match=r"lq must be \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"lq must be \(B, C, H, W\)"):
         NegativeGenerator(history)(images(3, 8, 8))
+    with pytest.raises(ValueError, match="a degraded lq must be a tensor, got NoneType"):
+        NegativeGenerator(history, degradation=lambda x: None)(images(1, 3, 8, 8))
     shrink = NegativeGenerator(history, degradation=lambda x: x[..., ::2])
     with pytest.raises(ValueError, match=r"degraded lq \(1, 3, 8, 4\) and lq \(1, 3, 8, 8\)"):
         shrink(images(1, 3, 8, 8))
