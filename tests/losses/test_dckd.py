@@ -1,7 +1,7 @@
 """Both losses over one pass: values, gradients, state, checks."""
 
 import copy
-import pickle
+import io
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_a_term_without_weight_is_not_computed(student, encoder, batch, weights,
     calls = []
     encoder.network.encoder.mid.register_forward_hook(lambda *_: calls.append("codes"))
     dckd.history.model.register_forward_hook(lambda *_: calls.append("negatives"))
-    dckd(*batch)
+    dckd(*batch[: 3 if weights[0] else 2])  # DMM alone needs no lq
     assert set(dckd.last) - {"positive", "negative"} == left
     assert set(calls) == ({"codes"} if left == {"dmm"} else {"negatives"})
 
@@ -88,10 +88,6 @@ def test_without_weights_it_is_zero_with_a_gradient(student, encoder, batch):
     loss = DCKDLoss(student, encoder, dcr_weight=0, dmm_weight=0)(*batch)
     loss.backward()
     assert loss == 0 and not batch[0].grad.any()
-
-
-def test_dmm_alone_needs_no_lq(student, encoder, batch):
-    DCKDLoss(student, encoder, dcr_weight=0)(batch[0], batch[1])
 
 
 def test_state_dict_holds_history_and_counters_only(dckd, student):
@@ -139,19 +135,19 @@ def test_saving_and_resuming_continues_bit_for_bit(student, encoder, images, tmp
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def saved_and_loaded(x):
+    torch.save(x, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, saved_and_loaded])
 def test_copies_compute_the_same(dckd, batch, clone):
     other = clone(dckd)
     assert torch.equal(dckd(*batch), other(*batch))
     assert other.negatives.history is other.history
     assert other.dcr.encoder is other.dmm.encoder is other.encoder
     assert other.encoder is not dckd.encoder
-
-
-def test_saves_whole_and_loads(dckd, batch, tmp_path):
-    torch.save(dckd, tmp_path / "dckd.pt")
-    other = torch.load(tmp_path / "dckd.pt", weights_only=False)
-    assert torch.equal(dckd(*batch), other(*batch))
 
 
 def test_moves_as_a_whole(dckd, batch):
@@ -190,15 +186,14 @@ def test_history_is_taken_from_negatives_or_given(student, encoder):
 
 
 def test_released_settings(student, weights_file, batch):
-    dckd = DCKDLoss.released(student, weights_file)
+    history = HistoryModel(student, interval=7)
+    dckd = DCKDLoss.released(student, weights_file, history=history, seed=3)
     assert dckd.encoder.input_range == (0.0, 1.0)
     assert dckd.dmm.form == "released" and dckd.dmm.temperature == 1.0
     assert (dckd.dcr_weight, dckd.dmm_weight) == (0.1, 1e-3)
     assert dckd.negatives.include_clean and dckd.negatives.num_negatives == 5
+    assert dckd.history is dckd.negatives.history is history and dckd.negatives.seed == 3
     assert dckd(*batch).isfinite()
-
-
-# what it refuses
 
 
 def test_first_step_with_a_clean_negative_is_finite(student, encoder, images):
@@ -212,11 +207,8 @@ def test_first_step_with_a_clean_negative_is_finite(student, encoder, images):
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (((2, 3, 16, 16), (2, 3, 16, 18), (2, 3, 8, 8)), r"teacher_out \(2, 3, 16, 18\) and stu"),
         (((2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 8, 8)), "lq has 1 images, student_out has 2"),
         (((2, 3, 16, 16), (2, 3, 16, 16), (3, 8, 8)), r"lq must be \(B, C, H, W\)"),
-        (((2, 3, 12, 16), (2, 3, 12, 16), (2, 3, 6, 8)), "at least 16x16 pixels, got 12x16"),
-        (((3, 16, 16), (3, 16, 16), (2, 3, 8, 8)), r"student_out must be \(B, 3, H, W\)"),
         (((2, 3, 16, 16), (2, 3, 16, 16), (2, 3, 9, 9)), "each negative"),
     ],
 )
@@ -229,10 +221,6 @@ def test_refuses_shapes_on_every_call(dckd, batch, shapes, message):
 def test_refuses_kinds_on_every_call(dckd, batch):
     dckd(*batch)
     student_out, teacher_out, lq = batch
-    with pytest.raises(ValueError, match=r"teacher_out must be floating point.*uint8"):
-        dckd(student_out, teacher_out.byte(), lq)
-    with pytest.raises(ValueError, match="teacher_out is on meta, student_out on cpu"):
-        dckd(student_out, teacher_out.to("meta"), lq)
     with pytest.raises(ValueError, match="lq is on meta, student_out on cpu"):
         dckd(student_out, teacher_out, lq.to("meta"))
     with pytest.raises(ValueError, match="lq must be a tensor, got str"):
@@ -253,11 +241,30 @@ BAD = [
 
 
 @pytest.mark.parametrize(("which", "value", "message"), BAD)
-def test_looks_at_values_in_the_first_call(dckd, batch, which, value, message):
-    batch[which][0, 0, 0, 0] = value
+def test_looks_at_values_in_the_first_call_and_at_will(dckd, batch, which, value, message):
+    bad = [x.clone() for x in batch]
+    bad[which][0, 0, 0, 0] = value
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
-            dckd(*batch)
+            dckd(*bad)
+    dckd(*batch)
+    dckd(*bad)  # later calls read nothing
+    with pytest.raises(ValueError, match=message):
+        dckd.check(*bad)
+
+
+def test_looks_at_values_again_after_new_state(dckd, batch, student):
+    parent = nn.ModuleDict({"loss": dckd})
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    for change in (
+        lambda: dckd.load_state_dict(dckd.state_dict()),
+        lambda: dckd.attach(optimizer),
+        lambda: parent.load_state_dict(parent.state_dict()),
+    ):
+        dckd(*batch)
+        change()
+        with pytest.raises(ValueError, match="teacher_out must lie"):
+            dckd(batch[0], 255 * batch[1], batch[2])
 
 
 def test_overshoot_is_fine(dckd, batch):
@@ -265,35 +272,6 @@ def test_overshoot_is_fine(dckd, batch):
     batch[1][0, 0, 0, 0] = 1.4
     batch[2][0, 0, 0, 0] = -0.4
     dckd(*batch)
-
-
-def test_looks_at_values_only_once_and_again_after_new_state(dckd, batch, student):
-    bad = (batch[0], 255 * batch[1], batch[2])
-    dckd(*batch)
-    dckd(*bad)
-    dckd.load_state_dict(dckd.state_dict())
-    with pytest.raises(ValueError, match="teacher_out must lie"):
-        dckd(*bad)
-    dckd(*batch)
-    dckd.attach(torch.optim.SGD(student.parameters(), 0.1))
-    with pytest.raises(ValueError, match="teacher_out must lie"):
-        dckd(*bad)
-    dckd(*batch)
-    parent = nn.ModuleDict({"loss": dckd})
-    parent.load_state_dict(parent.state_dict())
-    with pytest.raises(ValueError, match="teacher_out must lie"):
-        dckd(*bad)
-
-
-@pytest.mark.parametrize(("which", "value", "message"), BAD)
-def test_check_looks_at_values_at_will(dckd, batch, which, value, message):
-    dckd(*batch)
-    dckd.check(*batch)
-    batch[which][0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match=message):
-        dckd.check(*batch)
-    with pytest.raises(ValueError, match="differ in shape"):
-        dckd.check(batch[0], batch[1][..., :-1], batch[2])
 
 
 @pytest.mark.parametrize(
@@ -332,15 +310,10 @@ def test_outputs_in_the_wrong_order_are_told_in_the_first_call(dckd, student, ba
     again(teacher_out, student_out, batch[2])
 
 
-def test_refuses_negatives_of_another_shape(student, encoder, batch):
-    for wrong in (torch.zeros(2, 3, 16, 20), torch.zeros(4, 1, 3, 16, 20), "negatives"):
-        with pytest.raises(ValueError, match="negative"):
-            DCKDLoss(student, encoder, negatives=lambda lq, wrong=wrong: wrong)(*batch)
-
-
-def test_global_generator_is_untouched(dckd, batch):
+def test_leaves_the_global_generator_alone_and_prints_nothing(dckd, batch, capfd):
     state = torch.get_rng_state()
-    dckd(*batch)
+    dckd(*batch).item()
+    assert capfd.readouterr() == ("", "")
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -389,13 +362,6 @@ def test_looks_at_no_values_while_capturing(dckd, batch, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="teacher_out must lie"):
         dckd(*bad)
-
-
-def test_released_passes_history_and_seed_on(student, weights_file):
-    history = HistoryModel(student, interval=7)
-    dckd = DCKDLoss.released(student, weights_file, history=history, seed=3)
-    assert dckd.history is dckd.negatives.history is history
-    assert dckd.negatives.seed == 3
 
 
 def test_own_negatives_may_do_what_they_like_to_their_lq(student, encoder, batch):
