@@ -86,7 +86,8 @@ def _add_recipe(made: argparse.ArgumentParser, students: Sequence[str]) -> None:
     for name, meaning in SIZES.items():
         add(_option(name), type=int, metavar="N", help=meaning)
     for name in WEIGHTS:
-        add(_option(name), type=float, metavar="W", help="weight of the term; fixed unless --balance is given too")
+        text = "weight of the term; fixed unless --balance is given too"
+        add(_option(name), type=float, metavar="W", help=text)
     text = "DMM as in Eq. 9, or as in the released code"
     add("--form", choices=["cross_entropy", "released"], help=text)
     text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
