@@ -13,10 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks.tables.arms import TABLES
-from benchmarks.tables.budgets import BUDGETS
-from benchmarks.tables.images import images
-from benchmarks.tables.job import Job
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -30,6 +26,7 @@ from dckd_losses.weights import COMPACT
 from examples.restoration import networks
 from examples.restoration.recipe import SMALL_SR, Recipe
 from examples.restoration.training.console import StoppedError
+from examples.restoration.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = Recipe(iterations=4, batch_size=2, crop=8)
@@ -264,6 +261,16 @@ def test_each_seed_has_its_own_transforms():
     for method, settings in (("dukd", {}), ("dckd_star", make("dckd_star")[1].settings)):
         arms = [runs.build(method, settings, student, teacher, "compact", s) for s in (0, 1)]
         assert [arm.terms[-1].seed for arm in arms] == [1, 3]
+
+
+def test_a_runs_history_follows_its_steps(tmp_path, accelerator):
+    _, job = make("dckd")
+    teacher = networks.build("small", 2)
+    run, step, arm = job.start(tmp_path, accelerator(), teacher)
+    train(run, step, dckd=arm, resume=False)
+    assert arm.terms[1].history.iteration == RECIPE.iterations
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert list(run.records[0])[:5] == ["step", "l1", "logits", "dcr", "dmm"]
 
 
 def test_a_measured_step_writes_no_checkpoint(store, monkeypatch):

@@ -48,6 +48,20 @@ def test_curves_draws_every_loss_and_the_psnr(drawn, tmp_path):
     assert Pillow.open(tmp_path / "curves.png").size[0] > 900
 
 
+def test_curves_are_pale_as_they_are_and_smooth_over_them(drawn, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(5, 1, 100)
+    records = [{"step": n, "ratio": x, "positive": [x, x]} for n, x in enumerate(noise)]
+    figures.curves(records, {}, tmp_path / "curves.png")
+    axis, _ = drawn[0].axes  # lists are left out
+    assert axis.get_title() == "gradient ratio"
+    raw, smooth = axis.lines
+    np.testing.assert_array_equal(raw.get_ydata(), noise)
+    assert raw.get_alpha() < 1
+    assert smooth.get_ydata()[50] == pytest.approx(noise[45:56].mean())
+    assert smooth.get_ydata()[0] == pytest.approx(noise[:6].mean())
+
+
 def test_curves_of_one_step_without_validation(tmp_path):
     figures.curves([{"step": 1.0, "l1": 0.0}], {}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").exists()

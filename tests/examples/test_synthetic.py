@@ -103,7 +103,6 @@ def test_set5_is_bit_exact_with_matlab(scale):
 
 
 DEGRADATIONS = [camera_motion, rain]
-Degradation = Callable[[Image, np.random.Generator], Image]
 
 
 @pytest.fixture(scope="module")

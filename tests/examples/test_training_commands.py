@@ -485,3 +485,14 @@ def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys)
             rest = text.split("options:")[1].split(f" {name} ", 1)
             assert len(rest) == 2 or name in text, option
             assert rest[-1].split(" --", 1)[0].count("default:") <= 1, option
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_default_run_gains_half_a_decibel(task, seed, tmp_path, monkeypatch):
+    script = {"sr": train_sr, **SAME_SIZE}[task]
+    assert main(monkeypatch, script, "--seed", seed, "--output", tmp_path) == 0
+    scores = read(tmp_path / "metrics.json")["val"]["photographs"]
+    assert scores["student"]["psnr"] >= scores["input"]["psnr"] + 0.5
+    assert scores["student"]["ssim"] > scores["input"]["ssim"]
