@@ -22,7 +22,7 @@ import json
 import os
 import sys
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -193,38 +193,34 @@ class Bench:
 
     def _truth(self) -> Tensor | None:
         """The plain path's gradient in float64; None where memory does not hold it."""
-        exact = copy.deepcopy(self.network).double()
-        encoder = VQGANEncoder(exact, impl="plain").to(self.device, torch.float64)
-        teacher, negatives = self.teacher.double(), self.negatives.double()
-        dckd = DCKDLoss(
-            nn.Identity(), encoder, balance=None, negatives=lambda lq: negatives, **released.WEIGHTS
-        ).double()
+        exact = VQGANEncoder(copy.deepcopy(self.network).double(), impl="plain")
+        way = self._loss(exact.to(self.device, torch.float64), torch.float64)
         try:
-            return common.gradient(lambda x: dckd(x, teacher, teacher), self.student.double())
+            return common.gradient(way, self.student.double())
         except torch.OutOfMemoryError:
             return None
 
+    def _loss(self, encoder: VQGANEncoder, dtype: torch.dtype = torch.float32) -> Way:
+        teacher, negatives = self.teacher.to(dtype), self.negatives.to(dtype)
+        weights = {"balance": None, **released.WEIGHTS}
+        dckd = DCKDLoss(nn.Identity(), encoder, negatives=lambda lq: negatives, **weights)
+        dckd.to(dtype)
+        return lambda x: dckd(x, teacher, teacher)
+
     def way(self, spec: Spec) -> Way:
         """From the student's images to the loss."""
-        teacher, negatives = self.teacher, self.negatives
         if spec.mode == "released":
             tensors, half = dict(self.network.named_parameters()), HALF.get(spec.precision)
 
             def as_released(x: Tensor) -> Tensor:
                 with torch.autocast(self.device.type, half, enabled=half is not None):
-                    images = (2 * images - 1 for images in (x, teacher, negatives))
+                    images = (2 * images - 1 for images in (x, self.teacher, self.negatives))
                     return released.loss(tensors, *images, **released.WEIGHTS)
 
             return as_released
         precision = "float32" if spec.precision == "tf32" else spec.precision
         encoder = VQGANEncoder(copy.deepcopy(self.network), precision=precision, **spec.settings)
-        dckd = DCKDLoss(
-            nn.Identity(), encoder, balance=None, negatives=lambda lq: negatives, **released.WEIGHTS
-        )
-
-        def ours(x: Tensor) -> Tensor:
-            return dckd(x, teacher, teacher)
-
+        ours = self._loss(encoder)
         return torch.compile(ours, mode=spec.compiled) if spec.compiled else ours
 
     def rows(self, specs: Sequence[Spec], rounds: int) -> list[Row]:
@@ -262,6 +258,7 @@ class Bench:
                     if self.truth is not None:
                         row |= common.distance(common.gradient(way, self.student), self.truth)
             rows.append(row)
+        torch.cuda.empty_cache()  # nothing where there is no GPU
         return rows
 
     def job(self, spec: Spec, way: Way) -> Callable[[], Times]:
@@ -401,7 +398,7 @@ def _step(
     target: Tensor,
     lq: Tensor,
 ) -> Tensor:
-    """Up to the loss, after the update that the step before left to write_crops."""
+    """Up to the loss, after the update that the step before left to do."""
     optimizer.step()
     optimizer.zero_grad()
     lq = lq.detach()
@@ -434,9 +431,9 @@ def loading(count: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name, image in photographs("train").items():  # as much detail: mosaics of mirrored ones
-            rows, columns = -(-HEIGHT // image.shape[0]), -(-WIDTH // image.shape[1])
-            missing = ((0, (rows - 1) * image.shape[0]), (0, (columns - 1) * image.shape[1]))
-            large = np.pad(image, (*missing, (0, 0)), mode="symmetric")[:HEIGHT, :WIDTH]
+            down, right = max(0, HEIGHT - image.shape[0]), max(0, WIDTH - image.shape[1])
+            large = np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric")
+            large = large[:HEIGHT, :WIDTH]
             write_png(large, root / HR / f"{name}.png")
             lr = root / f"DIV2K_train_LR_bicubic/X{SCALE}/{name}x{SCALE}.png"
             write_png(matlab_bicubic(large, 1 / SCALE), lr)
@@ -457,24 +454,16 @@ def loading(count: int) -> list[Row]:
             "sub-images, bytes": read,
             "photographs": crops(PairFiles(whole, SCALE)),
         }
-        return [
-            {
+        rows = []
+        for name, take in sources.items():
+            seconds = timeit.repeat(
+                lambda take=take: [take(i) for i in range(count)], number=1, repeat=3
+            )
+            rows.append({
                 "way": "loading", "mode": name, "precision": "uint8", "student": None, "batch": 1,
-                "size": CROP, "negatives": None, "ms_median": _milliseconds(take, count),
-            }
-            for name, take in sources.items()
-        ]  # fmt: skip
-
-
-def _milliseconds(take: Callable[[int], object], count: int) -> float:
-    """Median over three rounds of the time an item takes."""
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for index in range(count):
-            take(index)
-        found.append(1e3 * (time.perf_counter() - start) / count)
-    return sorted(found)[1]
+                "size": CROP, "negatives": None, "ms_median": 1e3 * sorted(seconds)[1] / count,
+            })  # fmt: skip
+        return rows
 
 
 # Reports

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from dckd_losses.checks import is_compiling_or_capturing
+from dckd_losses.checks import check_origin, is_compiling_or_capturing
 from dckd_losses.frozen import unwrap_module
 from dckd_losses.history import HistoryModel
 
@@ -39,19 +39,18 @@ class Attachable(nn.Module):
             )
         self._student = StudentReference(unwrap_module(student))
         self._step_handle: RemovableHandle | None = None
-        self._optimizer: weakref.ref[Optimizer] | None = None
         self._watch_handle: RemovableHandle | None = None
         self._watch: InputWatch | None = None
+        self._step_hook = StepHook(None, self._student)
         self._idle = IdleWarning()
-        self._values_checked = False
+        self._values_checked = self._origin_checked = False
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def attach(self, optimizer: object, source: nn.Module | None = None) -> Self:
         """Let history follow the student: count this optimizer's real steps from now on.
 
         Calls that gradient accumulation or a GradScaler leave out are not counted. If the loss was
-        attached to another optimizer, it leaves that one, as when a trainer makes its optimizers
-        anew.
+        attached before, it leaves that optimizer, as when a trainer makes its optimizers anew.
 
         Args:
             optimizer: the student's, or what Accelerate or Lightning wrapped around it.
@@ -62,12 +61,10 @@ class Attachable(nn.Module):
             the loss itself.
 
         Raises:
-            ValueError: no optimizer, one that does not train the student, a source that is unlike
-                the student, or the loss is attached to this very optimizer already.
+            ValueError: no optimizer, one that does not train the student, or a source that is
+                unlike the student.
         """
         inner = unwrap_optimizer(optimizer)
-        if self._optimizer is not None and self._optimizer() is inner:
-            raise ValueError("this loss is attached to this optimizer already: detach() it first")
         followed = self._student() if source is None else source
         if followed is None:
             raise ValueError("this loss does not know its student any more: pass source=student")
@@ -76,11 +73,11 @@ class Attachable(nn.Module):
         if self.history is not None:
             self.history.check(followed, devices=False)  # .to(device) may still follow
         if self._step_handle is not None:
-            self._step_handle.remove()  # two optimizers would count every step twice
-        hook = StepHook(self.history, self._student if source is None else source)
-        self._step_handle = inner.register_step_post_hook(hook)
-        self._optimizer = weakref.ref(inner)
-        self._values_checked = False
+            self._step_handle.remove()  # two hooks would count every step twice
+        self._step_hook = StepHook(self.history, self._student if source is None else source)
+        self._step_handle = inner.register_step_post_hook(self._step_hook)
+        self._values_checked = self._origin_checked = False
+        self._warn_if_history_unlike(followed)
         return self
 
     def watch(self, module: nn.Module) -> Self:
@@ -109,25 +106,46 @@ class Attachable(nn.Module):
         for handle in (self._step_handle, self._watch_handle):
             if handle is not None:
                 handle.remove()
-        self._step_handle = self._watch_handle = self._watch = self._optimizer = None
+        self._step_handle = self._watch_handle = self._watch = None
+        self._step_hook = StepHook(None, self._student)
         return self
 
     def _input(self, lq: Tensor | None) -> Tensor | None:
         """The lq that was passed, or the one that `watch` holds, which is dropped."""
         return self._watch.take() if lq is None and self._watch is not None else lq
 
-    def _warn_if_history_idle(self, student_out: Tensor) -> None:
-        """Say once that the student trains while nothing moves the history."""
-        if self.history is None or is_compiling_or_capturing():
+    def _check_history(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> None:
+        """Tell, in training calls, of a history that is not the student's past."""
+        if self.history is None or is_compiling_or_capturing() or not torch.is_grad_enabled():
             return
-        if torch.is_grad_enabled() and student_out.requires_grad:
-            self._idle.note(self.history, self._student())
+        student = self._student()
+        made = student_out.grad_fn is not None or teacher_out.grad_fn is not None
+        if made and student is not None and not self._origin_checked:
+            self._origin_checked = True
+            self._warn_if_history_unlike(self._step_hook.followed())
+            if self.history.fits(student):
+                check_origin(self.history.model, student, lq, student_out, teacher_out)
+        if student_out.requires_grad:
+            self._idle.note(self.history, student)
+
+    def _warn_if_history_unlike(self, source: nn.Module | None) -> None:
+        """Say that the student got its weights after the loss was made."""
+        if self.history is None or source is None or self._idle.resumed:
+            return
+        if self.history.unlike(source):
+            warnings.warn(
+                "no step is counted and history has other weights than the student: if those were "
+                "loaded after the loss was made, call history.reset(student); if the loss's state "
+                "is yet to be loaded, all is well",
+                stacklevel=3,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no hooks anywhere, so it is detached."""
-        hooks = {"_step_handle": None, "_watch_handle": None, "_watch": None, "_optimizer": None}
-        anew = {"_idle": IdleWarning(resumed=True), "_values_checked": False}
-        return {**self.__dict__, **hooks, **anew}
+        hooks = {"_step_handle": None, "_watch_handle": None, "_watch": None}
+        anew = {"_idle": IdleWarning(resumed=True), "_step_hook": StepHook(None, self._student)}
+        unchecked = {"_values_checked": False, "_origin_checked": False}
+        return {**self.__dict__, **hooks, **anew, **unchecked}
 
 
 class StepHook:
@@ -138,10 +156,19 @@ class StepHook:
         self.source = source
         self._first = True
 
+    def followed(self) -> nn.Module | None:
+        """The source, unless it is a student that is gone."""
+        return self.source() if isinstance(self.source, StudentReference) else self.source
+
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.history is None or _skipped(optimizer):
             return
-        source = self.source() if isinstance(self.source, StudentReference) else self.source
+        hooks = [
+            h for h in optimizer._optimizer_step_post_hooks.values() if isinstance(h, StepHook)
+        ]
+        if self is not next(hook for hook in hooks if hook.history is self.history):
+            return  # losses that share a history count a step once
+        source = self.followed()
         if source is None:
             raise RuntimeError("the student is gone: detach() the loss before dropping its student")
         if self._first:
@@ -199,7 +226,7 @@ class InputWatch:
 
 
 class IdleWarning:
-    """Warns once if a student trains while its history has never been stepped or updated.
+    """Warns once if a student trains while nobody steps or updates its history (any more).
 
     The student's steps are counted by its weights' versions, which needs no device read: calls
     between two steps count once, as with gradient accumulation. Where the student is not known (an
@@ -210,26 +237,30 @@ class IdleWarning:
     """
 
     def __init__(self, resumed: bool = False) -> None:
-        self._resumed = resumed
+        self.resumed = resumed
+        self._moves = 0  # of the history when last seen
         self._version: int | None = None
-        self._versions_seen = 0
+        self._versions_seen = 0  # since then
         self._warned = False
 
     def note(self, history: HistoryModel, student: nn.Module | None) -> None:
         """Count one training call."""
-        if self._warned or history.followed:
-            return
+        if history.moves != self._moves:
+            self._moves, self._version, self._versions_seen = history.moves, None, 0
         version = None if student is None else sum(p._version for p in student.parameters())
         self._versions_seen += version is None or version != self._version
         self._version = version
-        if self._versions_seen <= (history.max_interval if self._resumed else history.interval):
+        by_hand = self.resumed or history.moves
+        longest = history.interval if history.stepped or not by_hand else history.max_interval
+        if self._warned or self._versions_seen <= longest:
             return
         self._warned = True
+        followed = "since its history last followed" if history.moves else "and its history never"
         warnings.warn(
-            f"the student has been trained for {self._versions_seen - 1} steps and its history has "
-            "followed none, so negatives stay those of old weights: attach the loss, or this copy "
-            "of one, to the optimizer that steps, or call history.step(student) yourself",
-            stacklevel=2,
+            f"the student has been trained for {self._versions_seen - 1} steps {followed}, so "
+            "negatives stay those of old weights: attach the loss, or this copy of one, to the "
+            "optimizer that steps, or call history.step(student) yourself",
+            stacklevel=3,
         )
 
 
@@ -249,8 +280,7 @@ def unwrap_optimizer(optimizer: object) -> Optimizer:
 
 def _skipped(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer was called but left the weights alone, as GradScaler asked."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf)
+    return bool(getattr(optimizer, "found_inf", None))
 
 
 def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
@@ -266,5 +296,5 @@ def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:
 def _forget(module: nn.Module, keys: object) -> None:
     """Loaded state may come from any time between two updates; check values again after it."""
     assert isinstance(module, Attachable)
-    module._values_checked = False
+    module._values_checked = module._origin_checked = False
     module._idle = IdleWarning(resumed=True)

@@ -7,7 +7,8 @@ direction. The paper does not have it; VQGAN's own training balances its terms i
 
 Only the gradient is scaled, in backward and on the device: the loss's value stays, and nothing is
 remembered between steps. Each process, and each part of an accumulated step, scales its own. As
-with L1, the norm does not fall as the student nears its teacher; a zero gradient stays zero.
+with L1, the norm does not fall as the student nears its teacher, until they are equal but for
+rounding (see `FLOOR`); a zero gradient stays zero.
 """
 
 from __future__ import annotations
@@ -18,13 +19,22 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+# Where student and teacher are equal but for rounding, the gradient is made of rounding errors. At
+# a mean distance of 128 roundings of 1 (1.5e-5, 0.004 grey levels) float32's gradient of each term
+# has a cosine of 0.99 or more with float64's; at 16 it is 0.7 to 0.98, and falls from there.
+FLOOR = 128
 
-def normalize_gradient(images: Tensor, fraction: float | None) -> tuple[Tensor, Tensor | None]:
+
+def normalize_gradient(
+    images: Tensor, fraction: float | None, teacher: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """Give the images of a loss a gradient of a fixed norm.
 
     Args:
         images: the student's output, n values.
         fraction: of 1/sqrt(n), a mean L1's norm; None leaves the gradient as it is.
+        teacher: the teacher's output. Below a mean distance of `FLOOR` roundings of 1 the norm is
+            in proportion to that distance, as a Huber loss's.
 
     Returns:
         The images to compute the loss from, in at least float32 so that their gradient is not
@@ -33,7 +43,10 @@ def normalize_gradient(images: Tensor, fraction: float | None) -> tuple[Tensor, 
     if fraction is None:
         return images, None
     exact = images.to(torch.promote_types(images.dtype, torch.float32))
-    outputs: tuple[Tensor, Tensor] = _Balance.apply(exact, fraction / exact.numel() ** 0.5)
+    distance = (exact.detach() - teacher.detach()).abs().mean()
+    share = (distance / (FLOOR * torch.finfo(exact.dtype).eps)).clamp(max=1)
+    norm = fraction / exact.numel() ** 0.5 * share
+    outputs: tuple[Tensor, Tensor] = _Balance.apply(exact, norm)
     return outputs
 
 
@@ -46,17 +59,18 @@ class _Balance(Function):
     """Images and a one; the one's gradient tells backward the factor that is on the loss."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, norm: float) -> tuple[Tensor, Tensor]:
-        ctx.norm = norm
+    def forward(ctx: Any, images: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(norm)
         return images.view_as(images), images.new_ones(())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, factor: Tensor) -> tuple[Tensor, None]:
+        (norm,) = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
             largest = grad.abs().amax()
             scaled = grad / torch.where(largest > 0, largest, 1)  # small squares would be lost
             length = torch.linalg.vector_norm(scaled)
-            return scaled * (ctx.norm * factor.abs() / torch.where(length > 0, length, 1)), None
+            return scaled * (norm * factor.abs() / torch.where(length > 0, length, 1)), None
 
 
 def gradient_ratio(loss: Tensor, pixel_loss: Tensor, student_out: Tensor) -> Tensor:

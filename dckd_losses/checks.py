@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from numbers import Integral, Real
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 MIN_SIZE = 16  # four halvings must leave at least one pixel
 VALUE_RANGE = (-0.5, 1.5)  # room for overshoot around [0, 1]; 0-255 or [-1, 1] fall outside
+# Noise of sigma 50/255, the strongest that denoisers train with, puts at most 0.54 % of lq's values
+# outside VALUE_RANGE (2.55 sigma, if all are black or white) and one in 1e13 outside LQ_RANGE (7.6
+# sigma). Photographs in [-1, 1] have a fifth or more below -0.5, those in 0-255 nearly all above.
+LQ_RANGE = (-1.5, 2.5)
+LQ_OUTSIDE = 0.02
+ROOM = 0.1  # autocast in bfloat16 moves a deep network's output by some hundredths of its own size
 
 
-def check_images(name: str, images: Tensor, *, min_size: int = MIN_SIZE) -> None:
-    """Require float images (B, 3, H, W) of at least `min_size` pixels a side.
+def check_images(
+    name: str, images: Tensor, *, min_size: int = MIN_SIZE, channels: int | None = 3
+) -> None:
+    """Require float images (B, C, H, W) of at least `min_size` pixels a side.
 
     Raises:
         ValueError: with what was seen and what is expected; so do all checks here.
@@ -22,8 +34,8 @@ def check_images(name: str, images: Tensor, *, min_size: int = MIN_SIZE) -> None
         raise ValueError(f"{name} must be a tensor, got {type(images).__name__}")
     if not images.is_floating_point():
         raise ValueError(f"{name} must be floating point in [0, 1], got {images.dtype}")
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] == 0:
-        raise ValueError(f"{name} must be (B, 3, H, W), got {tuple(images.shape)}")
+    if images.ndim != 4 or 0 in images.shape[:2] or channels not in (None, images.shape[1]):
+        raise ValueError(f"{name} must be (B, {channels or 'C'}, H, W), got {tuple(images.shape)}")
     if min(images.shape[2:]) < min_size:
         size = f"{images.shape[2]}x{images.shape[3]}"
         raise ValueError(f"{name} must be at least {min_size}x{min_size} pixels, got {size}")
@@ -61,7 +73,7 @@ def check_batch(*, lq: Tensor | None = None, **outputs: Tensor) -> None:
         check_match(name, images, first_name, first)
     if lq is None:
         return
-    check_images("lq", lq, min_size=1)
+    check_images("lq", lq, min_size=1, channels=None)
     if len(lq) != len(first):
         raise ValueError(
             f"lq has {len(lq)} images, {first_name} has {len(first)} (with watch, lq is what the "
@@ -100,7 +112,91 @@ def check_step_values(student_out: Tensor, teacher_out: Tensor, lq: Tensor | Non
     check_values("student_out", student_out)
     check_values("teacher_out", teacher_out, VALUE_RANGE)
     if lq is not None:
-        check_values("lq", lq, VALUE_RANGE)
+        check_values("lq", lq, LQ_RANGE)
+        outside = ((lq < VALUE_RANGE[0]) | (lq > VALUE_RANGE[1])).float().mean().item()
+        if outside > LQ_OUTSIDE:
+            raise ValueError(
+                f"lq must lie in [0, 1], give or take noise: {outside:.0%} of its values are "
+                f"outside {VALUE_RANGE}"
+            )
+
+
+def check_origin(
+    model: nn.Module, student: nn.Module, lq: Tensor, student_out: Tensor, teacher_out: Tensor
+) -> None:
+    """Warn if student_out is not what the student makes of lq. Reads from the device.
+
+    Args:
+        model: a copy of the student with weights of any age; it is not changed.
+        student: the network in training.
+        lq: the degraded images.
+        student_out: what the trainer made of them with the student, somehow.
+        teacher_out: for the case that the two are swapped.
+    """
+    if any(isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
+        return  # it would wait for the other ranks
+    first, *others = _reproduce(model, student, lq)
+    if not isinstance(first, Tensor) or first.shape != student_out.shape:
+        return  # as where training gives several images; other checks tell the rest
+    size, distance = _rms(student_out), _distance(first, student_out)
+    swapped = _distance(first, teacher_out) < 0.1 * distance and distance > 1e-3 * size
+    words = "teacher_out is what the student makes of lq, student_out is not: are they swapped?"
+    if not distance > max(ROOM * size, 3 * max(_rms(first - other) for other in others)):
+        if swapped:
+            warnings.warn(words, stacklevel=2)
+        return
+    if swapped:
+        raise ValueError(words)
+    warnings.warn(
+        "student_out is not what the student makes of lq, they differ by "
+        f"{distance / max(size, 1e-9):.0%}"
+        f"{_reason(first, lq, student_out)}. Negatives come from a copy of the student, so make "
+        "the loss from a module that is all of lq to image, and pass the lq that it was given",
+        stacklevel=2,
+    )
+
+
+@torch.no_grad()
+def _reproduce(model: nn.Module, student: nn.Module, lq: Tensor) -> list[Any]:
+    """The student's output three times, by a copy, with random numbers that are given back.
+
+    The copy has the student's weights and modes, as batch norm needs; dropout shows in how much
+    the outputs differ.
+    """
+    model = copy.deepcopy(model)
+    tensors = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        tensor.copy_(tensors[name])
+    modes = {name: module.training for name, module in student.named_modules()}
+    for name, module in model.named_modules():
+        module.training = modes.get(name, False)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), lq.dtype)
+    devices = [] if lq.device.type == "cpu" else [lq.device]
+    with torch.random.fork_rng(devices, device_type=lq.device.type):
+        return [model(lq.to(dtype, copy=True)) for _ in range(3)]
+
+
+def _reason(out: Tensor, lq: Tensor, student_out: Tensor) -> str:
+    """What was done to a module's output outside of it, in words; nothing if that is unclear."""
+    out, student_out = out.float(), student_out.detach().float()
+    x, y = out - out.mean(), student_out - student_out.mean()
+    slope = ((x * y).sum() / x.square().sum().clamp(min=1e-30)).item()
+    if slope and _rms(y - slope * x) < 0.1 * ROOM * _rms(student_out):
+        return f": it is {slope:.3g} times as much plus a constant, so scaling lies outside"
+    for mode in ("bicubic", "bilinear", "nearest") if lq.shape[1] == 3 else ():
+        base = F.interpolate(lq.float(), out.shape[2:], mode=mode)
+        if _distance(out + base, student_out) < ROOM * _rms(student_out):
+            return ": it is that plus lq, so the residual connection lies outside"
+    return ""
+
+
+def _distance(out: Tensor, seen: Tensor) -> float:
+    """Of a network's output from what a trainer may have clipped."""
+    return _rms(out.clamp(*seen.detach().aminmax()) - seen)
+
+
+def _rms(x: Tensor) -> float:
+    return x.detach().float().square().mean().sqrt().item()
 
 
 def check_number(
@@ -128,10 +224,11 @@ def check_number(
     """
     if or_none and value is None:
         return
+    number: Any = value
     typed = isinstance(value, Integral if whole else Real)
     if (
         typed
-        and math.isfinite(number := float(value))  # type: ignore[arg-type]
+        and (whole or math.isfinite(number))
         and (at_least is None or number >= at_least)
         and (above is None or number > above)
         and (at_most is None or number <= at_most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from dckd_losses.negatives import NegativeGenerator
 
 DCR_WEIGHT = 0.1  # paper, Table 7
 # With "compact" DMM's gradient is 6 to 11 times L1's, the doubled softmax's, which the paper tuned,
-# 10 times (README, "How hard it should pull"). Elsewhere it can be 100 times that: look first.
+# 10 times (README, "Options"). Elsewhere it can be 100 times that: look first.
 DMM_WEIGHT = 1e-3
 RELEASED_DMM_WEIGHT = 1e-3  # paper, Table 7; tuned with the released code's doubled softmax
 
@@ -157,11 +158,11 @@ class DCKDLoss(Attachable):
             return as_loss(0 * student_out.sum(), student_out)
         negatives = None
         if self.dcr_weight and lq is not None:
-            self._warn_if_history_idle(student_out)
+            self._check_history(student_out, teacher_out, lq)
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
-        student, unit = normalize_gradient(student_out, self.balance)
+        student, unit = normalize_gradient(student_out, self.balance, teacher_out)
         found = self.encoder.compare(
             student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
         )
@@ -210,14 +211,14 @@ class DCKDLoss(Attachable):
         autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", autocast[1], enabled=autocast[0], cache_enabled=False):
             replay = torch.cuda.make_graphed_callables(self.forward, samples)
-        for buffer, before in saved:
-            buffer.copy_(before)  # warming up has drawn random numbers
+        for drawn, before in saved:  # warming up has drawn random numbers
+            drawn.copy_(before)
         last = self.last
 
         def step(student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> Tensor:
-            loss: Tensor = replay(student_out, teacher_out, lq)
+            loss = replay(student_out, teacher_out, lq)
             self.last = last
-            return loss
+            return cast(Tensor, loss)
 
         return step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +28,10 @@ class HistoryModel(nn.Module):
     history about 1000 steps older.
 
     Args:
-        student: the network to copy, hooks included, in its own dtype; wrappers
-            (DistributedDataParallel, torch.compile, Accelerate) are taken off. It is not kept.
-            Shard it (fully_shard) after this copy was made; updates then gather its weights, on
-            every rank at the same step.
+        student: the network to copy, all of lq to image, in its own dtype; wrappers
+            (DistributedDataParallel, torch.compile, Accelerate) and the user's hooks are taken off
+            the copy. It is not kept. Shard it (fully_shard) after this copy was made; updates then
+            gather its weights, on every rank at the same step.
         decay: alpha of Eq. 6, in [0, 1): the share of its old weights that history keeps.
         interval: steps between updates at first.
         interval_growth: steps by which the interval grows ...
@@ -39,14 +40,14 @@ class HistoryModel(nn.Module):
             code's last value, or for `interval` where that is more.
 
     Shape:
-        lq (B, 3, h, w) to the student's output for it, without gradient.
+        lq (B, C, h, w) to the student's output for it, without gradient.
 
     State:
         `model.*`, the history's weights, and `iteration`, the optimizer steps counted, int64.
 
     Raises:
-        ValueError: an argument is out of range; or a source's parameters, buffers or device are
-            not those of the history.
+        ValueError: an argument is out of range, the student cannot be copied; or a source's
+            parameters, buffers or device are not those of the history.
 
     Example:
         >>> student = torch.nn.Conv2d(3, 3, 3, padding=1)
@@ -83,21 +84,23 @@ class HistoryModel(nn.Module):
         self.max_interval = max_interval
         self.model = frozen_copy(student)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
-        self.followed = False  # whether anyone has stepped or moved this object since it was made
-        self._seen: tuple[Tensor, int, int] | None = None  # spares a device read a step
+        self.moves = 0  # how often this object was stepped or updated since it was made
+        self.stepped = False  # whether by `step`, and so at every step of an optimizer
+        self._known: tuple[Tensor, int, int] | None = None  # spares a device read a step
+        self._warned_not_finite = False
         super().train(False)
 
     @torch.no_grad()
     def forward(self, lq: Tensor) -> Tensor:
         """Restore `lq` as the student would have some steps ago; `lq` itself is not touched."""
-        check_images("lq", lq, min_size=1)
+        check_images("lq", lq, min_size=1, channels=None)
         check_device("lq", lq, "the history", self.iteration)
         dtypes = [p.dtype for p in self.model.parameters() if p.is_floating_point()]
         out = self.model(lq.to(dtypes[0] if dtypes else lq.dtype, copy=True))
         if not isinstance(out, Tensor):
             raise ValueError(
-                f"the student must return one tensor, got {type(out).__name__}: make the history "
-                "from a module that picks the image"
+                f"the student must return one tensor, got {type(out).__name__}: make the loss from "
+                "a module around it that returns the image only, and train that module"
             )
         return out
 
@@ -110,14 +113,12 @@ class HistoryModel(nn.Module):
         Returns:
             whether history was updated.
         """
-        self.followed = True
+        self.moves += 1
+        self.stepped = True
         count = self._count() + 1
         self.iteration.fill_(count)
-        self._seen = (self.iteration, self.iteration._version, count)
-        due = self.due(count)
-        if due:
-            self.update(source)
-        return due
+        self._known = (self.iteration, self.iteration._version, count)
+        return self.due(count) and self.update(source)
 
     def due(self, step: int) -> bool:
         """Whether history is updated after optimizer step `step`, counted from 1."""
@@ -125,19 +126,63 @@ class HistoryModel(nn.Module):
         return step % min(self.interval + growth, self.max_interval) == 0
 
     @torch.no_grad()
-    def update(self, source: nn.Module) -> None:
-        """Move the history's weights towards the source's now (Eq. 6)."""
-        self.check(source)
-        self.followed = True
-        source = unwrap_module(source)
-        mine, theirs = dict(self.model.named_parameters()), dict(source.named_parameters())
-        if mine:
-            old: list[Tensor] = list(mine.values())
-            new = [_whole(theirs[name]).to(tensor.dtype) for name, tensor in mine.items()]
-            torch._foreach_lerp_(old, new, 1 - self.decay)
-        new_buffers = dict(source.named_buffers())
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(_whole(new_buffers[name]))
+    def update(self, source: nn.Module) -> bool:
+        """Move the history's weights towards the source's now (Eq. 6).
+
+        A source that is not finite is skipped, and warned of once: a NaN would never leave history.
+        Reads from the device.
+
+        Returns:
+            whether history was updated.
+        """
+        self.moves += 1
+        new = self._weights_of(source)
+        parameters = dict(self.model.named_parameters())
+        buffers = dict(self.model.named_buffers())
+        finite = [new[name].isfinite().all() for name in parameters]
+        finite += [new[name].eq(new[name]).all() for name in buffers]  # a mask may be infinite
+        flags = [flag.to(self.iteration.device) for flag in finite]
+        if flags and not torch.stack(flags).all():
+            if not self._warned_not_finite:
+                warnings.warn(
+                    "the source's weights are not all finite: history keeps its own until they are",
+                    stacklevel=3,
+                )
+            self._warned_not_finite = True
+            return False
+        self._warned_not_finite = False
+        if parameters:
+            old: list[Tensor] = list(parameters.values())
+            torch._foreach_lerp_(old, [new[name] for name in parameters], 1 - self.decay)
+        for name, buffer in buffers.items():
+            buffer.copy_(new[name])
+        return True
+
+    @torch.no_grad()
+    def reset(self, source: nn.Module) -> None:
+        """Start afresh from a source: its weights, and no step counted."""
+        new = self._weights_of(source)
+        for name, tensor in _tensors(self.model).items():
+            tensor.copy_(new[name])
+        self.iteration.zero_()
+        self.moves += 1
+        self.stepped = False
+
+    def unlike(self, source: nn.Module) -> bool:
+        """Whether the source has other weights though no step is counted. Reads from the device."""
+        if self.moves or self.iteration.is_meta or int(self.iteration) or not self.fits(source):
+            return False
+        theirs = dict(unwrap_module(source).named_parameters())
+        mine = self.model.named_parameters()
+        return any(not torch.equal(tensor.to(theirs[name]), theirs[name]) for name, tensor in mine)
+
+    def fits(self, source: nn.Module) -> bool:
+        """Whether `check` has nothing to say of a source, which is whole on this process."""
+        try:
+            self.check(source)
+        except ValueError:
+            return False
+        return not any(hasattr(tensor, "full_tensor") for tensor in source.parameters())
 
     def check(self, source: nn.Module, *, devices: bool = True) -> None:
         """Require the history's parameters and buffers, so that no update can miss a weight.
@@ -153,8 +198,9 @@ class HistoryModel(nn.Module):
         odd = sorted(mine.keys() ^ theirs.keys())
         if odd:
             raise ValueError(
-                f"history and source differ in {len(odd)} names, such as {odd[0]!r}: pass the "
-                "student itself or its moving average, not a module around it"
+                f"history and source differ in {len(odd)} names, such as {odd[0]!r}: make loss and "
+                "history from one module, and pass the student itself or its moving average, not "
+                "a module around it"
             )
         for name, tensor in mine.items():
             other = theirs[name]
@@ -179,11 +225,18 @@ class HistoryModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy's counter is another tensor, whose writes were not watched."""
-        return {**self.__dict__, "_seen": None, "followed": False}
+        return {**self.__dict__, "_known": None, "moves": 0, "stepped": False}
+
+    def _weights_of(self, source: nn.Module) -> dict[str, Tensor]:
+        """A source's tensors by name: whole, parameters in the history's dtypes."""
+        self.check(source)
+        theirs = _tensors(unwrap_module(source))
+        mine = _tensors(self.model)
+        return {name: _whole(theirs[name]).to(tensor.dtype) for name, tensor in mine.items()}
 
     def _count(self) -> int:
-        if self._seen is not None:
-            buffer, version, count = self._seen
+        if self._known is not None:
+            buffer, version, count = self._known
             if buffer is self.iteration and buffer._version == version:
                 return count
         return int(self.iteration)

@@ -71,30 +71,30 @@ def distil(args: argparse.Namespace) -> None:
         run.validate = validation(next(iter(val_sets.values())), "sr", args.scale, accelerator)
         run.settings = command.settings(args, run, teacher, encoder)
 
-        # DCKD, once: the history follows the student at each step of the optimizer
+        # Losses: DCKD's history follows the student, after each step of the optimizer
         dckd = None
         if contrasts:
             history = HistoryModel(student, interval=recipe.history_interval)
             negatives = NegativeGenerator(history, seed=args.seed)
             weights = command.dckd_settings(args, recipe)
-            dckd = DCKDLoss(student, encoder, negatives=negatives, **weights)
+            dckd = DCKDLoss(student, encoder, negatives=negatives, **weights)  # DCKD, once
             dckd.attach(run.optimizer).to(accelerator.device)
 
-    def step(lr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(lq: Tensor, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (Eq. 10), and its terms for the log."""
-        student_out = run.model(lr).float()
-        pixel_loss = F.l1_loss(student_out, hr)
+        student_out = run.model(lq).float()
+        pixel_loss = F.l1_loss(student_out, gt)
         terms = {"l1": pixel_loss}
         if not distils:
             return pixel_loss, terms
         with torch.no_grad(), accelerator.autocast():
-            teacher_out = teacher(lr).float()
+            teacher_out = teacher(lq).float()
         terms["kd"] = F.l1_loss(student_out, teacher_out)
         pixel_loss = pixel_loss + terms["kd"]
         if dckd is None:
             return pixel_loss, terms
-        run.check(dckd, student_out, teacher_out, lr)
-        dckd_loss = dckd(student_out, teacher_out, lr)  # DCKD, every step
+        run.check(dckd, student_out, teacher_out, lq)
+        dckd_loss = dckd(student_out, teacher_out, lq)  # DCKD, every step
         terms |= dckd.last
         if run.log_due:
             terms["ratio"] = gradient_ratio(dckd_loss, pixel_loss, student_out)

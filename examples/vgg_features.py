@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dckd_losses import Encoding
 from dckd_losses.weights.files import read_safetensors, refusing
-from dckd_losses.encoder import Encoding
 
 WIDTHS = (64, 128, 256, 512, 512)  # of VGG's five blocks (Simonyan and Zisserman, 2015)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,22 +28,13 @@ class VGGFeatures(nn.Module):
     """Activations of a VGG network, up to the last one that is wanted.
 
     Args:
-        convolutions: how many each block has.
-        taps: which layers are the levels, numbered as in torchvision's `features`.
+        convolutions: How many each block has.
+        taps: Which layers are the levels, numbered as in torchvision's `features`.
         weights: "imagenet" (fetched by torchvision into its own cache), the path of torchvision's
             file or of a safetensors with the same names, or None for random weights.
-        normalise: subtract ImageNet's mean and divide by its deviation first.
+        normalise: Subtract ImageNet's mean and divide by its deviation first.
 
-    Shape:
-        images (B, 3, H, W) in [0, 1] to levels of (H, H/2, H/4, ...), rounded down, and no code
-        logits.
-
-    Gradient:
-        to the images and the weights; `FrozenEncoder`, which the losses make of it, freezes a copy.
-
-    Raises:
-        ImportError: the weights are to be fetched and torchvision is missing.
-        RuntimeError: the file is missing, damaged or holds other weights; names it.
+    Shape: images (B, 3, H, W) in [0, 1] to levels of (H, H/2, H/4, ...), rounded down.
     """
 
     mean: Tensor
@@ -88,9 +79,6 @@ class VGG19Features(VGGFeatures):
 
     Neither normalises its images.
 
-    Args:
-        weights: see `VGGFeatures`.
-
     Example:
         >>> [tuple(x.shape[1:]) for x in VGG19Features(None)(torch.rand(1, 3, 32, 32)).levels]
         [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
@@ -102,9 +90,6 @@ class VGG19Features(VGGFeatures):
 
 class VGG16Features(VGGFeatures):
     """relu1_2, relu2_2 and relu3_3 of normalised images, as MCLIR uses them.
-
-    Args:
-        weights: see `VGGFeatures`.
 
     Example:
         >>> [tuple(x.shape[1:]) for x in VGG16Features(None)(torch.rand(1, 3, 32, 32)).levels]

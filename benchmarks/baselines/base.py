@@ -70,7 +70,7 @@ class Baseline(nn.Module):
         if target is None and self.needs_target:
             raise ValueError(f"target is missing: {self.name} needs the ground truth")
         target = target if target is None else target.detach()
-        images, unit = normalize_gradient(student_out, self.balance)
+        images, unit = normalize_gradient(student_out, self.balance, teacher_out)
         value = self.term(images, teacher_out.detach(), lq.detach(), target)
         self.last = {self.name: value.detach()}
         return as_loss(restore_scale(self.weight * value, unit), student_out)

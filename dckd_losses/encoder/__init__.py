@@ -7,19 +7,11 @@ from os import PathLike
 
 from torch import nn
 
-from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder, FrozenEncoder, Path
+from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder, Path
 from dckd_losses.encoder.vqgan import VQGANEncoder
 from dckd_losses.network import VQGANNetwork
 
-__all__ = [
-    "Comparison",
-    "Encoding",
-    "FeatureEncoder",
-    "FrozenEncoder",
-    "Path",
-    "VQGANEncoder",
-    "as_encoder",
-]
+__all__ = ["Comparison", "Encoding", "FeatureEncoder", "Path", "VQGANEncoder", "as_encoder"]
 
 
 def as_encoder(encoder: str | PathLike[str] | nn.Module) -> FeatureEncoder:
@@ -33,7 +25,7 @@ def as_encoder(encoder: str | PathLike[str] | nn.Module) -> FeatureEncoder:
     if isinstance(encoder, VQGANNetwork):
         return VQGANEncoder(copy.deepcopy(encoder))
     if isinstance(encoder, nn.Module):
-        return FrozenEncoder(encoder)
+        return FeatureEncoder(copy.deepcopy(encoder))  # the caller's stays trainable
     if isinstance(encoder, (str, PathLike)):
         return VQGANEncoder.from_pretrained(encoder)
     raise ValueError(f"encoder must be a name, a path or a module, got {type(encoder).__name__}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dckd_losses.checks import check_device
 from dckd_losses.frozen import FrozenModule
@@ -58,7 +57,8 @@ class FeatureEncoder(FrozenModule):
     """A frozen network that turns images into `Encoding`s and compares a step's images.
 
     Args:
-        network: maps images to `(levels, code_logits)`. It is frozen in place.
+        network: maps images (B, 3, H, W) in [0, 1] to `(levels, code_logits)`, with a gradient to
+            the images; it may write into them. It is frozen in place.
     """
 
     def forward(self, images: Tensor, *, num_with_codes: int | None = None) -> Encoding:
@@ -135,19 +135,6 @@ class FeatureEncoder(FrozenModule):
                     f"images: its {kind} must be made without no_grad or detach; its weights are "
                     "frozen anyway"
                 )
-
-
-class FrozenEncoder(FeatureEncoder):
-    """Any network as encoder: a frozen copy of a module that maps images to an `Encoding`.
-
-    Args:
-        network: maps images (B, 3, H, W) in [0, 1] to `(levels, code_logits)`, with a gradient to
-            the images. It is copied, so the caller's module stays trainable, and is given copies
-            of the images, so it may write into them.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(copy.deepcopy(network))
 
 
 def _encoding(found: object, name: str) -> Encoding:

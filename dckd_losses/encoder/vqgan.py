@@ -41,8 +41,9 @@ class VQGANEncoder(FeatureEncoder):
         input_range: images in [0, 1] are mapped linearly to this range. (-1, 1) is what
             taming-transformers trains on; (0, 1) is what DCKD's released code feeds.
         precision: of the convolutions: "float32" (on CUDA as exact as torch's own setting, which
-            by default allows TF32), "float16" or "bfloat16". The first convolution, statistics,
-            distances and the codebook have at least float32. Half precisions keep half the bytes
+            by default allows TF32), "float16" or "bfloat16". The first convolution is float32
+            whatever the setting; statistics, distances and the codebook have at least float32 (the
+            codebook's products follow torch's setting). Half precisions keep half the bytes
             and are faster where the hardware has them (a CPU has bfloat16 at most). float16 turns
             the gradient by a few degrees, bfloat16 by 15 to 35, most where student and teacher
             are close (README). float16's gradients are scaled inside.

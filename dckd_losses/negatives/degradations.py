@@ -19,7 +19,7 @@ BICUBIC_A = -0.75  # torch's and OpenCV's bicubic
 
 
 class Degradation(ABC):
-    """Maps images (B, 3, H, W) in [0, 1] to degraded images of the same shape in [0, 1]."""
+    """Maps images (B, C, H, W) in [0, 1] to degraded images of the same shape in [0, 1]."""
 
     @abstractmethod
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -27,7 +27,7 @@ class Degradation(ABC):
 
 
 class RandomNoise(Degradation):
-    """Gaussian noise, the same on all three channels for some images.
+    """Gaussian noise, the same on all channels for some images.
 
     Args:
         sigma: range of the standard deviation, for images in [0, 1].
@@ -41,10 +41,10 @@ class RandomNoise(Degradation):
         self.gray = gray
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        batch, _, height, width = images.shape
+        batch, channels, height, width = images.shape
         sigma = draws.uniform(batch, 1, 1, 1, low=self.sigma[0], high=self.sigma[1])
         gray = draws.uniform(batch, 1, 1, 1) < self.gray
-        noise = draws.normal(batch, 3, height, width)
+        noise = draws.normal(batch, channels, height, width)
         noise = torch.where(gray, noise[:, :1], noise)
         return (images + (sigma * noise).to(images.dtype)).clamp(0, 1)
 

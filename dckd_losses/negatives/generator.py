@@ -29,7 +29,7 @@ class NegativeGenerator(nn.Module):
         seed: with the process's rank and the number of calls it determines every random number.
 
     Shape:
-        lq (B, 3, h, w) to (N, B, 3, H, W), without gradient.
+        lq (B, C, h, w) to (N, B, 3, H, W), without gradient.
 
     State:
         `counter`, the number of calls, int64.
@@ -88,7 +88,7 @@ class NegativeGenerator(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Make the negatives of one step; the next call makes others."""
-        check_images("lq", lq, min_size=1)
+        check_images("lq", lq, min_size=1, channels=None)
         check_device("lq", lq, "the negatives' counter", self.counter)
         degraded = self._degrade(lq, self.num_negatives - self.include_clean)
         inputs = torch.cat([lq, degraded]) if self.include_clean else degraded
@@ -103,6 +103,7 @@ class NegativeGenerator(nn.Module):
             return self.degradation(lq.repeat(copies, 1, 1, 1), draws)
         images = [self.degradation(lq.clone()) for _ in range(copies)]
         for image in images:
+            check_images("a degraded lq", image, min_size=1, channels=None)
             check_match("a degraded lq", image, "lq", lq)
         return torch.cat(images)
 

@@ -82,19 +82,10 @@ def decode_kernel(
 
 
 def accumulate(student: Tensor, others: Tensor, first: int, code: Tensor, totals: Tensor) -> None:
-    """Compare the student's features with a group of the others'.
+    """See `distances.LevelDistances.add`; code and totals are updated in place.
 
-    `distances.LevelDistances.add` does the same by plain operations. Over all groups, positive and
-    negative become what `distances.level_distances` returns, times the number of elements.
-
-    Args:
-        student: the anchor's features, (b, C, H, W).
-        others: features of the same dtype, (sets, b, C, H, W).
-        first: the first set's number; the teacher's is 0.
-        code: 3 q + p of the sets so far, (b, C, H, W), updated in place; int8 for at most 42
-            negatives. Dense; features in another order of memory are copied.
-        totals: sums of distances to the teacher and to negatives so far, (2,) float32, updated in
-            place.
+    `student` and `code` are (b, C, H, W), `others` (sets, b, C, H, W) of which the first is number
+    `first`, `totals` (2,) float32. Code is dense; features in another order of memory are copied.
     """
     numel = code.numel()
     student, others = _ordered(student, code), _ordered(others, code)
@@ -111,19 +102,7 @@ def accumulate(student: Tensor, others: Tensor, first: int, code: Tensor, totals
 
 
 def decode(code: Tensor, d_positive: Tensor, d_negative: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the student's features: d_positive p + d_negative q.
-
-    What autograd gives for `distances.level_distances`, with derivatives by sums, not means.
-
-    Args:
-        code: 3 q + p, dense.
-        d_positive: derivative by the sum of distances to the teacher, a scalar on code's device.
-        d_negative: derivative by the sum of distances to negatives, likewise.
-        dtype: of the result.
-
-    Shape:
-        As code, and in its order of memory.
-    """
+    """See `distances.decode`; the result has code's order of memory."""
     grad = torch.empty_like(code, dtype=dtype)
     numel, shift = code.numel(), 3 * 2 ** (6 if code.dtype == torch.int8 else 28)
     with torch.cuda.device_of(code):

@@ -26,23 +26,14 @@ MAX_BLOCKS = 2048  # along an image, which one program puts together
 
 
 class Tiling(NamedTuple):
-    """How features are divided among programs.
+    """How features are divided among programs."""
 
-    Attributes:
-        rows: pixels of a tile.
-        columns: channels of a tile.
-        across: tiles side by side.
-        down: tiles below each other along an image.
-        steps: tiles that one program of a reduction goes through.
-        blocks: such programs along an image.
-    """
-
-    rows: int
-    columns: int
-    across: int
-    down: int
-    steps: int
-    blocks: int
+    rows: int  # pixels of a tile
+    columns: int  # channels of a tile
+    across: int  # tiles side by side
+    down: int  # tiles below each other along an image
+    steps: int  # tiles that one program of a reduction goes through
+    blocks: int  # such programs along an image
 
     @classmethod
     def of(cls, x: Tensor) -> Tiling:
@@ -61,6 +52,7 @@ class Tiling(NamedTuple):
         return cls(rows, columns, across, down, length // rows, blocks)
 
 
+# fmt: off
 @triton.jit
 def _tile(pixels, first, image, channels, C: tl.constexpr, BLOCK_P: tl.constexpr):
     """A tile's offset in memory, the offsets inside it, and which of them are features."""
@@ -98,14 +90,9 @@ def _per_channel(
 @triton.jit(do_not_specialize=["pixels", "blocks"])
 def moments_kernel(
     x_ptr,  # (B, P, C)
-    means_ptr,  # (B, blocks, C) float32, written
-    squares_ptr,  # (B, blocks, C) float32, written: summed squares of distances to those means
-    pixels,  # P
-    blocks,
-    C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STEPS: tl.constexpr,
+    means_ptr, squares_ptr,  # (B, blocks, C) float32, written: means and squared distances to them
+    pixels, blocks,  # P
+    C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, STEPS: tl.constexpr,
 ):
     """Mean and centred squares of each channel over one program's pixels.
 
@@ -135,18 +122,12 @@ def moments_kernel(
 
 @triton.jit(do_not_specialize=["pixels", "blocks"])
 def statistics_kernel(
-    means_ptr,  # (B, blocks, C) float32
-    squares_ptr,  # (B, blocks, C) float32
-    mean_ptr,  # (B, groups) float32, written
-    rstd_ptr,  # (B, groups) float32, written
-    pixels,  # P
-    blocks,
-    eps,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
+    means_ptr, squares_ptr,  # (B, blocks, C) float32
+    mean_ptr, rstd_ptr,  # (B, groups) float32, written
+    pixels, blocks, eps,
+    C: tl.constexpr, WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,  # pixels in a block, the last one aside
-    BLOCK_N: tl.constexpr,  # at least blocks
-    BLOCK_W: tl.constexpr,  # at least WIDTH
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,  # at least blocks and WIDTH, powers of two
 ):
     """One group's mean and 1 / sqrt(variance + eps) from its channels' moments in all blocks."""
     group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -168,17 +149,11 @@ def statistics_kernel(
 
 @triton.jit(do_not_specialize=["pixels"])
 def normalise_kernel(
-    x_ptr,  # (B, P, C)
-    y_ptr,  # (B, P, C), written
-    mean_ptr,  # (B, groups) float32
-    rstd_ptr,  # (B, groups) float32
-    weight_ptr,  # (C,)
-    bias_ptr,  # (C,)
-    pixels,  # P
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    x_ptr, y_ptr,  # (B, P, C), the second written
+    mean_ptr, rstd_ptr,  # (B, groups) float32
+    weight_ptr, bias_ptr,  # (C,)
+    pixels,
+    C: tl.constexpr, WIDTH: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     SILU: tl.constexpr,
 ):
     """GroupNorm by given statistics, then SiLU."""
@@ -208,21 +183,13 @@ def _slope(x, dy, mean, rstd, weight, bias, SILU: tl.constexpr):
 
 @triton.jit(do_not_specialize=["pixels", "blocks"])
 def slopes_kernel(
-    x_ptr,  # (B, P, C)
-    dy_ptr,  # (B, P, C)
-    mean_ptr,  # (B, groups) float32
-    rstd_ptr,  # (B, groups) float32
-    weight_ptr,  # (C,)
-    bias_ptr,  # (C,)
+    x_ptr, dy_ptr,  # (B, P, C)
+    mean_ptr, rstd_ptr,  # (B, groups) float32
+    weight_ptr, bias_ptr,  # (C,)
     sums_ptr,  # (2, B, blocks, C) float32, written
-    pixels,  # P
-    blocks,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STEPS: tl.constexpr,
-    SILU: tl.constexpr,
+    pixels, blocks,
+    C: tl.constexpr, WIDTH: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SILU: tl.constexpr, STEPS: tl.constexpr,
 ):
     """The derivative by the normed input, and its product with that input, summed over pixels."""
     image, block, channels = _place(C, BLOCK_C)
@@ -247,19 +214,12 @@ def slopes_kernel(
 
 @triton.jit(do_not_specialize=["pixels"])
 def gradient_kernel(
-    x_ptr,  # (B, P, C)
-    dy_ptr,  # (B, P, C)
-    dx_ptr,  # (B, P, C), written
-    mean_ptr,  # (B, groups) float32
-    rstd_ptr,  # (B, groups) float32
-    weight_ptr,  # (C,)
-    bias_ptr,  # (C,)
+    x_ptr, dy_ptr, dx_ptr,  # (B, P, C), the third written
+    mean_ptr, rstd_ptr,  # (B, groups) float32
+    weight_ptr, bias_ptr,  # (C,)
     sums_ptr,  # (2, B, groups) float32: of `slopes_kernel`, over blocks and the group's channels
-    pixels,  # P
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    pixels,
+    C: tl.constexpr, WIDTH: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     SILU: tl.constexpr,
 ):
     """The derivative by x: what is left of the slope without its mean and its part along x."""
@@ -278,6 +238,7 @@ def gradient_kernel(
     product = tl.load(sums_ptr + second + group, mask=channels < C, other=0.0) / total
     dx = (slope - plain[None, :] - normed * product[None, :]) * rstd
     tl.store(dx_ptr + tile + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+# fmt: on
 
 
 class _GroupNormSiLU(Function):

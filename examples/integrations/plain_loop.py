@@ -7,10 +7,10 @@ teacher, which you have already, is trained here first.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage import data, io
@@ -25,7 +25,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
-def image(pixels: np.ndarray) -> Tensor:
+def image(pixels: Any) -> Tensor:
     """(1, 3, H, W) in [0, 1] of uint8 (H, W, 3), its sides cut to multiples of the scale."""
     height, width = (side // SCALE * SCALE for side in pixels.shape[:2])
     return torch.tensor(pixels[:height, :width]).permute(2, 0, 1)[None] / 255
@@ -42,10 +42,10 @@ def low_resolution(hr: Tensor) -> Tensor:
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
     """LR and HR crops; those of a step are always the same, so a resumed run sees the same."""
-    random, crops = np.random.default_rng(step), []
-    for number in random.integers(len(TRAINING), size=BATCH_SIZE):
-        hr, size = TRAINING[number], CROP * SCALE
-        top, left = (int(random.integers(side - size + 1)) for side in hr.shape[-2:])
+    generator, size, crops = torch.Generator().manual_seed(step), CROP * SCALE, []
+    for x, y, z in torch.rand(BATCH_SIZE, 3, generator=generator).tolist():
+        hr = TRAINING[int(x * len(TRAINING))]
+        top, left = int(y * (hr.shape[-2] - size + 1)), int(z * (hr.shape[-1] - size + 1))
         crops.append(hr[..., top : top + size, left : left + size])
     hr = torch.cat(crops)
     return low_resolution(hr).to(DEVICE), hr.to(DEVICE)
@@ -144,7 +144,7 @@ def show(networks: dict[str, nn.Module], path: Path) -> dict[str, float]:
     errors = {name: F.mse_loss(x.clamp(0, 1), HELD_OUT).item() for name, x in versions.items()}
     row = torch.cat([x[0, :, 60:220, 100:260] for x in (*versions.values(), HELD_OUT)], dim=2)
     io.imsave(path, (row.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().numpy())
-    return {name: -10 * np.log10(error) for name, error in errors.items()}
+    return {name: -10 * math.log10(error) for name, error in errors.items()}
 
 
 def main() -> None:

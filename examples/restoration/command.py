@@ -27,9 +27,9 @@ METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "dckd": (True, True),
 }
 SIZES = {
-    "iterations": "optimizer steps; the recipe's switches move along",
-    "batch_size": "crops a step and process, all along",
-    "crop": "LQ pixels a side, all along",
+    "iterations": "optimizer steps; the recipe's stages are shortened with them",
+    "batch_size": "crops per step and process, in all stages",
+    "crop": "LQ pixels a side, in all stages",
 }
 WEIGHTS = ("dcr_weight", "dmm_weight")
 LEAST_SCALE = {"sr": 2, "deblur": 1, "derain": 1}
@@ -66,9 +66,9 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     add("--method", choices=list(METHODS), default="dckd", help=text)
     text = "name or path of DCKD's encoder (default: compact)"
     add("--encoder", metavar="NAME", default="compact", help=text)
-    text = f"a file, for the paper's students also a URL or {', '.join(known)} (default: embedded)"
+    text = f"a file; for the paper's students also a URL or {', '.join(known)} (default: embedded)"
     add("--teacher", metavar="T", help=text)
-    text = "of weights, crops and negatives (default: 0)"
+    text = "seed of weights, crops and negatives (default: 0)"
     add("--seed", type=int, metavar="N", default=0, help=text)
     text = "folder of the results (default: one in runs/, named by the run)"
     add("--output", type=Path, metavar="DIR", help=text)
@@ -81,13 +81,14 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
 
 def _add_recipe(made: argparse.ArgumentParser, students: Sequence[str]) -> None:
     add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument
-    text = f"of minutes, or the paper's, of {', '.join(students)} (default: small)"
+    text = f"small: minutes; paper: the paper's, for {', '.join(students)} (default: small)"
     add("--recipe", choices=["small", "paper"], default="small", help=text)
     for name, meaning in SIZES.items():
         add(_option(name), type=int, metavar="N", help=meaning)
     for name in WEIGHTS:
-        add(_option(name), type=float, metavar="W", help="of its term; fixed without --balance")
-    text = "of DMM: Eq. 9's, or the released code's"
+        text = "weight of the term; fixed unless --balance is given too"
+        add(_option(name), type=float, metavar="W", help=text)
+    text = "DMM as in Eq. 9, or as in the released code"
     add("--form", choices=["cross_entropy", "released"], help=text)
     text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
     add("--balance", type=float, metavar="F", help=text)
@@ -96,7 +97,7 @@ def _add_recipe(made: argparse.ArgumentParser, students: Sequence[str]) -> None:
 def _add_scale(made: argparse.ArgumentParser) -> None:
     about = "accelerate launch or torchrun start several processes, see examples/README.md"
     add = made.add_argument_group("devices and memory", about).add_argument
-    text = "of student and teacher (default: what accelerate launch says)"
+    text = "precision of student and teacher (default: what accelerate launch says)"
     add("--mixed-precision", choices=["no", "fp16", "bf16"], help=text)
     text = "go through each step's crops in N parts (default: 1)"
     add("--gradient-accumulation", type=int, metavar="N", default=1, help=text)

@@ -4,49 +4,62 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import device
+from benchmarks import device, precision, speed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
-FILES = {file for _, _, file in device.PARTS.values()}
+CPU = torch.device("cpu")
+FILES = {part.file for part in device.parts("cpu", True, Path())}
 
 
-def setting(out, seconds=60.0):
-    return device.Setting(out, torch.device("cpu"), True, time.monotonic() + seconds)
-
-
-def content(out, name):
-    return json.loads((out / f"{name}.json").read_text())
-
-
-@pytest.mark.parametrize("name", ["facts", "ceilings", "sweep", "profile", "speed", "compiled"])
-def test_parts_write_what_they_measured(name, tmp_path):
+@pytest.mark.parametrize("name", device.MEASURES)
+def test_measures_write_what_they_found(name, tmp_path):
     before = torch.backends.cudnn.benchmark
-    part, _, file = device.PARTS[name]
-    part(setting(tmp_path))
+    device.MEASURES[name](tmp_path, CPU, True)
     torch.backends.cudnn.benchmark = before
-    found = json.loads((tmp_path / file).read_text())
+    found = json.loads((tmp_path / f"{name}.json").read_text())
     assert {"command", "commit", "device", "torch"} <= found.keys()
     if name == "facts":
         assert found["first_call"]["ms_median"] > 0
+        assert any(name.startswith("torch ") for name in found["packages"])
     elif name == "profile":
         kernels = found["stream, float32"]["kernels"]
         assert kernels[0]["ms"] >= kernels[-1]["ms"] > 0
     else:
-        assert all("failed" not in row for row in found["rows"]) or name == "sweep"
-        assert found["rows"]
+        assert len(found["rows"]) >= 5
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+def test_every_part_is_a_command_that_is_understood(tiny, tmp_path, monkeypatch):
+    found = {part.name: part for part in device.parts("cuda", tiny, tmp_path)}
+    assert sum(part.seconds for part in found.values()) <= 540 - 2 * device.START
+    assert len({part.file for part in found.values()}) <= 7  # and the summary
+    parsers = {"benchmarks.speed": speed.arguments, "benchmarks.precision": precision.arguments}
+    for part in found.values():
+        module, *arguments = part.command
+        monkeypatch.setattr("sys.argv", [module, *arguments])
+        if module in parsers:
+            args = parsers[module]()
+            assert (args.json.name, args.device) == (part.file, "cuda")
+        elif module == "benchmarks.device":
+            args = device.arguments(arguments)
+            assert (f"{args.part}.json", args.tiny) == (part.file, tiny)
+    assert found["compiled"].command[-3:] == ["--precisions", "float16", "tf32"]
+    files = {Path(name).name for name in found["tests"].command if name.endswith(".py")}
+    assert "test_cuda.py" in files or tiny
 
 
 def test_ceilings_are_operations_over_time(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "_seconds", lambda job, where, count=10: (job(), 1e-3)[1])
-    device.ceilings(setting(tmp_path))
-    rows = content(tmp_path, "ceilings")["rows"]
+    device.ceilings(tmp_path, CPU, True)
+    rows = json.loads((tmp_path / "ceilings.json").read_text())["rows"]
     assert rows[0]["gb_per_s"] == pytest.approx(2 * 0.01 / 1e-3)
     product = next(row for row in rows if row["what"].startswith("product"))
     assert product["tflop_per_s"] == pytest.approx(2 * 128**3 / 1e-3 / 1e12)
@@ -69,35 +82,43 @@ def test_swept_constants_exist_and_are_what_is_used(tmp_path):
 def test_what_fails_or_hangs_does_not_stop_the_rest(tmp_path, monkeypatch):
     """A part that dies, one that never ends, one that is fine: all have a file and a line."""
     code = {
-        "facts": "import sys; sys.exit('no driver')",
-        "ceilings": "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)",
-        "tests": "import pathlib; pathlib.Path(r'{}/tests.txt').write_text('3 passed in 1s')",
+        "dies": "import sys; sys.exit('no driver')",
+        "hangs": """
+            import pathlib, subprocess, time
+            child = subprocess.Popen(['sleep', '600'])
+            pathlib.Path('{work}/hangs.json').write_text('{{"child": %d}}' % child.pid)
+            time.sleep(600)
+        """,
+        "tests": "print('3 passed in 1s')",
     }
-    parts = {name: (None, 1, device.PARTS[name][2]) for name in code}
-    monkeypatch.setattr(device, "PARTS", parts)
+    (tmp_path / "modules").mkdir()
+
+    def parts(where, tiny, work):
+        for name, text in code.items():
+            lines = textwrap.dedent(text).format(work=work)
+            (tmp_path / "modules" / f"part_{name}.py").write_text(lines)
+        end = {"tests": "txt"}
+        return [device.Part(n, 1, f"{n}.{end.get(n, 'json')}", [f"part_{n}"]) for n in code]
+
+    monkeypatch.setattr(device, "parts", parts)
     monkeypatch.setattr(device, "START", 0.5)
-    started = subprocess.Popen
-
-    def popen(command, **known):
-        name = command[command.index("--part") + 1]
-        return started([sys.executable, "-c", code[name].format(tmp_path)], **known)
-
-    monkeypatch.setattr(device.subprocess, "Popen", popen)
-    (tmp_path / "facts.json").write_text('{"device": "an earlier run\'s"}')
+    monkeypatch.setattr(device, "ROOT", tmp_path / "modules")
+    (tmp_path / "dies.json").write_text('{"device": "that of an earlier run"}')
     args = device.arguments(["--out", str(tmp_path), "--device", "cpu"])
     start = time.monotonic()
     lines = "\n".join(device.all_parts(args, start + 6))
     assert time.monotonic() - start < 8
-    assert "| facts | failed with code 1 |" in lines
-    assert "| ceilings | stopped at its limit of" in lines
+    assert "| dies | failed with code 1 |" in lines and "earlier run" not in lines
+    assert "no driver" in json.loads((tmp_path / "dies.json").read_text())["output"]
+    assert "| hangs | stopped at its limit of" in lines
+    child = json.loads((tmp_path / "hangs.json").read_text())["child"]  # copied all the same
+    status = Path(f"/proc/{child}/status")
+    assert not status.is_file() or "Z (zombie)" in status.read_text()
     assert "| tests | done |" in lines and "- tests: 3 passed in 1s" in lines
-    assert "no driver" in content(tmp_path, "facts")["output"]
-    assert "stopped" in content(tmp_path, "ceilings")["failed"]
-    assert "earlier" not in lines
 
 
 def test_a_summary_holds_every_file(tmp_path):
-    spent = {"ms": 3.5, "launches": 2, "kernels": [{"name": "conv", "calls": 2, "ms": 3.5}]}
+    spent = {"ms": 3.5, "calls": 2, "kernels": [{"name": "conv", "calls": 2, "ms": 3.5}]}
     row = {"cosine": 1.0, "cosine_worst": 1.0, "rel_l2": 0.1, "rel_l2_worst": 0.2}
     row |= {"loss_rel": 0.0, "loss_rel_worst": 0.0, "encoder": "compact", "student": "closer"}
     files = {
@@ -116,7 +137,7 @@ def test_a_summary_holds_every_file(tmp_path):
     text = "\n".join(device.summary(tmp_path))
     for expected in (
         "- device: H200", "copy of 4 GB, gb_per_s 4300", "chunk 16, ms_median 34.25",
-        "## Kernels of stream, float16: 3.50 ms, 2 launches", "- tests: 1 failed in 2s",
+        "## stream, float16: 3.50 ms, 2 kernels", "- tests: 1 failed in 2s",
         "  - FAILED tests/x.py::y", "| compact | closer | both | tf32 |",
     ):  # fmt: skip
         assert expected in text
@@ -165,7 +186,6 @@ def test_in_miniature_everything_ends_within_a_minute(tmp_path):
     assert time.monotonic() - start < 60
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"summary.md"}
-    assert len(FILES) <= 7
     text = (tmp_path / "summary.md").read_text()
     assert done.stdout.endswith(text + "\n")
     states = dict(line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| "))
@@ -173,20 +193,18 @@ def test_in_miniature_everything_ends_within_a_minute(tmp_path):
 
 
 @pytest.mark.slow
-def test_tables_go_on_in_the_next_call(tmp_path, monkeypatch):
-    """The first call is too short for the table; the second goes on with what the first packed."""
+def test_tables_go_on_with_what_the_last_call_packed(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "SMALL_TABLES", (("table5", "--arms", "neither", "--seeds", "0"),))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(ROOT)
-    store = ["--store", str(tmp_path / "store"), "--device", "cpu", "--tables", "--tiny"]
-    for number, said in enumerate(("call again", "finished")):
-        out = tmp_path / str(number)
-        seconds = ("24", "90")[number]
-        assert device.main(["--out", str(out), "--seconds", seconds, *store]) == 0
-        summary = (out / "summary.md").read_text()
-        assert f"  {said}" in summary or said == "call again"
-        (tmp_path / "store").rename(tmp_path / f"lost_{number}")
-        (tmp_path / "store").mkdir()
-        for packed in out.glob("store_*.tar.gz"):
-            packed.rename(tmp_path / "store" / packed.name)
-    assert "# Table 5: DCKD's two losses" in summary
+    store, first, second = (tmp_path / name for name in ("store", "first", "second"))
+    options = ["--store", str(store), "--device", "cpu", "--tables", "--tiny", "--seconds", "300"]
+    assert device.main(["--out", str(first), *options]) == 0
+    summary = (first / "summary.md").read_text()
+    assert "  finished" in summary and "neither: 1 to have, 0 there" in summary
+    assert "# Table 5: DCKD's two losses" in summary and "| neither | " in summary
+    trained = {path.name for path in (store / "runs").iterdir()}
+    store.rename(tmp_path / "lost")
+    store.mkdir()
+    (first / "store_0.tar.gz").rename(store / "store_0.tar.gz")
+    assert device.main(["--out", str(second), *options]) == 0
+    assert "neither: 1 to have, 1 there" in (second / "summary.md").read_text()
+    assert {path.name for path in (store / "runs").iterdir()} == trained

@@ -1,15 +1,18 @@
 """Bad input of a training command: one line that says what was seen and expected, and a 2."""
 
 import pytest
+
+pytest.importorskip("matplotlib")
+
 import torch
 import train_deblur
 import train_sr
 from PIL import Image as Pillow
 from restoration import networks
 from safetensors.torch import save_file
-from toys import main, options, write
+from toys import main, no_pictures, options, write  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")

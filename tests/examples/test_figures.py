@@ -1,9 +1,12 @@
 """Pictures: written, of the right crops, and robust to short runs and small images."""
 
+import pytest
+
+pytest.importorskip("matplotlib")
+
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image as Pillow
@@ -43,6 +46,20 @@ def test_curves_draws_every_loss_and_the_psnr(drawn, tmp_path):
     assert list(bicubic.get_ydata()) == [29.0, 29.0]
     assert [axis.get_yscale() for axis in axes] == ["log", "linear", "linear"]
     assert Pillow.open(tmp_path / "curves.png").size[0] > 900
+
+
+def test_curves_are_pale_as_they_are_and_smooth_over_them(drawn, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(5, 1, 100)
+    records = [{"step": n, "ratio": x, "positive": [x, x]} for n, x in enumerate(noise)]
+    figures.curves(records, {}, tmp_path / "curves.png")
+    axis, _ = drawn[0].axes  # lists are left out
+    assert axis.get_title() == "gradient ratio"
+    raw, smooth = axis.lines
+    np.testing.assert_array_equal(raw.get_ydata(), noise)
+    assert raw.get_alpha() < 1
+    assert smooth.get_ydata()[50] == pytest.approx(noise[45:56].mean())
+    assert smooth.get_ydata()[0] == pytest.approx(noise[:6].mean())
 
 
 def test_curves_of_one_step_without_validation(tmp_path):

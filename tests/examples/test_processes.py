@@ -7,9 +7,11 @@ import sys
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image as Pillow
 from restoration import networks
 from toys import ENVIRONMENT, LAUNCH, ROOT, assert_close, options, weights, write
 
@@ -141,9 +143,13 @@ def test_a_rank_that_dies_ends_the_run(line, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def states(line, tmp_path_factory):
+def states(tmp_path_factory):
     """Runs train_sr; what each of its processes ends with."""
-    folder = tmp_path_factory.mktemp("states")
+    folder, photographs = (tmp_path_factory.mktemp(name) for name in ("states", "photographs"))
+    for seed in range(2):  # smooth ones, on which Adam does not enlarge what is only rounding
+        small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        large = Pillow.fromarray(small).resize((48, 48), Pillow.Resampling.BICUBIC)
+        large.save(photographs / f"{seed}.png")
     script = folder / "both.py"
     script.write_text(
         "import os, sys\n"
@@ -161,7 +167,8 @@ def states(line, tmp_path_factory):
 
     def run(processes, *more):
         launcher = LAUNCH if processes == 2 else [sys.executable]
-        args = [*line, "--iterations", STEPS, "--output", folder / "run", *more]
+        args = options(data=photographs, val=photographs, crop=8, iterations=STEPS)
+        args += ["--output", folder / "run", *more]
         done = command(*args, launcher=launcher, script=str(script))
         assert done.returncode == 0, done.stderr
         return [torch.load(folder / str(rank)) for rank in range(processes)]
@@ -186,17 +193,3 @@ def test_two_processes_are_one_of_twice_the_batch(method, states):
     else:
         pairs = ((first["student"][name], alone["student"][name]) for name in fresh)
         assert max((one - other).abs().max() for one, other in pairs) > 1e-4
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_default_run_gains_half_a_decibel(task, seed, tmp_path):
-    import json
-
-    args = ["--seed", seed, "--output", tmp_path]
-    settings = {"cwd": ROOT, "check": True, "capture_output": True}
-    subprocess.run([sys.executable, f"examples/train_{task}.py", *map(str, args)], **settings)
-    scores = json.loads((tmp_path / "metrics.json").read_text())["val"]["photographs"]
-    assert scores["student"]["psnr"] >= scores["input"]["psnr"] + 0.5
-    assert scores["student"]["ssim"] > scores["input"]["ssim"]

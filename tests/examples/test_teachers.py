@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import CANNOT_IMPORT
 from restoration import networks
 from restoration.networks import files
 from safetensors.torch import save_file
 from torch import nn
 
-try:
-    from restoration.networks import paper
-except (ImportError, RuntimeError, OSError) as error:
-    pytest.skip(f"spandrel cannot be imported: {error}", allow_module_level=True)
+pytest.importorskip("restoration.networks.paper", exc_type=CANNOT_IMPORT)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "swinir-light"  # the smallest; any of the networks can be a teacher
@@ -30,6 +28,10 @@ def model():
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DCKD_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "teachers"
+
+
+def load(path):
+    return networks.load_weights(str(path), NAME, 2)
 
 
 def basicsr(model, path):
@@ -53,20 +55,14 @@ def tensors(model, path):
 @pytest.mark.parametrize(
     ("suffix", "write"),
     [
-        (".pth", basicsr),
-        (".ckpt", parallel),
-        (".pth", legacy),
-        (".pt", legacy),
-        (".pt", basicsr),
-        (".safetensors", tensors),
-        (".safetensors", networks.save),
+        *((".pth", basicsr), (".ckpt", parallel), (".pth", legacy), (".pt", legacy)),
+        *((".pt", basicsr), (".safetensors", tensors), (".safetensors", networks.save)),
     ],
 )
 def test_files_of_every_kind(model, tmp_path, suffix, write):
     path = tmp_path / f"teacher{suffix}"
     write(model, path)
-    teacher = networks.load_weights(str(path), NAME, 2)
-    lq = torch.rand(1, 3, 8, 8)
+    teacher, lq = load(path), torch.rand(1, 3, 8, 8)
     assert torch.equal(teacher(lq), model(lq))
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -74,49 +70,75 @@ def test_files_of_every_kind(model, tmp_path, suffix, write):
 
 def test_masks_of_another_patch_size_do_not_matter(tmp_path):
     """SwinIR's authors have the same network trained on patches of 48 and of 64."""
-    settings = networks.SPECIFICATIONS[NAME].settings
-    other = paper.SwinIR(scale=2, **{**settings, "img_size": 48}).eval()
+    from restoration.networks import paper
+
+    settings = {**networks.SPECIFICATIONS[NAME].settings, "img_size": 48}
+    other = paper.SwinIR(scale=2, **settings).eval()
     torch.save(other.state_dict(), tmp_path / "s48.pth")
-    teacher = networks.load_weights(str(tmp_path / "s48.pth"), NAME, 2)
+    teacher = load(tmp_path / "s48.pth")
     for size in (48, 64):
         lq = torch.rand(1, 3, size, 8)
         assert torch.equal(teacher(lq), other(lq))
 
 
-class TestOtherNetworks:
-    def refused(self, model, path, *parts):
-        torch.save(model.state_dict(), path)
-        with pytest.raises(ValueError) as error:
-            networks.load_weights(str(path), NAME, 2)
-        for part in (str(path), *parts, f"expected {NAME} for x2, 910,152 parameters"):
-            assert part in str(error.value)
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (lambda: networks.build("restormer-student", 1), "Restormer for x1, 3,813,230 parameters"),
+        (lambda: networks.build("nafnet-student", 1), "NAFNet for x1, 2,683,059 parameters"),
+        (lambda: networks.build("swinir-student", 2), "SwinIR for x2, 1,087,727 parameters"),
+        (lambda: networks.build(NAME, 3), "SwinIR for x3, 918,267"),
+        (lambda: nn.Linear(2, 2), "an unknown network of 2 tensors"),
+    ],
+)
+def test_another_network_is_refused_by_what_it_is(make, seen, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(make().state_dict(), path)
+    with pytest.raises(ValueError) as error:
+        load(path)
+    for part in (str(path), seen, f"expected {NAME} for x2, 910,152 parameters"):
+        assert part in str(error.value)
 
-    def test_another_architecture(self, tmp_path):
-        model = networks.build("restormer-student", 1)
-        self.refused(model, tmp_path / "a.pth", "Restormer for x1, 3,813,230 parameters")
-        model = networks.build("nafnet-student", 1)
-        self.refused(model, tmp_path / "a.pth", "NAFNet for x1, 2,683,059 parameters")
 
-    def test_other_sizes(self, tmp_path):
-        model = networks.build("swinir-student", 2)
-        self.refused(model, tmp_path / "a.pth", "SwinIR for x2, 1,087,727 parameters")
-        model = networks.build(NAME, 3)
-        self.refused(model, tmp_path / "a.pth", "SwinIR for x3, 918,267", "(27,) there, (12,) here")
+def test_a_part_of_the_right_one_is_refused(model, tmp_path):
+    torch.save(dict(list(model.state_dict().items())[:-1]), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"upsample\.0\.bias: none there, \(12,\) here"):
+        load(tmp_path / "a.pth")
 
-    def test_none_that_spandrel_knows(self, tmp_path):
-        self.refused(nn.Linear(2, 2), tmp_path / "a.pth", "an unknown network of 2 tensors")
 
-    def test_a_part_of_the_right_one(self, model, tmp_path):
-        part = dict(list(model.state_dict().items())[:-1])
-        torch.save(part, tmp_path / "a.pth")
-        with pytest.raises(ValueError, match=r"upsample\.0\.bias: none there, \(12,\) here"):
-            networks.load_weights(str(tmp_path / "a.pth"), NAME, 2)
-
-    def test_a_name_of_another_network_or_scale(self):
-        with pytest.raises(ValueError, match=r"swinir-x3 is swinir-teacher for x3; .* for x2$"):
-            networks.load_weights("swinir-x3", "swinir-teacher", 2)
-        with pytest.raises(ValueError, match=r"nafnet-gopro is nafnet-teacher .*restormer-teacher"):
-            networks.load_weights("nafnet-gopro", "restormer-teacher", 1)
+@pytest.mark.parametrize(
+    ("error", "call", "message"),
+    [
+        (
+            ValueError,
+            lambda: networks.load_weights("swinir-x3", "swinir-teacher", 2),
+            r"swinir-x3 is swinir-teacher for x3; .* for x2$",
+        ),
+        (
+            ValueError,
+            lambda: networks.load_weights("nafnet-gopro", "restormer-teacher", 1),
+            r"nafnet-gopro is nafnet-teacher .*restormer-teacher",
+        ),
+        (
+            RuntimeError,
+            lambda: networks.load_weights("swinir-x5", "swinir-teacher", 2),
+            "swinir-x5: no such file, nor one of swinir-x2, ",
+        ),
+        (
+            ValueError,
+            lambda: networks.load_teacher("rcan-student", None, 3),
+            r"rcan-student .*expected rcan-teacher for x3 by",
+        ),
+        (
+            ValueError,
+            lambda: networks.load_teacher("nafnet-student", None, 2),
+            "got scale 2 for nafnet-student; expected 1",
+        ),
+    ],
+)
+def test_names_that_do_not_fit(error, call, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 class Evil:
@@ -136,11 +158,10 @@ class TestBadFiles:
         path = tmp_path / f"evil{suffix}"
         content = {"params": {"weight": Evil(tmp_path / "made")}}
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(RuntimeError, match=rf"evil{suffix} .*not such weights"):
-            networks.load_weights(str(path), NAME, 2)
-        path.write_bytes(pickle.dumps(content))
-        with pytest.raises(RuntimeError, match=rf"evil{suffix} .*not such weights"):
-            networks.load_weights(str(path), NAME, 2)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=rf"evil{suffix} .*not such weights"):
+                load(path)
+            path.write_bytes(pickle.dumps(content))
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".txt"])
@@ -149,23 +170,13 @@ class TestBadFiles:
         basicsr(model, path)
         path.write_bytes(path.read_bytes()[:100_000])
         with pytest.raises(RuntimeError, match=rf"teacher{suffix} .*cut short"):
-            networks.load_weights(str(path), NAME, 2)
+            load(path)
 
     @pytest.mark.parametrize("content", [{}, {"step": 3}, [1], 7])
     def test_without_tensors(self, tmp_path, content):
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(RuntimeError, match=r"a\.pth .*not such weights"):
-            networks.load_weights(str(tmp_path / "a.pth"), NAME, 2)
-
-    def test_neither_file_nor_name(self):
-        with pytest.raises(RuntimeError, match="swinir-x5: no such file, nor one of swinir-x2, "):
-            networks.load_weights("swinir-x5", "swinir-teacher", 2)
-
-    def test_none_at_all(self):
-        with pytest.raises(ValueError, match=r"rcan-student .*expected rcan-teacher for x3 by"):
-            networks.load_teacher("rcan-student", None, 3)
-        with pytest.raises(ValueError, match="got scale 2 for nafnet-student; expected 1"):
-            networks.load_teacher("nafnet-student", None, 2)
+            load(tmp_path / "a.pth")
 
 
 class TestURLs:
@@ -173,8 +184,7 @@ class TestURLs:
         source = tmp_path / "teacher.pth"
         basicsr(model, source)
         for _ in range(2):
-            teacher = networks.load_weights(source.as_uri(), NAME, 2)
-            lq = torch.rand(1, 3, 8, 8)
+            teacher, lq = load(source.as_uri()), torch.rand(1, 3, 8, 8)
             assert torch.equal(teacher(lq), model(lq))
             source.unlink(missing_ok=True)
         assert [path.name[8:] for path in cache.glob("[!.]*")] == ["-teacher.pth"]
@@ -183,7 +193,7 @@ class TestURLs:
         """It may be one that can only be read."""
         (tmp_path / "a.pth").write_bytes(b"anything")
         path = files.fetch((tmp_path / "a.pth").as_uri())
-        monkeypatch.setattr("restoration.networks.files.FileLock", None)
+        monkeypatch.setattr(files, "FileLock", None)
         assert files.fetch((tmp_path / "a.pth").as_uri()) == path
 
     def test_files_of_one_name_are_kept_apart(self, tmp_path):
@@ -200,21 +210,18 @@ class TestURLs:
         whole = source.read_bytes()
         source.write_bytes(whole[:-1000])
         with pytest.raises(RuntimeError, match=r"cut short.* the next try fetches it anew"):
-            networks.load_weights(source.as_uri(), NAME, 2)
+            load(source.as_uri())
         assert not list(cache.glob("[!.]*"))
         source.write_bytes(whole)
-        networks.load_weights(source.as_uri(), NAME, 2)
+        load(source.as_uri())
 
-    def test_no_network(self, monkeypatch, cache):
+    def test_what_cannot_be_fetched_leaves_nothing(self, tmp_path, monkeypatch, cache):
         monkeypatch.setenv("no_proxy", "*")
         url = "http://127.0.0.1:9/teacher.pth"
         with pytest.raises(RuntimeError) as error:
-            networks.load_weights(url, NAME, 2)
+            load(url)
         for part in (url, "cannot be fetched (URLError", "pass its path", str(cache)):
             assert part in str(error.value)
-        assert not list(cache.glob("[!.]*"))
-
-    def test_another_sha256(self, tmp_path, cache):
         (tmp_path / "a.pth").write_bytes(b"altered")
         with pytest.raises(RuntimeError, match="invalid hash value"):
             files.fetch((tmp_path / "a.pth").as_uri(), "0" * 64)

@@ -1,14 +1,20 @@
 """The three training commands as a user runs them, within this process."""
 
+import pytest
+
+pytest.importorskip("matplotlib")
+
 import json
 import os
+import re
+import shlex
 import sys
 from itertools import combinations
 from pathlib import Path
 
 import evaluate
 import numpy as np
-import pytest
+import prepare
 import torch
 import train_deblur
 import train_derain
@@ -19,7 +25,7 @@ from restoration.data.crops import RandomCrops
 from restoration.data.datasets import pairs_from_images
 from restoration.data.images import photographs
 from restoration.results.evaluation import evaluate as score
-from toys import main, options, weights, write
+from toys import ROOT, main, no_pictures, options, weights, write  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
@@ -141,6 +147,35 @@ class TestResults:
             assert len(record["positive"]) == len(record["negative"]) == 5
 
 
+@pytest.mark.parametrize("script", [train_sr, train_deblur, train_derain])
+def test_the_step_is_the_papers_loss(script, small, monkeypatch):
+    """Eq. 10 with its two pixel losses; and DCKD counts the steps of the optimizer."""
+    caught = []
+    without_training(monkeypatch, script)
+    monkeypatch.setattr(
+        script, "train", lambda run, step, dckd, resume: caught.append((run, step, dckd))
+    )
+    line = [*small, "--dcr-weight", 0.2, "--dmm-weight", 0.01, "--crop", 16]
+    assert main(monkeypatch, script, *line) == 0
+    ((run, step, dckd),) = caught
+    teacher = networks.load(train_sr.TEACHERS[2] if script is train_sr else script.TEACHER)
+    lq, gt = (torch.stack(images) for images in zip(*(run.crops[i] for i in range(2)), strict=True))
+    torch.nn.init.normal_(run.student.tail.weight, std=0.01)
+    run.log_due = True
+    loss, terms = step(lq, gt)
+    output = run.student(lq)
+    pixel = (output - gt).abs().mean(), (output - teacher(lq)).abs().mean()
+    first = "l1" if script is train_sr else "pixel"
+    torch.testing.assert_close((terms[first], terms["kd"]), pixel)
+    torch.testing.assert_close(loss, sum(pixel) + 0.2 * terms["dcr"] + 0.01 * terms["dmm"])
+    assert terms["ratio"] > 0
+    loss.backward()
+    run.optimizer.step()
+    assert dckd.history.iteration == 1
+    assert dckd.history.model.tail.weight.shape == run.student.tail.weight.shape
+
+
+@pytest.mark.usefixtures("no_pictures")
 class TestMethods:
     def test_they_differ_in_nothing_but_the_losses(self, small, tmp_path, monkeypatch):
         starts = []
@@ -295,6 +330,7 @@ class TestSameSize:
         assert networks.load(tmp_path / "student.safetensors").tail.weight.abs().max() > 0
 
     @tasks
+    @pytest.mark.usefixtures("no_pictures")
     def test_pairs_on_disk_and_resuming(self, task, tmp_path, monkeypatch, capsys):
         data, script = write_pairs(tmp_path / "set", task), SAME_SIZE[task]
         line = ["--data", data, "--val", data, "--method", "logits", "--batch-size", 1]
@@ -355,7 +391,7 @@ def test_real_pairs(task, folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "name", "loss"),
     [
-        (train_sr, "swinir-light", "l1"),
+        pytest.param(train_sr, "swinir-light", "l1", marks=pytest.mark.slow),
         (train_deblur, "nafnet-student", "psnr"),
         pytest.param(train_derain, "restormer-student", "l1", marks=pytest.mark.slow),
     ],
@@ -420,6 +456,21 @@ def test_settings_leave_out_only_what_cannot_matter():
     assert rest == set(command.DECISIVE)
 
 
+def test_the_readmes_commands_are_understood(monkeypatch):
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"(?m)^(?:.*&& )?(?:python|accelerate launch) (examples/.*)$", text)
+    known = {"evaluate.py": evaluate.arguments, "prepare.py": prepare.arguments}
+    seen = []
+    for line in lines:
+        path, *args = shlex.split(line, comments=True)
+        monkeypatch.setattr(sys, "argv", [path, *args])
+        name = Path(path).name
+        task = name.removeprefix("train_").removesuffix(".py")
+        seen.append(known[name]() if name in known else command.parse(None, task))
+    assert len(seen) >= 15
+    assert {"paper"} == {args.recipe for args in seen if getattr(args, "teacher", None)}
+
+
 @pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
 def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -434,3 +485,14 @@ def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys)
             rest = text.split("options:")[1].split(f" {name} ", 1)
             assert len(rest) == 2 or name in text, option
             assert rest[-1].split(" --", 1)[0].count("default:") <= 1, option
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_default_run_gains_half_a_decibel(task, seed, tmp_path, monkeypatch):
+    script = {"sr": train_sr, **SAME_SIZE}[task]
+    assert main(monkeypatch, script, "--seed", seed, "--output", tmp_path) == 0
+    scores = read(tmp_path / "metrics.json")["val"]["photographs"]
+    assert scores["student"]["psnr"] >= scores["input"]["psnr"] + 0.5
+    assert scores["student"]["ssim"] > scores["input"]["ssim"]

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -140,6 +141,13 @@ def main(monkeypatch, script, *args):
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, args)])
     return script.main()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing them takes most of a short run."""
+    for name in ("curves", "side_by_side"):
+        monkeypatch.setattr(f"restoration.results.figures.{name}", lambda *args: None)
 
 
 def weights(folder):

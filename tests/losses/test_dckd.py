@@ -58,14 +58,6 @@ def test_student_passes_the_encoder_once_and_the_rest_together(dckd, encoder, ba
     assert sorted(calls) == [(2, True), (12, False)]
 
 
-def test_gradient_reaches_the_student_only(dckd, student, encoder, batch):
-    student_out, teacher_out, lq = (x.requires_grad_() for x in batch)
-    dckd(student_out, teacher_out, lq).backward()
-    assert student_out.grad.abs().sum() > 0
-    assert teacher_out.grad is None and lq.grad is None
-    assert all(p.grad is None for p in dckd.parameters())
-
-
 def test_trains_the_student_towards_the_teacher(student, encoder, images):
     lq, teacher_out = images(2, 3, 16, 16), images(2, 3, 32, 32)
     optimizer = torch.optim.Adam(student.parameters(), 1e-2)
@@ -197,12 +189,6 @@ def test_history_is_taken_from_negatives_or_given(student, encoder):
         DCKDLoss(student, encoder, negatives=negatives, history=HistoryModel(student))
 
 
-def test_default_negatives_are_the_papers(student, encoder):
-    negatives = DCKDLoss(student, encoder).negatives
-    assert negatives.num_negatives == 5 and not negatives.include_clean
-    assert type(negatives.degradation).__name__ == "RandomNoise"
-
-
 def test_released_settings(student, weights_file, batch):
     dckd = DCKDLoss.released(student, weights_file)
     assert dckd.encoder.input_range == (0.0, 1.0)
@@ -228,7 +214,7 @@ def test_first_step_with_a_clean_negative_is_finite(student, encoder, images):
     [
         (((2, 3, 16, 16), (2, 3, 16, 18), (2, 3, 8, 8)), r"teacher_out \(2, 3, 16, 18\) and stu"),
         (((2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 8, 8)), "lq has 1 images, student_out has 2"),
-        (((2, 3, 16, 16), (2, 3, 16, 16), (3, 8, 8)), r"lq must be \(B, 3, H, W\)"),
+        (((2, 3, 16, 16), (2, 3, 16, 16), (3, 8, 8)), r"lq must be \(B, C, H, W\)"),
         (((2, 3, 12, 16), (2, 3, 12, 16), (2, 3, 6, 8)), "at least 16x16 pixels, got 12x16"),
         (((3, 16, 16), (3, 16, 16), (2, 3, 8, 8)), r"student_out must be \(B, 3, H, W\)"),
         (((2, 3, 16, 16), (2, 3, 16, 16), (2, 3, 9, 9)), "each negative"),

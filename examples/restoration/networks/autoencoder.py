@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from dckd_losses.network import LEVELS, Architecture
 from dckd_losses.layers import Attention, GroupNorm, ResidualBlock
-from dckd_losses.network import VQGANNetwork
+from dckd_losses.network import LEVELS, Architecture, VQGANNetwork
 
 CELL = 16  # pixels a side that one code stands for
 
@@ -47,14 +46,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder, decoder and codebook in training.
-
-    Args:
-        architecture: the encoder's.
-
-    Shape:
-        images are (B, 3, H, W) in [-1, 1], H and W multiples of 16.
-    """
+    """Encoder, decoder and codebook in training, for images (B, 3, 16 h, 16 w) in [-1, 1]."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -93,12 +85,8 @@ class Autoencoder(nn.Module):
     def finish_codebook(self, tiles: Callable[[], Iterable[Tensor]], nats: float) -> None:
         """Give the network its codebook, scaled with the latents for Eq. 8.
 
-        Quantisation leaves their common scale free, but the softmax depends on it. Nearest codes
-        stay what they are.
-
-        Args:
-            tiles: batches of images.
-            nats: the code distributions' mean entropy over them.
+        Quantisation leaves their common scale free, but the softmax depends on it: the mean entropy
+        of the code distributions over the tiles becomes `nats`. Nearest codes stay what they are.
         """
         self.copy_codebook()
         quant_conv, codes = self.network.quant_conv, self.network.quantize.embedding.weight
@@ -119,11 +107,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, tiles: Iterable[Tensor]) -> dict[str, float]:
-        """PSNR with and without quantisation, codebook perplexity, Eq. 8's mean entropy (nats).
-
-        Args:
-            tiles: batches of images; PSNR is the mean over them.
-        """
+        """PSNR with and without quantisation, codebook perplexity, Eq. 8's mean entropy (nats)."""
         codes: Tensor = self.quantizer.codebook
         counts = codes.new_zeros(len(codes))
         scale = self.network.quantize.embedding.weight.norm() / codes.norm()

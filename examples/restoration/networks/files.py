@@ -12,8 +12,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from dckd_losses.weights.files import read_safetensors, refusing, write_safetensors
 from dckd_losses.weights import cache_dir
+from dckd_losses.weights.files import read_safetensors, refusing, write_safetensors
 
 from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
 from .small import ResidualNetwork
@@ -27,14 +27,7 @@ NAFNET = "https://huggingface.co/nyanko7/nafnet-models/resolve/main"  # a mirror
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a trained teacher can be had.
-
-    Attributes:
-        backbone: Its network's name.
-        scale: Output size over input size.
-        url: Of the file.
-        sha256: Of the file, where it has been published.
-    """
+    """The network and the scale of a trained teacher, its URL, and its sha256 where published."""
 
     backbone: str
     scale: int
@@ -65,12 +58,7 @@ KNOWN = {  # the paper's teachers; RCAN's lie in a Google Drive folder, which ha
 def fetch(url: str, sha256: str | None = None) -> Path:
     """The file behind a URL, in the folder `teachers` of DCKD_HOME; only the first use fetches it.
 
-    It comes by torch.hub, under its name once it is complete. One process fetches while the others
-    wait.
-
-    Args:
-        url: Of a file.
-        sha256: That it has to have.
+    One process fetches while the others wait. A file appears under its name once it is complete.
 
     Raises:
         RuntimeError: It cannot be fetched, or has another sha256; nothing of it is kept.
@@ -95,13 +83,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
 
 
 def save(model: nn.Module, path: str | Path, **metadata: object) -> None:
-    """Write a network as safetensors, at once or not at all.
-
-    Args:
-        model: What `build` or `load` gave.
-        path: The file; missing folders are made.
-        metadata: Further facts, kept in the file as strings.
-    """
+    """Write a network as safetensors, at once or not at all; further facts are kept as strings."""
     path = Path(path)
     facts = {**metadata, "backbone": name_of(model), "scale": model.scale}
     if isinstance(model, ResidualNetwork):
@@ -114,9 +96,8 @@ def load(path: str | Path) -> nn.Module:
     """Read a network that `save` wrote, in eval mode.
 
     Raises:
-        RuntimeError: For a file that is missing, cut short, altered, not safetensors, without the
-            metadata of `save`, or with tensors that do not fit them; names the file. Or spandrel
-            is needed and cannot be imported.
+        RuntimeError: The file is missing, damaged, without the metadata of `save`, or its tensors
+            do not fit them; names the file. Or spandrel is needed and cannot be imported.
     """
     tensors, metadata = read_safetensors(Path(path))
     try:
@@ -137,17 +118,16 @@ def load(path: str | Path) -> nn.Module:
 
 
 def load_weights(source: str, backbone: str, scale: int) -> nn.Module:
-    """A trained network, frozen and in eval mode.
+    """A trained network of the paper, frozen and in eval mode.
 
     Args:
         source: A path, a URL or one of `KNOWN`. Files are those of the networks' authors, of
-            BasicSR and its kind (`.pth`, `.pt`, `.ckpt`), or `.safetensors`, ours among them.
-        backbone: Which of the paper's networks it has to be.
+            BasicSR and its kind (`.pth`, `.pt`, `.ckpt`), or `.safetensors`.
+        backbone: Which network it has to be.
         scale: Output size over input size it has to have.
 
     Raises:
-        ValueError: The source is another network or has other sizes; names both. Or the network
-            is not for this scale.
+        ValueError: It is another network or has other sizes; names both.
         RuntimeError: The file is missing, damaged, no weights, a pickle of more than tensors, or
             cannot be fetched. Or spandrel cannot be imported.
     """
@@ -169,12 +149,7 @@ def load_weights(source: str, backbone: str, scale: int) -> nn.Module:
 
 
 def load_teacher(student: str, source: str | None, scale: int) -> nn.Module:
-    """The teacher that Table 1 gives a student, see `load_weights`.
-
-    Raises:
-        ValueError: No source, or a scale that the student is not for. And as `load_weights` does.
-        RuntimeError: As `load_weights` does.
-    """
+    """The teacher that Table 1 gives a student; raises as `load_weights`, and for no source."""
     backbone = teacher_of(student)
     specified(student, scale)
     if source is None:

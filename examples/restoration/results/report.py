@@ -129,10 +129,10 @@ def _recipe_lines(run: Run) -> dict[str, str]:
 
 
 def cost(model: nn.Module) -> str:
-    """Parameters, and multiply-adds for one LR pixel."""
+    """Parameters, and multiply-adds for one LQ pixel."""
     parameters = sum(p.numel() for p in model.parameters())
     per_pixel = networks.multiply_adds(model, 32, 32) / 32**2
-    return f"{parameters:,} parameters, {per_pixel:,.0f} multiply-adds an LR pixel"
+    return f"{parameters:,} parameters, {per_pixel:,.0f} multiply-adds per LQ pixel"
 
 
 def report(

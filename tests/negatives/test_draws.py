@@ -66,7 +66,7 @@ def test_integers_and_ranges():
     x = draws(7).integers(5, 10_000)
     assert x.dtype == torch.int64
     assert torch.bincount(x, minlength=5).min() > 1800
-    y = draws(8).between(-2, 3, 1000)
+    y = draws(8).uniform(1000, low=-2, high=3)
     assert -2 <= y.min() < -1.9 and 2.9 < y.max() < 3
 
 
@@ -77,16 +77,11 @@ def test_global_generator_is_untouched():
 
 
 COMPILER = any(map(shutil.which, ("g++", "clang++", "c++")))
+NO_COMPILER = pytest.mark.skipif(not COMPILER, reason="no C++ compiler is at hand")
 
 
 @pytest.mark.parametrize(
-    "backend",
-    [
-        "aot_eager",
-        pytest.param(
-            "inductor", marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler is at hand")
-        ),
-    ],
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, NO_COMPILER])]
 )
 def test_compiles_to_the_same_bits(backend):
     def noise(counter):
