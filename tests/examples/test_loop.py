@@ -234,6 +234,7 @@ def test_a_diverged_student_is_never_saved(tmp_path):
     assert content(toy)["step"] == 3
 
 
+@pytest.mark.filterwarnings("ignore:the source's weights are not all finite")
 def test_a_diverged_students_output_is_refused_by_its_step(tmp_path):
     toy = Toy(tmp_path)
     toy.at_step(2, lambda: toy.run.student.tail.bias.data.fill_(torch.nan))
