@@ -47,6 +47,7 @@ TABLE_1 = {  # millions, and at which scale they are so many
     ("restormer-teacher", 1): 26.1,
     ("restormer-student", 1): 3.8,
 }
+LARGE = ("swinir-student", "rcan-student")
 STUDENTS = [name for name in SPECIFICATIONS if name != teacher_of(name)]
 
 
@@ -97,7 +98,10 @@ def test_every_network_and_scale_is_counted():
     assert set(COUNTS) == {(name, s) for name, spec in SPECIFICATIONS.items() for s in spec.scales}
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in STUDENTS],
+)
 def test_one_step_of_distillation(name):
     """Student, teacher and history work together, and nothing is left behind by the step."""
     torch.manual_seed(0)

@@ -310,7 +310,11 @@ def saved_bytes(model, image):
 @pytest.mark.usefixtures("paper_networks")
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [("swinir-student", 2), ("rcan-student", 2), ("nafnet-student", 1), ("restormer-student", 1)],
+    [
+        *(("nafnet-student", 1), ("restormer-student", 1)),
+        pytest.param("swinir-student", 2, marks=pytest.mark.slow),
+        pytest.param("rcan-student", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_gradient_checkpointing_saves_memory_in_each_network(name, scale):
     from restoration import networks
