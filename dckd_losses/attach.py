@@ -43,8 +43,7 @@ class Attachable(nn.Module):
         self._watch: InputWatch | None = None
         self._step_hook = StepHook(None, self._student)
         self._idle = IdleWarning()
-        self._values_checked = False
-        self._origin_checked = False
+        self._values_checked = self._origin_checked = False
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def attach(self, optimizer: object, source: nn.Module | None = None) -> Self:
@@ -131,19 +130,15 @@ class Attachable(nn.Module):
 
     def _warn_if_history_unlike(self, source: nn.Module | None) -> None:
         """Say that the student got its weights after the loss was made."""
-        history = self.history
-        if source is None or history is None or history.moves or self._idle.resumed:
+        if self.history is None or source is None or self._idle.resumed:
             return
-        if history.iteration.is_meta or int(history.iteration) or not history.fits(source):
-            return
-        if not history.unlike(source):
-            return
-        warnings.warn(
-            "no step is counted and history has other weights than the student: if those were "
-            "loaded after the loss was made, call history.reset(student); if the loss's state is "
-            "yet to be loaded, all is well",
-            stacklevel=3,
-        )
+        if self.history.unlike(source):
+            warnings.warn(
+                "no step is counted and history has other weights than the student: if those were "
+                "loaded after the loss was made, call history.reset(student); if the loss's state "
+                "is yet to be loaded, all is well",
+                stacklevel=3,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no hooks anywhere, so it is detached."""
@@ -168,9 +163,10 @@ class StepHook:
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.history is None or _skipped(optimizer):
             return
-        if self is not next(
-            hook for hook in _step_hooks(optimizer) if hook.history is self.history
-        ):
+        hooks = [
+            h for h in optimizer._optimizer_step_post_hooks.values() if isinstance(h, StepHook)
+        ]
+        if self is not next(hook for hook in hooks if hook.history is self.history):
             return  # losses that share a history count a step once
         source = self.followed()
         if source is None:
@@ -282,15 +278,9 @@ def unwrap_optimizer(optimizer: object) -> Optimizer:
     return optimizer
 
 
-def _step_hooks(optimizer: Optimizer) -> list[StepHook]:
-    hooks = optimizer._optimizer_step_post_hooks.values()
-    return [hook for hook in hooks if isinstance(hook, StepHook)]
-
-
 def _skipped(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer was called but left the weights alone, as GradScaler asked."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf)
+    return bool(getattr(optimizer, "found_inf", None))
 
 
 def _check_trains(optimizer: Optimizer, student: nn.Module) -> None:

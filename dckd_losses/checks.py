@@ -185,7 +185,7 @@ def _reason(out: Tensor, lq: Tensor, student_out: Tensor) -> str:
         return f": it is {slope:.3g} times as much plus a constant, so scaling lies outside"
     for mode in ("bicubic", "bilinear", "nearest") if lq.shape[1] == 3 else ():
         base = F.interpolate(lq.float(), out.shape[2:], mode=mode)
-        if _rms(out + base - student_out) < ROOM * _rms(student_out):
+        if _distance(out + base, student_out) < ROOM * _rms(student_out):
             return ": it is that plus lq, so the residual connection lies outside"
     return ""
 

@@ -130,6 +130,7 @@ class HistoryModel(nn.Module):
         """Move the history's weights towards the source's now (Eq. 6).
 
         A source that is not finite is skipped, and warned of once: a NaN would never leave history.
+        Reads from the device.
 
         Returns:
             whether history was updated.
@@ -168,7 +169,9 @@ class HistoryModel(nn.Module):
         self.stepped = False
 
     def unlike(self, source: nn.Module) -> bool:
-        """Whether a parameter differs from that of a source that fits. Reads from the device."""
+        """Whether the source has other weights though no step is counted. Reads from the device."""
+        if self.moves or self.iteration.is_meta or int(self.iteration) or not self.fits(source):
+            return False
         theirs = dict(unwrap_module(source).named_parameters())
         mine = self.model.named_parameters()
         return any(not torch.equal(tensor.to(theirs[name]), theirs[name]) for name, tensor in mine)

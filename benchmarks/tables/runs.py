@@ -105,7 +105,8 @@ class Job:
     """One run.
 
     Runs of one seed have the same initial weights, the same crops in the same order and the same
-    random numbers of torch in each step, whatever their method."""
+    random numbers of torch in each step, whatever their method.
+    """
 
     block: Block  # the networks and their task
     network: str  # which of `networks.NAMES` is trained

@@ -35,6 +35,12 @@ def test_every_student_term_and_precision_has_a_row(rows, steps):
     assert all(0 < precision.apart(step) < 255 for step in steps)
 
 
+def test_the_closer_student_is_another_one(rows):
+    half = len(rows) // 2
+    for far, near in zip(rows[:half], rows[half:], strict=True):
+        assert far["cosines"] != near["cosines"]
+
+
 def test_the_worst_is_not_better_than_the_median(rows):
     for row in rows:
         assert -1 <= row["cosine_worst"] <= row["cosine"] <= 1 + 1e-12

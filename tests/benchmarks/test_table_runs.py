@@ -13,10 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks.tables.arms import TABLES
-from benchmarks.tables.budgets import BUDGETS
-from benchmarks.tables.images import images
-from benchmarks.tables.job import Job
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -30,6 +26,7 @@ from dckd_losses.weights import COMPACT
 from examples.restoration import networks
 from examples.restoration.recipe import SMALL_SR, Recipe
 from examples.restoration.training.console import StoppedError
+from examples.restoration.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = Recipe(iterations=4, batch_size=2, crop=8)
@@ -266,6 +263,16 @@ def test_each_seed_has_its_own_transforms():
         assert [arm.terms[-1].seed for arm in arms] == [1, 3]
 
 
+def test_a_runs_history_follows_its_steps(tmp_path, accelerator):
+    _, job = make("dckd")
+    teacher = networks.build("small", 2)
+    run, step, arm = job.start(tmp_path, accelerator(), teacher)
+    train(run, step, dckd=arm, resume=False)
+    assert arm.terms[1].history.iteration == RECIPE.iterations
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert list(run.records[0])[:5] == ["step", "l1", "logits", "dcr", "dmm"]
+
+
 def test_a_measured_step_writes_no_checkpoint(store, monkeypatch):
     monkeypatch.setattr("examples.restoration.training.checkpoint.save", None)  # a call would fail
     assert step_seconds(make("logits")[1], store) > 0
@@ -409,9 +416,9 @@ def test_small_images_are_disjoint():
     together = [f for x in (found.train, found.development, *found.tests) for f in x.files]
     assert len(together) == len(set(together))
     assert len(found.train.files) == 91 + 221 - 40
-    for task, train in (("deblur", 16), ("derain", 24)):
+    for task, count in (("deblur", 16), ("derain", 24)):
         found = images("small", task, 1, ())
-        assert len(found.train.files) >= train // 2
+        assert len(found.train.files) >= count // 2
         files = [f for x in (found.train, found.development, *found.tests) for f in x.files]
         assert len(files) == len(set(files))
         assert found.tests[0].pairs[0].lq.shape == found.tests[0].pairs[0].hq.shape

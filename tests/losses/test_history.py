@@ -128,12 +128,19 @@ def test_reset_starts_afresh(student):
     history.step(student)
     shaken(student)
     student.calls += 1
-    assert history.unlike(student)
     history.reset(student)
     assert numbers(history.model) == numbers(student)
     assert history.iteration == 0 and history.model.calls == 1
-    assert not history.unlike(student) and not history.unlike(copy.deepcopy(student).half())
     assert [history.step(student) for _ in range(2)] == [False, True]
+
+
+def test_is_unlike_other_weights_until_it_moves(student):
+    history = HistoryModel(student)
+    assert not history.unlike(student) and not history.unlike(copy.deepcopy(student).half())
+    shaken(student)
+    assert history.unlike(student) and history.unlike(AveragedModel(student))
+    history.step(student)
+    assert not history.unlike(student)
 
 
 # the network it holds
