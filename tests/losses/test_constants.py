@@ -39,3 +39,5 @@ def test_defaults_are_the_constants(student, encoder):
     dckd = DCKDLoss(student, encoder)
     assert (dckd.dcr_weight, dckd.dmm_weight) == (0.1, DMM_WEIGHT)
     assert dckd.dmm.form == "cross_entropy"
+    assert dckd.negatives.num_negatives == 5 and not dckd.negatives.include_clean
+    assert type(dckd.negatives.degradation).__name__ == "RandomNoise"

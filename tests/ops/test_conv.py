@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from numerics import FORMATS, LAYOUTS, assert_fused_equals_plain
+from numerics import FORMATS, LAYOUTS, assert_fused_equals_plain, relative
 
 from dckd_losses.ops import conv
 from dckd_losses.ops.conv import frozen_conv2d, halving_conv2d
@@ -55,11 +55,25 @@ def test_layout_passes_through(images, operation, layout):
     assert out.is_contiguous(memory_format=layout)
 
 
-def test_split_is_exact_and_its_parts_fit_tf32(images):
-    """So that products of parts lose nothing where CUDA cuts operands to 11 significant bits."""
-    x = (200 * images(10_000) - 100) * torch.logspace(-20, 20, 10_000)
+def as_tf32(x):
+    """What CUDA may make of a convolution's operands: 13 bits fewer, rounded."""
+    return ((x.view(torch.int32) + (1 << 12)) & (-1 << 13)).view(torch.float32).double()
+
+
+def test_split_operands_lose_nothing_that_float32_has(images):
+    x, weight = 2 * images(2, 3, 32, 32) - 1, images(8, 3, 3, 3) - 0.5
+    (x_high, x_low), (high, low) = conv._split(x), conv._split(weight)
+    for part, rest, whole in ((x_high, x_low, x), (high, low, weight)):
+        assert torch.equal(part.double() + rest.double(), whole.double())
+        assert torch.equal(as_tf32(part), part.double())
+    operands = torch.cat([x_high, x_low, x_high], 1), torch.cat([high, high, low], 1)
+    truth = torch.conv2d(x.double(), weight.double())
+    assert relative(torch.conv2d(as_tf32(x), as_tf32(weight)), truth) > 1e-4
+    assert relative(torch.conv2d(*map(as_tf32, operands)), truth) < 3e-7
+
+
+def test_gradient_passes_a_split_once(images):
+    x = images(2, 3, 4, 4).requires_grad_()
     high, low = conv._split(x)
-    assert torch.equal(high.double() + low.double(), x.double())
-    kept = -1 << 13  # TF32 has 13 bits less than float32
-    assert torch.equal(high, (high.view(torch.int32) & kept).view(torch.float32))
-    assert (low.abs() <= 2.0**-11 * x.abs()).all()
+    (grad,) = torch.autograd.grad((2 * high + 5 * low).sum(), x)
+    assert torch.equal(grad, torch.full_like(x, 2.0))
