@@ -121,7 +121,8 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[list[Ro
     if args.loading:
         yield loading(args.crops)
         return
-    precisions = PRECISIONS[device.type] if args.precisions is None else args.precisions
+    usual_ones = PRECISIONS.get(device.type, [])
+    precisions = usual_ones if args.precisions is None else args.precisions
     usual, *others = args.negatives
     settings = [(size, usual) for size in args.sizes] + [(args.sizes[0], n) for n in others]
     for size, negatives in settings:

@@ -27,7 +27,7 @@ from dckd_losses.negatives import NegativeGenerator
 
 DCR_WEIGHT = 0.1  # paper, Table 7
 # With "compact" DMM's gradient is 6 to 11 times L1's, the doubled softmax's, which the paper tuned,
-# 10 times (README, "How hard it should pull"). Elsewhere it can be 100 times that: look first.
+# 10 times (README, "Options"). Elsewhere it can be 100 times that: look first.
 DMM_WEIGHT = 1e-3
 RELEASED_DMM_WEIGHT = 1e-3  # paper, Table 7; tuned with the released code's doubled softmax
 

@@ -75,13 +75,13 @@ def distil(args: argparse.Namespace) -> None:
         run.validate = validation(next(iter(val_sets.values())), "derain", 1, accelerator)
         run.settings = command.settings(args, run, teacher, encoder)
 
-        # DCKD, once: the history follows the student at each step of the optimizer
+        # Losses: DCKD's history follows the student, after each step of the optimizer
         dckd = None
         if contrasts:
             history = HistoryModel(student, interval=recipe.history_interval)
             negatives = NegativeGenerator(history, seed=args.seed)
             weights = command.dckd_settings(args, recipe)
-            dckd = DCKDLoss(student, encoder, negatives=negatives, **weights)
+            dckd = DCKDLoss(student, encoder, negatives=negatives, **weights)  # DCKD, once
             dckd.attach(run.optimizer).to(accelerator.device)
 
     def step(lq: Tensor, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -416,9 +416,9 @@ def test_small_images_are_disjoint():
     together = [f for x in (found.train, found.development, *found.tests) for f in x.files]
     assert len(together) == len(set(together))
     assert len(found.train.files) == 91 + 221 - 40
-    for task, train in (("deblur", 16), ("derain", 24)):
+    for task, count in (("deblur", 16), ("derain", 24)):
         found = images("small", task, 1, ())
-        assert len(found.train.files) >= train // 2
+        assert len(found.train.files) >= count // 2
         files = [f for x in (found.train, found.development, *found.tests) for f in x.files]
         assert len(files) == len(set(files))
         assert found.tests[0].pairs[0].lq.shape == found.tests[0].pairs[0].hq.shape

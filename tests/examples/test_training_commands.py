@@ -160,7 +160,6 @@ def test_the_step_is_the_papers_loss(script, small, monkeypatch):
     ((run, step, dckd),) = caught
     teacher = networks.load(train_sr.TEACHERS[2] if script is train_sr else script.TEACHER)
     lq, gt = (torch.stack(images) for images in zip(*(run.crops[i] for i in range(2)), strict=True))
-    torch.nn.init.normal_(run.student.tail.weight, std=0.01)
     run.log_due = True
     loss, terms = step(lq, gt)
     output = run.student(lq)
@@ -172,7 +171,6 @@ def test_the_step_is_the_papers_loss(script, small, monkeypatch):
     loss.backward()
     run.optimizer.step()
     assert dckd.history.iteration == 1
-    assert dckd.history.model.tail.weight.shape == run.student.tail.weight.shape
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -228,7 +228,7 @@ def test_copies_are_detached(dckd, student, optimizer, clone):
     assert (dckd.history.iteration, other.history.iteration) == (1, 0)
     with pytest.raises(ValueError, match="lq is missing"):
         other(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
-    other.attach(optimizer, source=student)
+    assert not told_by(lambda: other.attach(optimizer, source=student))
     step(student, optimizer)
     assert (dckd.history.iteration, other.history.iteration) == (2, 1)
 
@@ -438,7 +438,9 @@ def test_calls_that_train_nothing_do_not_count(idle, student):
         with torch.no_grad():
             for _ in range(5):
                 student.layers[0].weight.add_(0)
-                dckd(student(lq), teacher_out, lq)
+                with torch.enable_grad():
+                    student_out = student(lq)
+                dckd(student_out, teacher_out, lq)
 
 
 @pytest.mark.parametrize("settings", [{"dcr_weight": 0}, {"negatives": lambda lq: lq[None] / 2}])

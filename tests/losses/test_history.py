@@ -139,8 +139,8 @@ def test_is_unlike_other_weights_until_it_moves(student):
     assert not history.unlike(student) and not history.unlike(copy.deepcopy(student).half())
     shaken(student)
     assert history.unlike(student) and history.unlike(AveragedModel(student))
-    history.step(student)
-    assert not history.unlike(student)
+    history.update(student)
+    assert history.iteration == 0 and not history.unlike(student)
 
 
 # the network it holds

@@ -97,6 +97,19 @@ def test_records_of_another_size_than_their_tensor(checkpoint, by):
     refused(repacked(checkpoint, resize), r"encoder\.conv_in\.weight has a record of [\d,]+ bytes")
 
 
+@pytest.mark.parametrize("damage", ["another number", "cut"])
+def test_records_of_another_size_in_old_files(tmp_path, damage):
+    """Their number of values stands before them, in 8 bytes."""
+    path, values = tmp_path / "old.ckpt", torch.full((1000,), 3.0)
+    torch.save({"encoder.x": values}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    record = (1000).to_bytes(8, "little") + bytes(values.untyped_storage())
+    assert data.endswith(record)
+    other = (999).to_bytes(8, "little") + record[8:] if damage == "another number" else record[:-4]
+    path.write_bytes(data[: -len(record)] + other)
+    refused(path, r"encoder\.x has a record of another size")
+
+
 def test_a_record_that_is_not_there(checkpoint, tmp_path):
     packed = repacked(checkpoint, lambda name, data: data)
     data = packed.read_bytes().replace(b"/data/3", b"/date/3")

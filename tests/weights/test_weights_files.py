@@ -455,6 +455,14 @@ def test_metadata_is_kept_beside_the_digest(tensors, tmp_path):
     assert metadata == {"source": "here", DIGEST: digest(tensors)}
 
 
+@pytest.mark.parametrize("note", ["", "a", "ab", "abc"])
+def test_values_lie_at_addresses_that_are_multiples_of_their_size(tmp_path, note):
+    state = {"a": torch.zeros(1, dtype=torch.uint8), "b": torch.zeros(3).half(), "c": torch.ones(2)}
+    write_safetensors({**state, "d": torch.ones(1).double()}, tmp_path / "x.safetensors", note=note)
+    tensors, _ = read_safetensors(tmp_path / "x.safetensors")
+    assert not any(tensor.data_ptr() % tensor.itemsize for tensor in tensors.values())
+
+
 def test_a_written_file_may_be_read_by_whoever_may_read_its_neighbours(good, tmp_path):
     (tmp_path / "neighbour").touch()
     assert good.stat().st_mode == (tmp_path / "neighbour").stat().st_mode
