@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from math import isfinite
 from os import PathLike
 
 import torch
@@ -226,8 +227,10 @@ def _check_options(
     input_range: tuple[float, float], precision: str, impl: str, mode: str, chunk: int | None
 ) -> None:
     """Validate encoder options."""
-    low, high = input_range
-    if not low < high:
+    pair = isinstance(input_range, (tuple, list)) and len(input_range) == 2
+    if not pair or not all(isinstance(x, (int, float)) and isfinite(x) for x in input_range):
+        raise ValueError(f"input_range must be two finite numbers (low, high), got {input_range!r}")
+    if not input_range[0] < input_range[1]:
         raise ValueError(f"input_range must be (low, high) with low < high, got {input_range}")
     for name, value, known in (
         ("precision", precision, PRECISIONS),

@@ -190,6 +190,9 @@ def test_copies_and_pickles(encoder, images):
     ("arguments", "message"),
     [
         ({"input_range": (1, 0)}, r"low < high, got \(1, 0\)"),
+        ({"input_range": 1}, "two finite numbers .* got 1"),
+        ({"input_range": ("0", "1")}, "two finite numbers"),
+        ({"input_range": (0, float("nan"))}, "two finite numbers"),
         ({"precision": "float8"}, "one of .*got 'float8'"),
         (
             {"impl": "plain", "mode": "twopass"},
