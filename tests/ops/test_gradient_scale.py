@@ -29,7 +29,7 @@ def test_gradients_enter_float16_scaled_and_leave_unscaled(images):
     (seen,) = torch.autograd.grad(tiny * (first.sum() + second), x)
     torch.testing.assert_close(seen, torch.full_like(x, 4 * tiny), rtol=1e-3, atol=0)
     largest = max(grad.abs().max() for grad in inside)
-    assert 1 / 64 <= largest < 1 / 4, "the second result's bound is four times its gradient"
+    assert 1 / 64 <= largest <= 1 / 16, "room for the second result, whose slope may be four"
 
 
 def test_other_precisions_pass_unscaled(images):
