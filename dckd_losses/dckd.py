@@ -26,9 +26,9 @@ from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
 
 DCR_WEIGHT = 0.1  # paper, Table 7
-# Paper, Table 7; tuned with the released code's doubled softmax. With "compact" the gradient of that
-# is 10 times that of both L1 terms, Eq. 9's 6 to 11 times (benchmarks/results/gradients.json). With
-# another encoder look first: `gradient_ratio`.
+# Paper, Table 7; tuned with the released code's doubled softmax. With "compact" the gradient of
+# that is 10 times that of both L1 terms, Eq. 9's 6 to 11 times (benchmarks/results/gradients.json).
+# With another encoder look first: `gradient_ratio`.
 DMM_WEIGHT = 1e-3
 
 
@@ -162,7 +162,7 @@ class DCKDLoss(Attachable):
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
-        # Through balance.py, encoder/vqgan.py, encoder/stream.py and network.py; gradients come back
+        # Through balance.py, encoder/vqgan.py, encoder/stream.py, network.py; gradients come back
         # the same way.
         student, unit = normalize_gradient(student_out, self.balance, teacher_out)
         found = self.encoder.compare(

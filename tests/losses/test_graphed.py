@@ -53,5 +53,5 @@ def test_a_graph_takes_no_bad_images(student, encoder, batch, captured):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_it_says_so(student, encoder, batch):
     dckd = DCKDLoss(student, encoder)
-    with pytest.raises(RuntimeError, match="cannot be captured as a CUDA graph .* is on cpu"):
+    with pytest.raises(RuntimeError, match=r"cannot be captured as a CUDA graph .* is on cpu"):
         dckd.graphed(*batch)
