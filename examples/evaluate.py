@@ -18,6 +18,7 @@ import torch
 from restoration import networks
 from restoration.data.datasets import open_sets
 from restoration.results.evaluation import Scores, evaluate, mean
+from restoration.training.console import check_folder
 from torch import nn
 
 INPUT = ("input", "bicubic")  # for the one size and for the others
@@ -57,9 +58,10 @@ def arguments() -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table and write what was asked for."""
     scale = scale_of(args)
+    check_outputs(args)
     model = open_model(args, scale)
-    sets = open_sets([args.data], scale, skip_bad=args.skip_bad)
-    if args.json:  # an unwritable place should be known before the work, not after
+    sets = open_sets([args.data], args.task, scale, skip_bad=args.skip_bad)
+    if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Scores] = {}
     for name, pairs in sets.items():
@@ -79,9 +81,21 @@ def scale_of(args: argparse.Namespace) -> int:
         if args.scale not in (None, 1):
             raise ValueError(f"got --scale {args.scale} for --task {args.task}; expected none")
         return 1
-    if args.scale is None or args.scale < 2:
+    if args.scale is None:
+        raise ValueError("got no --scale for --task sr; give --scale 2 or more")
+    if args.scale < 2:
         raise ValueError(f"got --scale {args.scale} for --task sr; expected 2 or more")
     return int(args.scale)
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """An unwritable place should be known before the work, not after."""
+    if args.save_images:
+        check_folder("--save-images", args.save_images)
+    if args.json:
+        check_folder("--json", args.json.parent)
+        if args.json.is_dir():
+            raise ValueError(f"--json: {args.json} is a folder; expected a file or nothing")
 
 
 def open_model(args: argparse.Namespace, scale: int) -> nn.Module | None:

@@ -66,8 +66,8 @@ def distil(args: argparse.Namespace) -> None:
             held_out = pairs_from_images(images, 1, rain, versions=HELD_OUT_VERSIONS)
             val_sets = {"photographs": held_out}
         else:
-            val_sets = open_sets(args.val, 1, **reading)
-        crops = RandomCrops.of(recipe, pairs, scale=1, seed=args.seed)
+            val_sets = open_sets(args.val, "derain", 1, **reading)
+        crops = RandomCrops.of(recipe, pairs, scale=1, seed=args.seed, folder=args.data)
 
         # The run: optimizer, moving average, log, checkpoint, several processes
         workers = command.workers_of(args, pairs)

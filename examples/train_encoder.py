@@ -20,7 +20,7 @@ import torch
 from restoration.data.images import list_images, photographs, read_image
 from restoration.networks.autoencoder import CELL, Autoencoder
 from restoration.training.checkpoint import load, save
-from restoration.training.console import exit_status, refusing
+from restoration.training.console import check_folder, exit_status, refusing
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -116,7 +116,9 @@ def train(
     unsettled = ("data", "output", "resume")
     settings = {name: value for name, value in vars(args).items() if name not in unsettled}
     first = 0
-    if args.resume and checkpoint.exists():
+    if args.resume and not checkpoint.exists():
+        print(f"no checkpoint in {checkpoint.parent}: starting anew", flush=True)
+    elif args.resume:
         with refusing():
             content = load(checkpoint, settings)
         first = content["step"]
@@ -159,6 +161,9 @@ def run(args: argparse.Namespace) -> None:
     """Train, measure and write."""
     start = time.time()
     with refusing():
+        if args.seed < 0:
+            raise ValueError(f"got --seed {args.seed}; expected 0 or more")
+        check_folder("--output", args.output.parent)
         images = load_images(args.data)
         model = build(args)
         args.output.parent.mkdir(parents=True, exist_ok=True)

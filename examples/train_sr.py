@@ -62,8 +62,8 @@ def distil(args: argparse.Namespace) -> None:
         if args.val is None:
             val_sets = {"photographs": pairs_from_images(photographs("held_out"), args.scale)}
         else:
-            val_sets = open_sets(args.val, args.scale, **reading)
-        crops = RandomCrops.of(recipe, pairs, scale=args.scale, seed=args.seed)
+            val_sets = open_sets(args.val, "sr", args.scale, **reading)
+        crops = RandomCrops.of(recipe, pairs, scale=args.scale, seed=args.seed, folder=args.data)
 
         # The run: optimizer, moving average, log, checkpoint, several processes
         workers = command.workers_of(args, pairs)

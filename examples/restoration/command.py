@@ -17,6 +17,7 @@ from .data.datasets import MEMORY, Pair, PairFiles
 from .networks import KNOWN, SPECIFICATIONS, teacher_of
 from .recipe import PAPER, SMALL, Recipe
 from .training.checkpoint import checksum
+from .training.console import check_folder
 from .training.loop import Run
 
 METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
@@ -33,6 +34,7 @@ SIZES = {
 }
 WEIGHTS = ("dcr_weight", "dmm_weight")
 LEAST_SCALE = {"sr": 2, "deblur": 1, "derain": 1}
+MAX_SEED = 2**32 - 1  # NumPy's
 FILE_WORKERS = 4  # processes, and no more than there are cores
 MIN_OUTPUT = 16  # pixels a side that the encoder needs
 DECISIVE = ("task", "scale", "backbone", "method", "seed")  # besides the recipe and what is read
@@ -86,7 +88,8 @@ def _add_recipe(made: argparse.ArgumentParser, students: Sequence[str]) -> None:
     for name, meaning in SIZES.items():
         add(_option(name), type=int, metavar="N", help=meaning)
     for name in WEIGHTS:
-        text = "weight of the term; fixed unless --balance is given too"
+        term, default = name.removesuffix("_weight").upper(), getattr(Recipe, name)
+        text = f"{term}'s weight (default: {default:g}); fixed unless --balance is given too"
         add(_option(name), type=float, metavar="W", help=text)
     text = "DMM as in Eq. 9, or as in the released code"
     add("--form", choices=["cross_entropy", "released"], help=text)
@@ -132,6 +135,8 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
     """
     if args.scale < LEAST_SCALE[args.task]:
         raise ValueError(f"got --scale {args.scale}; expected {LEAST_SCALE[args.task]} or more")
+    if not 0 <= args.seed <= MAX_SEED:
+        raise ValueError(f"got --seed {args.seed}; expected 0 to {MAX_SEED}")
     recipe = SMALL.get(args.backbone, SMALL[args.task])
     if args.recipe == "paper":
         if args.backbone not in PAPER:
@@ -197,14 +202,13 @@ def _check_outputs(recipe: Recipe, scale: int) -> None:
 
 
 def folder_of(args: argparse.Namespace, method: str | None = None) -> Path:
-    """The output folder, in which a file is refused; or another method's, by default."""
+    """The output folder, in whose place a file is refused; or another method's, by default."""
     name = args.task if args.task != "sr" else f"sr_x{args.scale}"
     folder = Path("runs") / f"{name}_{method or args.method}_{args.seed}"
     if method is not None:
         return folder
     folder = args.output or folder
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder}: found a file; expected a folder or nothing")
+    check_folder("--output", folder)
     return folder
 
 

@@ -155,14 +155,6 @@ class Recipe:
         """The stage that a step belongs to."""
         return next(s for s in reversed(self.all_stages) if s.step <= step)
 
-    def batch_size_at(self, step: int) -> int:
-        """Crops of a step, of all processes together."""
-        return self.stage_at(step).batch_size
-
-    def crop_at(self, step: int) -> int:
-        """LQ pixels a side of a step's crops."""
-        return self.stage_at(step).crop
-
     def crops_before(self, step: int) -> int:
         """Crops of all steps before this one; at `iterations`, of the whole run."""
         ends = [*(stage.step for stage in self.stages), self.iterations]

@@ -62,7 +62,7 @@ def refused(small, monkeypatch, capsys):
         (["--crop", 7], ["outputs of 14x14 pixels; expected 16x16 or more"]),
         (["--crop", 7, "--method", "logits"], ["14x14", "16x16"]),
         (["--crop", 0], ["crop 0; expected 1 or more"]),
-        (["--crop", 60], ["LR is 24x20; expected 60x60 or more"]),
+        (["--crop", 60], ["train: LR of image 0 is 24x20; expected 60x60 or more"]),
         (["--iterations", 0], ["iterations 0; expected 1 or more"]),
         (["--batch-size", -1], ["batch_size -1; expected 1 or more"]),
         (["--dcr-weight", -1], ["--dcr-weight -1.0; expected 0 or more"]),
@@ -76,7 +76,7 @@ def refused(small, monkeypatch, capsys):
             ["got --balance 0.3 for --method logits; expected --method dcr or dmm or dckd"],
         ),
         (["--balance", -1], ["got --balance -1.0; expected 0 or more"]),
-        (["--seed", -1], ["Seed must be between"]),
+        (["--seed", -1], ["got --seed -1; expected 0 to 4294967295"]),
         (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
         (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
         (["--teacher", "no.safetensors"], ["no.safetensors: no such file"]),
@@ -118,6 +118,26 @@ def test_images_of_one_size(refused, tmp_path):
     path = ["--data", tmp_path / "a.png"]
     refused(path, "a.png: found a file; expected a folder", script=train_deblur)
     refused(["--backbone", "nafnet-student"], "no embedded teacher", script=train_deblur)
+    small = ["--data", tmp_path, "--crop", 65]
+    refused(small, f"error: {tmp_path}: image a is 64x64; expected 65x65", script=train_deblur)
+
+
+def test_images_too_small_to_be_scored(refused, small, tmp_path, monkeypatch):
+    """Before the training, not in its middle."""
+    path = tmp_path / "few" / "a.png"
+    path.parent.mkdir()
+    for side, script, seen in (
+        (5, train_sr, f"{path}: 5x5 pixels; scoring needs 16x16 or more (SSIM takes 11x11 inside"),
+        (15, train_sr, f"{path}: 15x15 pixels; scoring needs 16x16 or more"),
+        (10, train_deblur, f"{path}: 10x10 pixels; scoring needs 11x11 or more (SSIM takes 11x11)"),
+    ):
+        Pillow.new("RGB", (side, 40)).save(path)
+        seen = seen.replace(f"{side}x{side} pixels", f"{side}x40 pixels")
+        for memory in (4, 0):
+            refused(["--val", path.parent, "--memory", memory], seen, script=script)
+    Pillow.new("RGB", (16, 16)).save(path)
+    line = [*small, "--method", "scratch", "--val", path.parent]
+    assert main(monkeypatch, train_sr, *line) == 0
 
 
 def test_a_truncated_image_is_named_and_may_be_skipped(refused, small, tmp_path, monkeypatch):
@@ -167,8 +187,8 @@ def test_the_papers_students_need_the_papers_teachers(refused, paper_networks):
 def test_output_is_a_file(refused, tmp_path):
     path = tmp_path / "file"
     path.write_text("kept", encoding="utf-8")
-    refused(["--output", path], f"{path}: found a file; expected a folder")
-    refused(["--output", path / "below"], str(path))
+    for output in (path, path / "below", path / "far" / "below"):
+        refused(["--output", output], f"--output: {path} is a file; expected a folder or nothing")
     assert path.read_text(encoding="utf-8") == "kept"
 
 

@@ -88,7 +88,7 @@ def test_images_are_drawn_by_area():
 
 def test_small_images_are_mirrored_at_two_borders_or_refused():
     image = noise(5, 12)
-    with pytest.raises(ValueError, match="a: LR is 12x5; expected 8x8 or more"):
+    with pytest.raises(ValueError, match="image a is 12x5; expected 8x8 or more"):
         of_one(image, crop=8, length=1)
     tall = np.concatenate([image, image[::-1]])[:8]
     windows = {tall[:, x : x + 8].tobytes() for x in range(5)}

@@ -141,13 +141,13 @@ class TestSuperResolution:
 
     def test_of_div2k_what_is_scored_is_held_out(self, tmp_path):
         for kind, number in (("train", 1), ("valid", 801)):
-            write(tmp_path / f"DIV2K_{kind}_HR" / f"{number:04}.png", noise(8, 8))
-            write(tmp_path / f"DIV2K_{kind}_LR_bicubic/X2/{number:04}x2.png", noise(4, 4))
+            write(tmp_path / f"DIV2K_{kind}_HR" / f"{number:04}.png", noise(16, 16))
+            write(tmp_path / f"DIV2K_{kind}_LR_bicubic/X2/{number:04}x2.png", noise(8, 8))
         assert names(open_pairs(tmp_path, 2)) == names(load_pairs(tmp_path, 2)) == ["0001"]
         for memory in (1, 0):
-            assert names(open_sets([tmp_path], 2, memory=memory)[tmp_path.name]) == ["0801"]
+            assert names(open_sets([tmp_path], "sr", 2, memory=memory)[tmp_path.name]) == ["0801"]
         (tmp_path / "DIV2K_valid_HR").rename(tmp_path / "elsewhere")
-        assert names(open_sets([tmp_path], 2)[tmp_path.name]) == ["0001"]
+        assert names(open_sets([tmp_path], "sr", 2)[tmp_path.name]) == ["0001"]
 
 
 class TestOneSize:
@@ -195,13 +195,13 @@ class TestOneSize:
     def test_rain13ks_test_sets_are_five(self, tmp_path):
         sets = ["Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"]
         for name in sets:
-            tree(tmp_path, **{f"{name}__input__1": 8, f"{name}__target__1": 8})
-        opened = open_sets([tmp_path], 1)
+            tree(tmp_path, **{f"{name}__input__1": 11, f"{name}__target__1": 11})
+        opened = open_sets([tmp_path], "derain", 1)
         assert {name: len(pairs) for name, pairs in opened.items()} == dict.fromkeys(sets, 1)
         assert list(opened) == sets
         assert sets_in(tmp_path / "Rain100L") == [tmp_path / "Rain100L"]
         with pytest.raises(ValueError, match="Rain100L, Rain100L; expected different names"):
-            open_sets([tmp_path / "Rain100L"] * 2, 1)
+            open_sets([tmp_path / "Rain100L"] * 2, "derain", 1)
 
     def test_images_alone_are_degraded_where_that_is_wanted(self, tmp_path):
         write(tmp_path / "a.png", noise(40, 40))

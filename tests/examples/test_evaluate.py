@@ -143,6 +143,30 @@ def test_command_reports_bad_input_without_a_traceback(folder, tmp_path, command
     assert "half" not in skipped.stdout
 
 
+def test_command_names_images_that_are_too_small(tmp_path, command):
+    path = tmp_path / "few" / "a.png"
+    path.parent.mkdir()
+    Pillow.fromarray(smooth(0)[:17, :17]).save(path)
+    line = ("--model", "bicubic", "--data", path.parent, "--scale")
+    refused(command(*line, 3), f"{path}: 17x17 pixels; scoring needs 18x18 or more")
+    assert command(*line, 2).returncode == 0
+
+
+def test_command_says_where_it_cannot_write(folder, tmp_path, command, monkeypatch):
+    def no_work(*args, **kwargs):
+        raise AssertionError("it began to evaluate")
+
+    monkeypatch.setattr(evaluate_command, "evaluate", no_work)
+    line = ("--scale", 2, "--model", "bicubic", "--data", folder)
+    file = folder / "a.png"
+    for option, path in (
+        *(("--json", file / "x.json"), ("--json", file / "y" / "x.json")),
+        *(("--save-images", file), ("--save-images", file / "x")),
+    ):
+        refused(command(*line, option, path), f"{option}: {file} is a file; expected a folder")
+    refused(command(*line, "--json", folder), f"--json: {folder} is a folder; expected a file")
+
+
 def refused(done, *parts):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -281,7 +305,8 @@ def test_command_says_what_a_task_has_no_use_for(tmp_path, command):
     line = ("--data", data, "--model")
     refused(command(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
     refused(command(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
-    refused(command(*line, "input"), "got --scale None for --task sr; expected 2 or more")
+    refused(command(*line, "input"), "got no --scale for --task sr; give --scale 2 or more")
+    refused(command(*line, "input", "--scale", 1), "got --scale 1 for --task sr; expected 2")
     (tmp_path / "plain").mkdir()
     Pillow.fromarray(smooth(0)).save(tmp_path / "plain" / "a.png")
     refused(

@@ -64,7 +64,7 @@ def test_the_papers_recipes_in_full():
 
 def test_crops_are_counted_over_the_stages():
     recipe = Recipe(10, batch_size=4, crop=8, stages=(Stage(3, 16, 2), Stage(7, 24, 1)))
-    sizes = [recipe.batch_size_at(step) for step in range(10)]
+    sizes = [recipe.stage_at(step).batch_size for step in range(10)]
     assert sizes == [4, 4, 4, 2, 2, 2, 2, 1, 1, 1]
     assert [recipe.crops_before(step) for step in range(11)] == [sum(sizes[:n]) for n in range(11)]
 

@@ -127,7 +127,12 @@ def test_a_part_of_the_right_one_is_refused(model, tmp_path):
         (
             ValueError,
             lambda: networks.load_teacher("rcan-student", None, 3),
-            r"rcan-student .*expected rcan-teacher for x3 by",
+            r"rcan-student .*expected rcan-teacher for x3 by --teacher: a file or a URL$",
+        ),
+        (
+            ValueError,
+            lambda: networks.load_teacher("swinir-student", None, 3),
+            "expected swinir-teacher for x3 by --teacher: a file or a URL or swinir-x3$",
         ),
         (
             ValueError,

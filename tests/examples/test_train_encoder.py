@@ -48,8 +48,9 @@ def train(data, monkeypatch, capsys):
 
 def test_it_writes_an_encoder_and_says_what_it_measured(train, tmp_path):
     path = tmp_path / "out" / "encoder.safetensors"
-    done = train(path)
+    done = train(path, "--resume")
     assert done.returncode == 0, done.stderr
+    assert f"no checkpoint in {path.parent}: starting anew\n" in done.stdout
     encoder = VQGANEncoder.from_pretrained(path)
     levels, logits = encoder(torch.rand(1, 3, 48, 64))
     assert [level.shape[1] for level in levels] == [32, 32, 64, 64, 128]
@@ -94,7 +95,8 @@ def test_it_resumes_to_the_same_encoder(train, tmp_path, monkeypatch):
     other = train(output, "--resume", "--codes", "21")
     assert other.returncode == 2
     assert "codes was 20, is 21" in other.stderr
-    assert train(output, "--resume").returncode == 0
+    resumed = train(output, "--resume")
+    assert (resumed.returncode, "no checkpoint" in resumed.stdout) == (0, False)
     (seen, facts), (expected, wanted) = map(read_safetensors, (output, straight))
     assert facts == wanted  # with a sha256 of the tensors
     assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
@@ -105,6 +107,8 @@ def test_it_resumes_to_the_same_encoder(train, tmp_path, monkeypatch):
     [
         (["--channels", "32", "32", "48", "64", "64"], "channel counts [48] are not multiples"),
         (["--data", "nowhere"], "nowhere: found nothing; expected a folder"),
+        (["--seed", "-1"], "got --seed -1; expected 0 or more"),
+        (["--output", f"{__file__}/x.safetensors"], "test_train_encoder.py is a file; expected a"),
     ],
 )
 def test_refusals_are_one_line(train, tmp_path, options, said):

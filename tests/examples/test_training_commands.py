@@ -24,6 +24,7 @@ from restoration import command, networks
 from restoration.data.crops import RandomCrops
 from restoration.data.datasets import pairs_from_images
 from restoration.data.images import photographs
+from restoration.results import report
 from restoration.results.evaluation import evaluate as score
 from toys import ROOT, main, no_pictures, options, weights, write  # noqa: F401
 
@@ -127,7 +128,7 @@ class TestResults:
             assert fact in facts
         for name in ("train", "val"):
             assert f"{name}: its images are shrunk by MATLAB's bicubic\n" in facts
-        assert table.splitlines()[0].split() == ["set", "bicubic", "student", "teacher"]
+        assert table.splitlines()[0].split() == ["set", "bicubic", "DCKD", "teacher"]
         row = table.splitlines()[1]
         assert row.startswith("val ")
         for scores in read(folder / "metrics.json")["val"]["val"].values():
@@ -285,6 +286,34 @@ class TestMethods:
                 assert val["logits"] == of_logits["val"]["val"]["student"]
 
 
+def test_resume_says_where_there_is_no_checkpoint(small, tmp_path, monkeypatch, capsys):
+    line = [*small, "--method", "logits"]
+    anew = f"\nno checkpoint in {tmp_path}: starting anew\n"
+    for more, said in ((["--resume"], True), (["--resume"], False), ([], False)):
+        assert main(monkeypatch, train_sr, *line, *more) == 0
+        assert (anew in capsys.readouterr().out) == said
+    (tmp_path / "checkpoint.pt").unlink()
+    assert main(monkeypatch, train_sr, *line) == 0
+    assert "no checkpoint" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("method", "title"), [("dckd", "DCKD"), ("dmm", "student")])
+def test_the_student_is_called_dckd_beside_plain_distillation(method, title, tmp_path, monkeypatch):
+    pictures = []
+    monkeypatch.setattr(report.figures, "curves", lambda *args: None)
+    monkeypatch.setattr(report.figures, "side_by_side", lambda rows, path: pictures.append(rows))
+    image = photographs("held_out")["chelsea"][:32, :32]
+    models = {"input": None, "logits": networks.build("tiny", 2), "student": None}
+    models["student"] = models["logits"]
+    facts = {"task": "sr", "scale": 2, "method": method}
+    sets = {"val": pairs_from_images({"cat": image}, 2)}
+    said = report.report(tmp_path, facts, models, sets, [])
+    shown = ["bicubic", "plain distillation", title]
+    assert list(pictures[0]["cat"]) == [*shown, "ground truth"]
+    assert said.splitlines()[1].split() == ["set", *" ".join(shown).split()]
+    assert list(read(tmp_path / "metrics.json")["val"]["val"]) == list(models)
+
+
 class TestSameSize:
     """Deblurring and deraining."""
 
@@ -320,7 +349,7 @@ class TestSameSize:
             "derain": "on Y in whole numbers, border included",
         }
         said, table = capsys.readouterr().out.split(f"PSNR (dB) / SSIM {where[task]}\n")
-        assert table.splitlines()[0].split() == ["set", "input", "student", "teacher"]
+        assert table.splitlines()[0].split() == ["set", "input", "DCKD", "teacher"]
         losses = "l1 + kd + 0.1 dcr + 0.001 dmm, balanced to 0.3,"
         held_out = "photographs: chelsea-0, coffee-0, rocket-0, chelsea-1, coffee-1, rocket-1"
         for fact in (losses, "24 images", held_out, "tiny", "154,924", "crops of 32x32"):
@@ -469,6 +498,15 @@ def test_the_readmes_commands_are_understood(monkeypatch):
     assert {"paper"} == {args.recipe for args in seen if getattr(args, "teacher", None)}
 
 
+def test_every_file_among_the_scripts_can_be_run():
+    text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    scripts = re.findall(r"`(\w+\.py)`", text.split("## Scripts")[1].split("\n\n")[1])
+    assert len(scripts) == 6
+    for script in scripts:
+        source = (ROOT / "examples" / script).read_text(encoding="utf-8")
+        assert 'if __name__ == "__main__":' in source, script
+
+
 @pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
 def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -477,6 +515,8 @@ def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys)
     offered = {"sr": ("swinir-light", "swinir-x4"), "deblur": ("nafnet-student", "nafnet-gopro")}
     for known, names in offered.items():
         assert all((name in text) == ((known == "sr") == (task == "sr")) for name in names)
+    for weight in ("DCR's weight (default: 0.1)", "DMM's weight (default: 0.001)"):
+        assert text.count(weight) == 1
     for option in command.parse(None, task, []).__dict__:
         if option not in ("task", "scale") or (task == "sr" and option == "scale"):
             name = f"--{option.replace('_', '-')}"

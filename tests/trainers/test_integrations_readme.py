@@ -68,6 +68,18 @@ def test_every_block_is_here():
     assert all(any(mark in block for block in BLOCKS) for mark in marks)
 
 
+def test_every_block_that_runs_the_teacher_has_an_l1_to_it():
+    """Plain distillation, beside which DCKD is measured."""
+    blocks = [block for block in BLOCKS if "teacher(" in block or "teachers[0](" in block]
+    assert len(blocks) == 6
+    terms = (
+        "student_out - teacher_out",
+        "l_pix + l_kd + l_dckd",
+        "self.pixel_loss(E, teacher_out)",
+    )
+    assert all(any(term in block for term in terms) for block in blocks)
+
+
 def test_plain(scope, student):
     execute("GradScaler", scope)
     assert_trained(scope["dckd"], student, BATCHES // 2)
@@ -102,7 +114,7 @@ def test_basicsr(basicsr, scope, tmp_path):
     past = [*model.dckd.history.model.parameters()]
     assert model.dckd.history.iteration == BATCHES
     assert not all(map(torch.equal, past, start)), "history never moved"
-    assert set(model.log_dict) == {"l_pix", "l_dckd"}
+    assert set(model.log_dict) == {"l_pix", "l_kd", "l_dckd"}
 
 
 class ForkModel:

@@ -1,6 +1,7 @@
 """Random crops of pairs of images, and which of them each step of each process takes."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         seed: 0 or more.
         quarter_turns: Whether to turn by 90 degrees, besides flipping.
         mirror: Whether to mirror smaller images at their lower and right borders, or refuse them.
+        folder: Where the images come from, for messages.
 
     Shape: items are float32 in [0, 1], (3, crop, crop) and (3, crop scale, crop scale).
     """
@@ -49,14 +51,17 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         seed: int,
         quarter_turns: bool = True,
         mirror: bool = False,
+        folder: Path | None = None,
     ) -> None:
         if not pairs:
             raise ValueError("got no pairs; expected at least one")
         sizes = lq_sizes(pairs)
         for index, (height, width) in enumerate(sizes):
             if min(height, width) < crop and not mirror:
+                image = f"{'LR of ' if scale > 1 else ''}image {pairs[index].name}"
                 raise ValueError(
-                    f"{pairs[index].name}: LR is {width}x{height}; expected {crop}x{crop} or more"
+                    f"{f'{folder}: ' if folder else ''}{image} is {width}x{height}; expected "
+                    f"{crop}x{crop} or more, the size of the crops"
                 )
         self.pairs, self.crop, self.scale = pairs, crop, scale
         self.length, self.seed = length, seed
@@ -65,7 +70,15 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         self.share /= self.share[-1]
 
     @classmethod
-    def of(cls, recipe: Recipe, pairs: Sequence[Pair], *, scale: int, seed: int) -> "RandomCrops":
+    def of(
+        cls,
+        recipe: Recipe,
+        pairs: Sequence[Pair],
+        *,
+        scale: int,
+        seed: int,
+        folder: Path | None = None,
+    ) -> "RandomCrops":
         """The crops that a recipe asks for."""
         return cls(
             pairs,
@@ -75,6 +88,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
             seed=seed,
             quarter_turns=recipe.quarter_turns,
             mirror=recipe.mirror,
+            folder=folder,
         )
 
     def __len__(self) -> int:

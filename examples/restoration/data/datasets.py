@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from ..results.metrics import WINDOW, Protocol, protocol
 from .images import BadImageError, Image, image_size, read_image
 from .layouts import Files, find_images, find_pairs, has_pairs, sets_in
 from .synthetic import matlab_bicubic
@@ -105,28 +106,45 @@ def open_pairs(
     skip_bad: bool = False,
     degradation: Degradation | None = None,
     memory: float = MEMORY,
-    held_out: bool = False,
+    scored: Protocol | None = None,
 ) -> Sequence[Pair]:
     """A data set by `load_pairs` if its pixels take so many gigabytes at most, else `PairFiles`.
 
-    One that is held out, to be scored, is chosen as by `layouts.find_pairs`.
+    `scored` is the protocol of a set that is held out, and chosen as by `layouts.find_pairs`. Its
+    images have to be large enough for SSIM; ValueError names one that is not.
     """
-    found = _find(Path(folder), scale, degradation, held_out)
-    headers = _readable(found, lambda i: (found[i], image_size(found[i].hq)), skip_bad)
+    found = _find(Path(folder), scale, degradation, held_out=scored is not None)
+    headers = list(_readable(found, lambda i: (found[i], image_size(found[i].hq)), skip_bad))
+    if scored is not None:
+        for file, size in headers:
+            _check_scored(file.hq, size, scale, scored.crop)
     files = PairFiles([file for file, _ in headers], scale, degradation)
     if 3 * (1 + scale**2) * sum(h * w for h, w in files.sizes) > memory * 1e9:
         return files
     return _load(found, scale, skip_bad, degradation)
 
 
-def open_sets(folders: Sequence[Path], scale: int, **reading: Any) -> dict[str, Sequence[Pair]]:
-    """Data sets by their folders' names, each by `open_pairs`; Rain13K's five tests are five."""
+def _check_scored(path: Path, size: tuple[int, int], scale: int, border: int) -> None:
+    """Require an image that leaves a window of SSIM inside its border."""
+    least = -(-(WINDOW + 2 * border) // scale) * scale  # it is cropped to whole LR pixels
+    if min(size) < least:
+        inside = f" inside a border of {border}" if border else ""
+        raise ValueError(
+            f"{path}: {size[1]}x{size[0]} pixels; scoring needs {least}x{least} or more "
+            f"(SSIM takes {WINDOW}x{WINDOW}{inside})"
+        )
+
+
+def open_sets(
+    folders: Sequence[Path], task: str, scale: int, **reading: Any
+) -> dict[str, Sequence[Pair]]:
+    """Sets to be scored, by their folders' names; Rain13K's five tests are five."""
     sets = [each for folder in folders for each in sets_in(folder)]
     names = [folder.resolve().name for folder in sets]
     if len(set(names)) < len(names):
         raise ValueError(f"got --val folders {', '.join(names)}; expected different names")
     return {
-        name: open_pairs(folder, scale, held_out=True, **reading)
+        name: open_pairs(folder, scale, scored=protocol(task, scale), **reading)
         for name, folder in zip(names, sets, strict=True)
     }
 

@@ -153,9 +153,10 @@ def load_teacher(student: str, source: str | None, scale: int) -> nn.Module:
     backbone = teacher_of(student)
     specified(student, scale)
     if source is None:
+        fitting = (n for n, w in KNOWN.items() if (w.backbone, w.scale) == (backbone, scale))
         raise ValueError(
-            f"{student} has no embedded teacher; expected {backbone} for x{scale} by --teacher: a "
-            f"file, a URL or one of {', '.join(KNOWN)}"
+            f"{student} has no embedded teacher; expected {backbone} for x{scale} by --teacher: "
+            f"{' or '.join(['a file', 'a URL', *fitting])}"
         )
     return load_weights(source, backbone, scale)
 

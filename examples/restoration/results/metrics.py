@@ -15,7 +15,8 @@ from torch import Tensor
 from ..data.images import Floats, Image
 
 PEAK = 255.0
-SIGMA, RADIUS = 1.5, 5  # an 11-tap Gaussian: Wang et al. (2004), section III-C
+SIGMA, RADIUS = 1.5, 5  # a Gaussian of WINDOW pixels: Wang et al. (2004), section III-C
+WINDOW = 2 * RADIUS + 1
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 LUMA = np.array([65.481, 128.553, 24.966]) / PEAK  # BT.601 studio swing, from RGB in [0, 255]
 
@@ -71,7 +72,7 @@ def psnr(output: Image, target: Image, protocol: Protocol) -> float:
 
 def ssim(output: Image, target: Image, protocol: Protocol) -> float:
     """Structural similarity (Wang et al. 2004) of uint8 RGB (H, W, 3), at most 1."""
-    x, y = _compared(output, target, protocol, smallest=2 * RADIUS + 1)
+    x, y = _compared(output, target, protocol, smallest=WINDOW)
     if protocol.ssim == "3d":
         return float(_ssim_map(x, y).mean())
     inside = slice(RADIUS, -RADIUS)

@@ -17,7 +17,7 @@ from ..training import checkpoint
 from ..training.loop import Run
 from . import figures
 from .evaluation import Scores, degraded, evaluate, restore
-from .metrics import protocol
+from .metrics import Protocol, protocol
 
 MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
 PICTURES = 4  # images in side_by_side.png at most
@@ -51,6 +51,8 @@ def announce(
         lines["ratio"] = "in the log: the gradient norm of DCKD over that of the pixel losses"
     lines["output"] = str(run.folder)
     print("\n".join(f"{name:12}{text}" for name, text in lines.items()), flush=True)
+    if args.resume and not run.checkpoint.exists():
+        print(f"no checkpoint in {run.folder}: starting anew", flush=True)
 
 
 def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:
@@ -144,8 +146,8 @@ def report(
 ) -> str:
     """Evaluate the models and write metrics.json, log.json, curves.png and side_by_side.png.
 
-    `facts`, with `task` and `scale` among them, begin metrics.json. Returns the table of all
-    scores.
+    `facts`, with `task`, `scale` and `method` among them, begin metrics.json. Returns the table of
+    all scores.
     """
     task, scale = facts["task"], facts["scale"]
     scores = {
@@ -159,23 +161,25 @@ def report(
     _write(folder / "metrics.json", {**facts, "val": val})
     _write(folder / "log.json", records)
     first, pairs = next(iter(val_sets.items()))
-    lines = {_title(w, scale): s["psnr"] for w, s in scores[first].items() if w != "student"}
+    titles = {who: _title(who, scale, facts["method"]) for who in models}
+    lines = {titles[w]: s["psnr"] for w, s in scores[first].items() if w != "student"}
     figures.curves(records, lines, folder / "curves.png")
     versions = {
-        pair.name: _versions(pair, models, scores[first], scale)
+        pair.name: _versions(pair, models, titles, scores[first], scale)
         for pair in (pairs[index] for index in range(min(PICTURES, len(pairs))))
     }
     figures.side_by_side(versions, folder / "side_by_side.png")
-    return table(scores, task, scale)
+    return table(scores, titles, protocol(task, scale))
 
 
-def table(scores: Mapping[str, Mapping[str, Scores]], task: str, scale: int) -> str:
+def table(
+    scores: Mapping[str, Mapping[str, Scores]], titles: Mapping[str, str], measured: Protocol
+) -> str:
     """One line a validation set: PSNR and SSIM of each model, below what they are measured on."""
-    titles = [_title(who, scale) for who in next(iter(scores.values()))]
-    widths = [max(14, len(title)) + 2 for title in titles]
+    widths = [max(14, len(title)) + 2 for title in titles.values()]
     first = max(map(len, [*scores, "set"]))
-    heads = (f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
-    lines = [f"PSNR (dB) / SSIM {protocol(task, scale)}", f"{'set':{first}}{''.join(heads)}"]
+    heads = (f"{title:>{width}}" for title, width in zip(titles.values(), widths, strict=True))
+    lines = [f"PSNR (dB) / SSIM {measured}", f"{'set':{first}}{''.join(heads)}"]
     for name, by_model in scores.items():
         cells = (f"{score['psnr']:.2f} / {score['ssim']:.4f}" for score in by_model.values())
         row = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
@@ -184,17 +188,23 @@ def table(scores: Mapping[str, Mapping[str, Scores]], task: str, scale: int) -> 
 
 
 def _versions(
-    pair: Pair, models: Models, scores: Mapping[str, Scores], scale: int
+    pair: Pair,
+    models: Models,
+    titles: Mapping[str, str],
+    scores: Mapping[str, Scores],
+    scale: int,
 ) -> dict[str, tuple[Image, float | None]]:
     """One image as each of the models makes it, with its PSNR, and the ground truth."""
     made: dict[str, tuple[Image, float | None]] = {}
     for who, model in models.items():
         image = restore(model, pair.lq) if model else degraded(pair.lq, scale)
-        made[_title(who, scale)] = image, scores[who]["images"][pair.name]["psnr"]
+        made[titles[who]] = image, scores[who]["images"][pair.name]["psnr"]
     return {**made, "ground truth": (pair.hq, None)}
 
 
-def _title(who: str, scale: int) -> str:
+def _title(who: str, scale: int, method: str) -> str:
+    if who == "student" and method == "dckd":
+        return "DCKD"  # beside plain distillation, which is a student too
     return "bicubic" if who == "input" and scale > 1 else TITLES.get(who, who)
 
 

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -49,6 +50,13 @@ def refusing() -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError) as error:
         raise RefusedError(" ".join(str(error).split())) from error
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made, because it or one above it is a file."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{option}: {there} is a file; expected a folder or nothing")
 
 
 @contextmanager
