@@ -26,10 +26,10 @@ from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
 
 DCR_WEIGHT = 0.1  # paper, Table 7
-# With "compact" DMM's gradient is 6 to 11 times L1's, the doubled softmax's, which the paper tuned,
-# 10 times (README, "Options"). Elsewhere it can be 100 times that: look first.
+# Paper, Table 7; tuned with the released code's doubled softmax. With "compact" the gradient of
+# that is 10 times that of both L1 terms, Eq. 9's 6 to 11 times (benchmarks/results/gradients.json).
+# With another encoder look first: `gradient_ratio`.
 DMM_WEIGHT = 1e-3
-RELEASED_DMM_WEIGHT = 1e-3  # paper, Table 7; tuned with the released code's doubled softmax
 
 
 class DCKDLoss(Attachable):
@@ -39,20 +39,21 @@ class DCKDLoss(Attachable):
     passes the encoder once with gradient, the teacher's and the negatives together without.
 
     Args:
-        student: the network in training. Its history is a copy; itself it is only referred to.
+        student: the network in training, all of lq to image. Its history is a copy; of itself the
+            loss keeps a weak reference.
         encoder: a name, a path or a module; see `VQGANEncoder`.
         dcr_weight: weight of `DCRLoss`; at 0 it and the negatives are not computed.
         dmm_weight: weight of `DMMLoss`; at 0 it is not computed.
         history: the student's past; made with its defaults where None.
         negatives: a `NegativeGenerator` or any callable from lq to (N, B, 3, H, W); made with its
             defaults where None. With a plain callable no history is made.
-        form: of `DMMLoss`.
-        level_weights: of `DCRLoss`.
+        form: "cross_entropy" or "released", as in `DMMLoss`.
+        level_weights: one for each level, from fine to coarse, as in `DCRLoss`.
         balance: the gradient's norm at student_out as a fraction of a mean L1's there, which the
             two weights then only share; None, the paper's way, for fixed weights. See `balance.py`.
 
     Shape:
-        student_out and teacher_out (B, 3, H, W), lq (B, 3, h, w), all in [0, 1] nominally, H and W
+        student_out and teacher_out (B, 3, H, W), lq (B, C, h, w), all in [0, 1] nominally, H and W
         at least 16, to a scalar, float32 (float64 if the loss was moved there and student_out is).
 
     Gradient:
@@ -135,7 +136,6 @@ class DCKDLoss(Attachable):
         return cls(
             student,
             VQGANEncoder.from_pretrained(encoder, input_range=(0.0, 1.0)),
-            dmm_weight=RELEASED_DMM_WEIGHT,
             negatives=NegativeGenerator(history, include_clean=True, seed=seed),
             form="released",
         )
@@ -162,6 +162,8 @@ class DCKDLoss(Attachable):
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
+        # Through balance.py, encoder/vqgan.py, encoder/stream.py, network.py; gradients come back
+        # the same way.
         student, unit = normalize_gradient(student_out, self.balance, teacher_out)
         found = self.encoder.compare(
             student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
@@ -210,7 +212,13 @@ class DCKDLoss(Attachable):
         saved = [(buffer, buffer.clone()) for buffer in self.buffers()]
         autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", autocast[1], enabled=autocast[0], cache_enabled=False):
-            replay = torch.cuda.make_graphed_callables(self.forward, samples)
+            try:
+                replay = torch.cuda.make_graphed_callables(self.forward, samples)
+            except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+                raise RuntimeError(
+                    f"the loss cannot be captured as a CUDA graph (student_out is on "
+                    f"{student_out.device}): {str(error).splitlines()[0]}"
+                ) from error
         for drawn, before in saved:  # warming up has drawn random numbers
             drawn.copy_(before)
         last = self.last

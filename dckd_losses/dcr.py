@@ -40,9 +40,9 @@ def contrastive_ratio(
 class DCRLoss(nn.Module):
     """Pull the student's features to the teacher's, relative to their distance from negatives.
 
-    `sum_i w_i |S_i - T_i| / (sum_j |S_i - N_ij| + eps)` over five levels of a frozen encoder, norms
-    being means over everything and so the ratio one of batch means, as in the released code
-    (Eq. 5). Under data parallelism the ratio is each rank's own.
+    Eq. 5: `sum_i w_i |S_i - T_i| / (sum_j |S_i - N_ij| + eps)` over five levels of a frozen
+    encoder. Each norm is a mean over batch, channels and pixels, as in the released code. Under
+    data parallelism the ratio is each rank's own.
 
     Args:
         encoder: a name, a path or a module; see `VQGANEncoder`.

@@ -54,8 +54,8 @@ class DMMLoss(nn.Module):
     Args:
         encoder: a name, a path or a module; see `VQGANEncoder`.
         temperature: divides the distances; 1 in the paper.
-        form: "cross_entropy", or "released" for the doubled softmax of DCKD's released code, whose
-            gradient is 100 to 350 times smaller and which is not least at equality.
+        form: "cross_entropy", or "released" for the doubled softmax of DCKD's released code, which
+            is nearly flat and not least at equality.
 
     Shape:
         student and teacher (B, 3, H, W), in [0, 1] nominally, H and W at least 16, to a scalar,

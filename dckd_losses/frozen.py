@@ -1,4 +1,4 @@
-"""Networks that are never trained: frozen copies, and modules that hide the network they own."""
+"""Networks that are never trained: frozen copies, and modules whose network is in no state_dict."""
 
 from __future__ import annotations
 

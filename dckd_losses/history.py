@@ -153,6 +153,7 @@ class HistoryModel(nn.Module):
         self._warned_not_finite = False
         if parameters:
             old: list[Tensor] = list(parameters.values())
+            # Eq. 6: decay * old + (1 - decay) * new
             torch._foreach_lerp_(old, [new[name] for name in parameters], 1 - self.decay)
         for name, buffer in buffers.items():
             buffer.copy_(new[name])

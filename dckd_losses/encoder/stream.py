@@ -1,6 +1,6 @@
 """The fused path: the student passes once with gradient, teacher and negatives in chunks without.
 
-Each of their levels is reduced against the student's as soon as it exists, and let go.
+Each of their levels is compared with the student's as soon as it exists, and then freed.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def twopass(
 ) -> Comparison:
     """As `stream`, `chunk` images of the batch at a time, and again in backward.
 
-    Between the two it keeps the images only. A batch of one part passes once.
+    Between the two it keeps the images only. A batch of one chunk passes once and gains nothing.
     """
     batch, parts = len(student), []
     for start in range(0, batch, chunk):

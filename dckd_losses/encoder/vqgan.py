@@ -22,9 +22,9 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 IMPLS = ("auto", "plain", "fused")
 MODES = {"stream": stream, "twopass": twopass}
 
-# Of the images in flight at once by default. A GPU waits for launches where few pass: 16 images of
-# 192x192 with their negatives take 9,000 launches one by one. Elsewhere, and where "twopass" was
-# chosen to save memory, memory is the reason for less.
+# The default number of pixels encoded at once. On a GPU small chunks wait for launches: 16 images
+# of 192x192 with their negatives need 9,000 launches one by one. Elsewhere, and in "twopass", which
+# saves memory, memory limits it.
 PIXELS_IN_FLIGHT = 1 << 16
 CUDA_PIXELS_IN_FLIGHT = {"stream": 1 << 21, "twopass": 1 << 18}
 
@@ -53,8 +53,8 @@ class VQGANEncoder(FeatureEncoder):
             has a second derivative; "auto" takes the fused path, except where torch.compile
             traces, which "fused" refuses. See `path`.
         mode: of the fused path: "stream" runs everything through the network once; "twopass" runs
-            it chunk by chunk, and again in backward where the batch has more than one, and keeps
-            only the step's images: of features, memory holds one chunk's.
+            `chunk` images of the batch at a time, and again in backward, and keeps only the images
+            between the two. A batch of one chunk passes once and gains nothing.
         chunk: of the fused path: how many images are in flight at once besides the student's
             (and of the student's too in "twopass"); by default what 2^21 pixels hold on CUDA (2^18
             in "twopass") and 2^16 elsewhere, at least one. Results do not depend on it.

@@ -19,7 +19,6 @@ from dckd_losses import DCKDLoss, DCRLoss, DMMLoss, HistoryModel
         ("history", "MAX_INTERVAL", 3000),
         ("negatives", "NUM_NEGATIVES", 5),
         ("dckd", "DCR_WEIGHT", 0.1),
-        ("dckd", "RELEASED_DMM_WEIGHT", 1e-3),
         ("checks", "MIN_SIZE", 16),
         ("checks", "VALUE_RANGE", (-0.5, 1.5)),
         ("network", "LEVELS", 5),

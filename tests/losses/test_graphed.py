@@ -48,3 +48,10 @@ def test_a_graph_takes_no_bad_images(student, encoder, batch, captured):
     with pytest.raises(ValueError, match="teacher_out must lie"):
         dckd.graphed(batch[0], 255 * batch[1], batch[2])
     assert not captured
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_it_says_so(student, encoder, batch):
+    dckd = DCKDLoss(student, encoder)
+    with pytest.raises(RuntimeError, match=r"cannot be captured as a CUDA graph .* is on cpu"):
+        dckd.graphed(*batch)
