@@ -27,7 +27,6 @@ from restoration.data.images import photographs
 from restoration.results.evaluation import evaluate as score
 from toys import ROOT, main, no_pictures, options, weights, write  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
 LAYOUTS = {"deblur": ("blur", "sharp"), "derain": ("input", "target")}
 WRITTEN = {
