@@ -1,5 +1,9 @@
 """What several tests share: random encoders, small students, the examples' own modules."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small work gets several times slower with two
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,15 +32,6 @@ for name, examples in (("quick", 12), ("thorough", 200)):
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
 settings.load_profile("quick")
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work gets slower with more, above all where other tests run beside it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

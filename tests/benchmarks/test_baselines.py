@@ -20,7 +20,6 @@ from benchmarks.baselines import (
 )
 from dckd_losses import HistoryModel, NegativeGenerator
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RIVALS = ("fakd", "dukd", "csd", "aecr", "mclir")
 ZERO = {
     "scratch": {},

@@ -13,7 +13,6 @@ import torch
 
 from benchmarks import device, precision, speed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 FILES = {part.file for part in device.parts("cpu", True, Path())}

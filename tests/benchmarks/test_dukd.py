@@ -12,7 +12,6 @@ from benchmarks.baselines import DUKD, LabelConsistency
 from benchmarks.baselines.dukd import Transform
 from dckd_losses.negatives.draws import Draws
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 COMBINATIONS = list(itertools.product([False, True], repeat=4))
 
 

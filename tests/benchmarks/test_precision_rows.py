@@ -11,7 +11,6 @@ import torch
 
 from benchmarks import gradients, precision
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 WAYS = ["float32, plain", "float32", "float16", "bfloat16"]
 

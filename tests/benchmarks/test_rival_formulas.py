@@ -13,8 +13,6 @@ from benchmarks.baselines.fakd import body_thirds
 from dckd_losses.dcr import EPS, LEVEL_WEIGHTS
 from examples.restoration.networks.small import ResidualSR
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def close(seen, expected):
     assert seen.dtype == torch.float64

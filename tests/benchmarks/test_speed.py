@@ -15,7 +15,6 @@ from benchmarks import baselines, common, released, speed
 from benchmarks.speed import PATHS, Bench, Spec
 from dckd_losses import DCKDLoss
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 

@@ -28,7 +28,6 @@ from examples.restoration.recipe import SMALL_SR, Recipe
 from examples.restoration.training.console import StoppedError
 from examples.restoration.training.loop import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = Recipe(iterations=4, batch_size=2, crop=8)
 ZERO = {  # every weight of every method
     "scratch": {},

@@ -21,7 +21,6 @@ from examples.restoration import networks
 from examples.restoration.data.images import photographs, write_png
 from examples.restoration.recipe import PAPER
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[2]
 
 

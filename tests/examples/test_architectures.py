@@ -15,7 +15,6 @@ try:
 except (ImportError, RuntimeError, OSError) as error:
     pytest.skip(f"spandrel cannot be imported: {error}", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 COUNTS = {  # of all parameters, constants of RCAN included
     ("swinir-teacher", 2): 11_752_487,
     ("swinir-teacher", 3): 11_937_127,

@@ -12,7 +12,7 @@ from restoration import networks
 from safetensors.torch import save_file
 from toys import main, no_pictures, options, write  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")

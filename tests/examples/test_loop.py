@@ -16,8 +16,6 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toys import RECIPE, Toy, assert_close, assert_same
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def content(toy):
     return checkpoint.load(toy.run.checkpoint, toy.run.settings)

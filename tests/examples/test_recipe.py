@@ -18,7 +18,6 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STAGED = Recipe(5, batch_size=8, crop=16, stages=(Stage(2, 24, 4), Stage(4, 32, 4)))
 
 

@@ -14,7 +14,6 @@ from torch import nn
 
 pytest.importorskip("restoration.networks.paper", exc_type=CANNOT_IMPORT)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "swinir-light"  # the smallest; any of the networks can be a teacher
 
 

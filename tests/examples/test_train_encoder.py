@@ -17,7 +17,6 @@ pytest.importorskip("vector_quantize_pytorch", exc_type=CANNOT_IMPORT)
 
 import train_encoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS = ["--iterations", "4", "--warm-up", "2", "--codes", "20", "--nats", "1.5"]
 OPTIONS += ["--cells", "36"]
 

@@ -28,7 +28,6 @@ from restoration.results import report
 from restoration.results.evaluation import evaluate as score
 from toys import ROOT, main, no_pictures, options, weights, write  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
 LAYOUTS = {"deblur": ("blur", "sharp"), "derain": ("input", "target")}
 WRITTEN = {

@@ -14,7 +14,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CLONES = pytest.mark.parametrize(
     "clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
 )

@@ -11,8 +11,6 @@ from dckd_losses import DCKDLoss, VQGANEncoder, gradient_ratio
 from dckd_losses.balance import FLOOR, normalize_gradient, restore_scale
 from dckd_losses.network import build
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def batch(images):

@@ -150,7 +150,6 @@ def in_two_processes(kind, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["ddp", "module", "fsdp"])
 def test_two_processes_train_as_one(kind, tmp_path):
     expected = alone()

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from dckd_losses import DCKDLoss, DMMLoss, HistoryModel, VQGANEncoder
 from dckd_losses.network import build
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PATHS = [{"impl": "plain"}, {}, {"mode": "twopass", "chunk": 1}]
 
 

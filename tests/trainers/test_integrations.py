@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dckd_losses import DCKDLoss, HistoryModel
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 FOLDER = Path(plain_loop.__file__).parent
 STEPS, SKIPPED = 6, 3  # of the accumulating trainers, counted from 1
 INTERVAL = 2

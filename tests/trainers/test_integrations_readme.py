@@ -14,7 +14,7 @@ from torch import nn
 
 from dckd_losses import HistoryModel
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 README = Path(__file__).parents[2] / "examples" / "integrations" / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 BATCHES = 4

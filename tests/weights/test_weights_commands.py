@@ -174,7 +174,7 @@ def test_verify(run, refused, converted, checkpoint, tensors, tmp_path):
     converted.write_bytes(data)
     assert "it was written as" in refused("verify", converted)
     assert "no such file" in refused("verify", tmp_path / "nowhere")
-    assert "no such file" in refused("verify", tmp_path)
+    assert "is a folder" in refused("verify", tmp_path)
     assert "two lines: no such file" in refused("verify", "two\nlines")
 
 

@@ -175,7 +175,7 @@ assert not {{"sympy", "torch._inductor"}} & (set(sys.modules) - known)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("impl", ["plain", "auto"])
-def test_the_f16_size_gives_the_checkpoints_levels_bit_for_bit(f16, images, one_thread, impl):
+def test_the_f16_size_gives_the_checkpoints_levels_bit_for_bit(f16, images, impl):
     x = images(1, 3, 48, 40)
     expected = VQGANEncoder.from_pretrained(f16 / "last.ckpt", impl=impl)(x)
     seen = VQGANEncoder.from_pretrained(f16 / "vqgan-f16-1024.safetensors", impl=impl)(x)
