@@ -34,17 +34,6 @@ for name, examples in (("quick", 12), ("thorough", 200)):
 settings.load_profile("quick")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run the whole of the quick tests on two cores, where pytest-xdist is installed."""
-    given = config.option
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    quick = given.markexpr == "not slow and not long"
-    alone = given.collectonly or given.usepdb or not config.pluginmanager.hasplugin("xdist")
-    if whole and quick and not alone and given.numprocesses is None:
-        given.numprocesses, given.dist = 2, "worksteal"
-
-
 @pytest.fixture
 def float32_is_exact() -> Iterator[None]:
     """No TF32 in CUDA's convolutions and products, which some tolerances leave no room for."""
