@@ -72,8 +72,7 @@ class Attachable(nn.Module):
             _check_trains(inner, followed)
         if self.history is not None:
             self.history.check(followed, devices=False)  # .to(device) may still follow
-        if self._step_handle is not None:
-            self._step_handle.remove()  # two hooks would count every step twice
+        self._stop_counting()
         self._step_hook = StepHook(self.history, self._student if source is None else source)
         self._step_handle = inner.register_step_post_hook(self._step_hook)
         self._values_checked = self._origin_checked = False
@@ -103,12 +102,19 @@ class Attachable(nn.Module):
 
     def detach(self) -> Self:
         """Remove every hook that `attach` and `watch` have left."""
-        for handle in (self._step_handle, self._watch_handle):
-            if handle is not None:
-                handle.remove()
-        self._step_handle = self._watch_handle = self._watch = None
+        self._stop_counting()
         self._step_hook = StepHook(None, self._student)
+        if self._watch_handle is not None:
+            self._watch_handle.remove()
+        self._watch_handle = self._watch = None
         return self
+
+    def _stop_counting(self) -> None:
+        if self._step_handle is not None:
+            self._step_handle.remove()
+        self._step_handle = None
+        if self.history is not None:
+            self.history.release(self._step_hook)
 
     def _input(self, lq: Tensor | None) -> Tensor | None:
         """The lq that was passed, or the one that `watch` holds, which is dropped."""
@@ -161,13 +167,8 @@ class StepHook:
         return self.source() if isinstance(self.source, StudentReference) else self.source
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.history is None or _skipped(optimizer):
+        if self.history is None or _skipped(optimizer) or not self.history.counted_by(self):
             return
-        hooks = [
-            h for h in optimizer._optimizer_step_post_hooks.values() if isinstance(h, StepHook)
-        ]
-        if self is not next(hook for hook in hooks if hook.history is self.history):
-            return  # losses that share a history count a step once
         source = self.followed()
         if source is None:
             raise RuntimeError("the student is gone: detach() the loss before dropping its student")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,7 @@ class HistoryModel(nn.Module):
         self.moves = 0  # how often this object was stepped or updated since it was made
         self.stepped = False  # whether by `step`, and so at every step of an optimizer
         self._known: tuple[Tensor, int, int] | None = None  # spares a device read a step
+        self._counter: weakref.ref[object] | None = None  # who counts for all that share this
         self._warned_not_finite = False
         super().train(False)
 
@@ -119,6 +121,17 @@ class HistoryModel(nn.Module):
         self.iteration.fill_(count)
         self._known = (self.iteration, self.iteration._version, count)
         return self.due(count) and self.update(source)
+
+    def counted_by(self, hook: object) -> bool:
+        """Whether this hook counts the steps: of losses that share a history, the first to step."""
+        if self._counter is None or self._counter() is None:
+            self._counter = weakref.ref(hook)
+        return self._counter() is hook
+
+    def release(self, hook: object) -> None:
+        """Let another hook count if this one did."""
+        if self._counter is not None and self._counter() is hook:
+            self._counter = None
 
     def due(self, step: int) -> bool:
         """Whether history is updated after optimizer step `step`, counted from 1."""
@@ -226,7 +239,13 @@ class HistoryModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy's counter is another tensor, whose writes were not watched."""
-        return {**self.__dict__, "_known": None, "moves": 0, "stepped": False}
+        return {
+            **self.__dict__,
+            "_known": None,
+            "_counter": None,
+            "moves": 0,
+            "stepped": False,
+        }
 
     def _weights_of(self, source: nn.Module) -> dict[str, Tensor]:
         """A source's tensors by name: whole, parameters in the history's dtypes."""

@@ -56,6 +56,18 @@ def test_norm_is_the_fraction_of_l1s_on_every_path(student, tensors, batch, mode
     assert fraction_of_l1(grad) == pytest.approx(0.5, rel=1e-5)
 
 
+def test_balance_is_the_default_and_the_papers_weights_are_fixed(student, weights_file, batch):
+    default, paper, released = (
+        make(student, weights_file) for make in (DCKDLoss, DCKDLoss.paper, DCKDLoss.released)
+    )
+    assert fraction_of_l1(gradient(default, batch)) == pytest.approx(0.3, rel=1e-5)
+    assert (paper.dcr_weight, paper.dmm_weight, paper.dmm.form) == (0.1, 1e-3, "cross_entropy")
+    for loss in (paper, released):
+        once = gradient(copy.deepcopy(loss), batch)
+        loss.dcr_weight, loss.dmm_weight = 0.2, 2e-3
+        torch.testing.assert_close(gradient(loss, batch), 2 * once)
+
+
 def test_norm_is_the_fraction_of_l1s_for_other_encoders(student, batch):
     dckd = DCKDLoss(student, Pyramid(), dmm_weight=0, balance=0.5)
     assert fraction_of_l1(gradient(dckd, batch)) == pytest.approx(0.5, rel=1e-5)
