@@ -2,8 +2,9 @@
 
 How large DCKD's gradient is there depends on encoder, patch and batch, so a fixed weight means
 another thing in each set-up. A mean L1 distance over n values has a gradient of norm 1/sqrt(n),
-whatever its value. `balance` gives DCKD's gradient a chosen fraction of that norm and keeps its
-direction. The paper does not have it; VQGAN's own training balances its terms in the same spirit.
+whatever its value. `balance` gives DCKD's gradient a chosen fraction of that norm, or of another
+pixel loss's that is passed, and keeps its direction. The paper does not have it; VQGAN's own
+training balances its terms in the same spirit.
 
 Only the gradient is scaled, in backward and on the device: the loss's value stays, and nothing is
 remembered between steps. Each process, and each part of an accumulated step, scales its own. As
@@ -29,15 +30,16 @@ FLOOR = 128
 
 
 def normalize_gradient(
-    images: Tensor, fraction: float | None, teacher: Tensor
+    images: Tensor, fraction: float | None, teacher: Tensor, pixel_loss: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Give the images of a loss a gradient of a fixed norm.
 
     Args:
         images: the student's output, n values.
-        fraction: of 1/sqrt(n), a mean L1's norm; None leaves the gradient as it is.
+        fraction: of the pixel loss's norm; None leaves the gradient as it is.
         teacher: the teacher's output. Below a mean distance of `FLOOR` roundings of 1 the norm is
             in proportion to that distance, as a Huber loss's.
+        pixel_loss: whose gradient at the images is measured; a mean L1's norm, 1/sqrt(n), if None.
 
     Returns:
         The images to compute the loss from, in at least float32 so that their gradient is not
@@ -48,7 +50,11 @@ def normalize_gradient(
     exact = images.to(torch.promote_types(images.dtype, torch.float32))
     distance = (exact.detach() - teacher.detach()).abs().mean()
     share = (distance / (FLOOR * torch.finfo(exact.dtype).eps)).clamp(max=1)
-    norm = fraction / exact.numel() ** 0.5 * share
+    if pixel_loss is None or not images.requires_grad:
+        norm = exact.numel() ** -0.5 * fraction * share
+    else:
+        measured = _gradient_norm("pixel_loss", pixel_loss, images) / exact.numel()
+        norm = measured * fraction * share
     outputs: tuple[Tensor, Tensor] = _Balance.apply(exact, norm)
     return outputs
 

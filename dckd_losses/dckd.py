@@ -159,13 +159,23 @@ class DCKDLoss(Attachable):
             balance=None,
         )
 
-    def forward(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        student_out: Tensor,
+        teacher_out: Tensor,
+        lq: Tensor | None = None,
+        *,
+        pixel_loss: Tensor | None = None,
+    ) -> Tensor:
         """The loss of one step.
 
         Args:
             student_out: what the student made of lq.
             teacher_out: what the teacher made of lq.
             lq: the degraded input; may be left out after `watch`.
+            pixel_loss: the step's other losses, computed from student_out; `balance` is a fraction
+                of their gradient's norm then, and not of a mean L1's. For losses unlike L1, such
+                as NAFNet's PSNR loss, whose gradient is far larger.
         """
         lq = self._input(lq)
         self._check_batch(student_out, teacher_out, lq)
@@ -183,7 +193,7 @@ class DCKDLoss(Attachable):
             check_negatives(negatives, student_out)
         # Through balance.py, encoder/vqgan.py, encoder/stream.py, network.py; gradients come back
         # the same way.
-        student, unit = normalize_gradient(student_out, self.balance, teacher_out)
+        student, unit = normalize_gradient(student_out, self.balance, teacher_out, pixel_loss)
         found = self.encoder.compare(
             student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
         )
