@@ -76,10 +76,10 @@ class _Balance(Function):
     def backward(ctx: Any, grad: Tensor, factor: Tensor) -> tuple[Tensor, None]:
         (norm,) = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            largest = grad.abs().amax()
+            largest = torch.linalg.vector_norm(grad, torch.inf)
             scaled = grad / torch.where(largest > 0, largest, 1)  # small squares would be lost
-            length = torch.linalg.vector_norm(scaled)
-            return scaled * (norm * factor.abs() / torch.where(length > 0, length, 1)), None
+            length = torch.linalg.vector_norm(scaled).clamp(min=1)  # it is 0, or at least 1
+            return scaled * (norm * factor.abs() / length), None
 
 
 def gradient_ratio(loss: Tensor, pixel_loss: Tensor, student_out: Tensor) -> Tensor:
