@@ -26,6 +26,9 @@ class Stages(Net):
 def plain():
     return Net(2).train()
 
+def upscaled(upscale=4):
+    return Net(upscale)
+
 def broken():
     raise KeyError("weights")
 
@@ -49,6 +52,7 @@ def test_a_file_s_network_takes_scale_and_options(code):
     model = build_own(f"{code}:Net", 3, parse_options(["width=12"]))
     assert (model.width, model.training) == (12, True)
     assert model(torch.zeros(1, 3, 5, 5)).shape == (1, 3, 15, 15)
+    assert build_own(f"{code}:upscaled", 3)(torch.zeros(1, 3, 5, 5)).shape == (1, 3, 15, 15)
     assert build_own(f"{code}:plain", 2).training, "the probe leaves the mode as it was"
 
 

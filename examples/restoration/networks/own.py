@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 WRAPPERS = ("module.", "model.", "net_g.", "_orig_mod.")  # of DDP, Lightning, BasicSR, compile
+SCALES = ("scale", "upscale")
 PROBE = 64  # pixels a side: the windows and halvings of common networks fit
 
 
@@ -45,7 +46,7 @@ def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -
 
     Args:
         name: `package.module:callable`, or `file.py:callable`, from the working directory.
-        scale: Passed on where the callable takes a `scale`.
+        scale: Passed on where the callable takes a `scale` or, as BasicSR's, an `upscale`.
         options: Further arguments, by name.
 
     Raises:
@@ -55,8 +56,10 @@ def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -
     known = dict(options or {})
     try:
         make = getattr(_module(place), attribute)
-        if "scale" in inspect.signature(make).parameters:
-            known.setdefault("scale", scale)
+        takes = inspect.signature(make).parameters
+        named = next((word for word in SCALES if word in takes), None)
+        if named is not None:
+            known.setdefault(named, scale)
         model = make(**known)
     except Exception as error:  # the user's code may raise anything
         raise ValueError(f"{name}: no network can be made: {_said(error)}") from error
