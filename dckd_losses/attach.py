@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from dckd_losses.checks import check_origin, is_compiling_or_capturing
+from dckd_losses.checks import check_module, check_origin, is_compiling_or_capturing
 from dckd_losses.frozen import unwrap_module
 from dckd_losses.history import HistoryModel
 
@@ -94,6 +94,7 @@ class Attachable(nn.Module):
         Raises:
             ValueError: the loss watches a module already.
         """
+        check_module("what is watched", module)
         if self._watch is not None:
             raise ValueError("this loss watches a module already: detach() it first")
         self._watch = InputWatch()
@@ -160,7 +161,6 @@ class StepHook:
     def __init__(self, history: HistoryModel | None, source: nn.Module | StudentReference) -> None:
         self.history = history
         self.source = source
-        self._first = True
 
     def followed(self) -> nn.Module | None:
         """The source, unless it is a student that is gone."""
@@ -172,9 +172,6 @@ class StepHook:
         source = self.followed()
         if source is None:
             raise RuntimeError("the student is gone: detach() the loss before dropping its student")
-        if self._first:
-            self.history.check(source)  # not only when an update is due, a thousand steps later
-            self._first = False
         self.history.step(source)
 
 

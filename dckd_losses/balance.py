@@ -118,7 +118,7 @@ def gradient_ratio(loss: Tensor, pixel_loss: Tensor, student_out: Tensor) -> Ten
 
 def _gradient_norm(name: str, loss: Tensor, student_out: Tensor) -> Tensor:
     """Norm of n times a loss's gradient: a mean's elements would round to 0 in half precision."""
-    if not (loss.requires_grad and student_out.requires_grad):
+    if not isinstance(loss, Tensor) or not (loss.requires_grad and student_out.requires_grad):
         raise ValueError(f"{name} and student_out must both be part of a graph of gradients")
     size = torch.full_like(loss, student_out.numel())
     with torch.autocast(student_out.device.type, enabled=False):

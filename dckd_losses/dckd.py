@@ -100,6 +100,8 @@ class DCKDLoss(Attachable):
         super().__init__(student)
         for name, weight in (("dcr_weight", dcr_weight), ("dmm_weight", dmm_weight)):
             check_number(name, weight, at_least=0)
+        if not (history is None or isinstance(history, HistoryModel)):
+            raise ValueError(f"history must be a HistoryModel, got {history!r}")
         if isinstance(negatives, NegativeGenerator):
             if history is not None and history is not negatives.history:
                 raise ValueError("negatives has a history of its own: pass one of the two")
@@ -107,12 +109,16 @@ class DCKDLoss(Attachable):
         elif negatives is None:
             history = HistoryModel(student) if history is None else history
             negatives = NegativeGenerator(history)
+        elif not callable(negatives):
+            raise ValueError(
+                f"negatives must be a NegativeGenerator or a callable of lq, got {negatives!r}"
+            )
         check_number("balance", balance, above=0, or_none=True)
         self.encoder = as_encoder(encoder)
         self.dcr = DCRLoss(self.encoder, level_weights=level_weights)
         self.dmm = DMMLoss(self.encoder, form=form)
-        self.dcr_weight = dcr_weight
-        self.dmm_weight = dmm_weight
+        self.dcr_weight = float(dcr_weight)
+        self.dmm_weight = float(dmm_weight)
         self.balance = balance
         self.history = history
         self.negatives = negatives

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import check_device, check_images, check_number
+from dckd_losses.checks import check_device, check_images, check_module, check_number
 from dckd_losses.frozen import at_least_float32, frozen_copy, unwrap_module
 
 DECAY = 0.1  # paper: "attenuation rate" alpha
@@ -115,6 +115,8 @@ class HistoryModel(nn.Module):
         Returns:
             whether history was updated.
         """
+        if not self.moves:
+            self.check(source)  # not only when an update is due, a thousand steps later
         self.moves += 1
         self.stepped = True
         count = self._count() + 1
@@ -208,6 +210,7 @@ class HistoryModel(nn.Module):
         Raises:
             ValueError: names the first tensor that differs, and what to do.
         """
+        check_module("source", source)
         mine, theirs = _tensors(self.model), _tensors(unwrap_module(source))
         odd = sorted(mine.keys() ^ theirs.keys())
         if odd:
