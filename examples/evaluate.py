@@ -9,29 +9,29 @@ Deblurring: RGB, SSIM over the volume. Images are restored whole, or in tiles.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import restoration  # noqa: F401  (before the slow ones)
 import torch
 from restoration import networks
 from restoration.data.datasets import open_sets
-from restoration.results.evaluation import Scores, evaluate, mean
-from restoration.training.console import check_folder
+from restoration.results.evaluation import Scores, evaluate, mean, write_json
+from restoration.training.console import check_folder, exit_status, refusing
 from torch import nn
 
 INPUT = ("input", "bicubic")  # for the one size and for the others
 
 
 def main() -> int:
-    """Run the command line; 0, or 2 where the input is at fault."""
-    try:
-        run(arguments())
-    except (ValueError, RuntimeError, OSError) as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        return 2
-    return 0
+    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
+
+    def command() -> None:
+        with refusing():
+            run(arguments())
+
+    return exit_status(command, again="")
 
 
 def arguments() -> argparse.Namespace:
@@ -61,8 +61,6 @@ def run(args: argparse.Namespace) -> None:
     check_outputs(args)
     model = open_model(args, scale)
     sets = open_sets([args.data], args.task, scale, skip_bad=args.skip_bad)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Scores] = {}
     for name, pairs in sets.items():
         inside = name if len(sets) > 1 else ""
@@ -71,8 +69,7 @@ def run(args: argparse.Namespace) -> None:
         print(table(scores[name], inside))
     if args.json:
         facts = {"task": args.task, "scale": scale, "model": args.model}
-        content = {**facts, **joined(scores)}
-        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, {**facts, **joined(scores)})
 
 
 def scale_of(args: argparse.Namespace) -> int:

@@ -6,24 +6,26 @@ It begins as a plain autoencoder; after --warm-up steps its latents are quantise
 killed machine, costs little: the same command with --resume goes on from the last report.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import restoration  # noqa: F401  (before the slow ones)
 import torch
+from restoration.command import MAX_SEED, path
 from restoration.data.images import list_images, photographs, read_image
 from restoration.networks.autoencoder import CELL, Autoencoder
-from restoration.training.checkpoint import load, save
-from restoration.training.console import check_folder, exit_status, refusing
+from restoration.training.checkpoint import load, put_aside, save
+from restoration.training.console import check_folder, claim, exit_status, refusing
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dckd_losses.checks import check_number
 from dckd_losses.network import LEVELS, Architecture
 from dckd_losses.weights.files import write_safetensors
 
@@ -36,12 +38,24 @@ FIRST_CELLS, FIRST_BATCHES = 1024, 8  # what the codebook begins with
 COMPACT = (32, 32, 64, 64, 128)  # channels at each level
 
 
+BOUNDS = {  # of the whole numbers
+    "blocks": (1, 16),
+    "codes": (2, 2**16),
+    "code_channels": (1, 2**12),
+    "iterations": (0, 10**9),
+    "warm_up": (0, 10**9),
+    "cells": (1, 2**16),
+    "seed": (0, MAX_SEED),
+}
+
+
 def parse() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="photographs (default: scikit-image's)")
-    path = Path("runs/encoder/compact.safetensors")
-    add("--output", type=Path, metavar="FILE", default=path, help="what to write")
+    add("--data", type=path, metavar="DIR", help="photographs (default: scikit-image's)")
+    output = Path("runs/encoder/compact.safetensors")
+    add("--output", type=path, metavar="FILE", default=output, help="what to write")
     add("--channels", type=int, nargs=LEVELS, default=COMPACT, metavar="C", help="multiples of 32")
     add("--blocks", type=int, default=1, help="residual blocks a level")
     add("--codes", type=int, default=256, help="in the codebook")
@@ -54,6 +68,25 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights and crops (default: 0)")
     add("--resume", action="store_true", help="go on from the checkpoint beside the output")
     return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that no encoder can be trained with."""
+    for name, (low, high) in BOUNDS.items():
+        option, value = f"--{name.replace('_', '-')}", getattr(args, name)
+        check_number(option, value, at_least=low, at_most=high, whole=True)
+    for channels in args.channels:
+        check_number("--channels", channels, at_least=32, at_most=2**12, whole=True)
+    check_number("--lr", args.lr, above=0, at_most=1)
+    check_number("--nats", args.nats, above=0, below=math.log(args.codes))
+    if args.output.suffix != ".safetensors":
+        raise ValueError(f"got --output {args.output}; expected a file *.safetensors")
+    check_folder("--output", args.output.parent, (args.output.name, checkpoint_of(args).name))
+
+
+def checkpoint_of(args: argparse.Namespace) -> Path:
+    """The file that --resume goes on from."""
+    return args.output.with_suffix(".checkpoint.pt")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -112,11 +145,13 @@ def train(
         optimizer, args.lr, total_steps=length, pct_start=max(0.05, 2 / length)
     )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    checkpoint = args.output.with_suffix(".checkpoint.pt")
+    checkpoint = checkpoint_of(args)
     unsettled = ("data", "output", "resume")
     settings = {name: value for name, value in vars(args).items() if name not in unsettled}
     first = 0
-    if args.resume and not checkpoint.exists():
+    if not args.resume and checkpoint.exists():
+        put_aside(checkpoint)
+    elif args.resume and not checkpoint.exists():
         print(f"no checkpoint in {checkpoint.parent}: starting anew", flush=True)
     elif args.resume:
         with refusing():
@@ -153,21 +188,19 @@ def begin_codebook(model: Autoencoder, images: list[np.ndarray], rng: np.random.
 
 def main() -> int:
     """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    args = parse()
-    return exit_status(lambda: run(args))
+    return exit_status(lambda: run(parse()))
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, measure and write."""
+    """Check, train, measure and write."""
     start = time.time()
     with refusing():
-        if args.seed < 0:
-            raise ValueError(f"got --seed {args.seed}; expected 0 or more")
-        check_folder("--output", args.output.parent)
+        check(args)
         images = load_images(args.data)
         model = build(args)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+        lock = claim(args.output.with_name(f".{args.output.name}.lock"))
     write(model, images, args)
+    lock.release()
     print(f"{args.output}: {args.output.stat().st_size:,} bytes in {time.time() - start:.0f} s")
 
 

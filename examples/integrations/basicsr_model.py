@@ -8,6 +8,7 @@ tree the class below is all that is needed. The run is written to `experiments/`
 where it is started.
 """
 
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.train import train_pipeline
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+from restoration.training.console import exit_status
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -88,4 +90,4 @@ class Photographs(Dataset[dict[str, Tensor]]):
 
 
 if __name__ == "__main__":
-    train_pipeline(str(Path.cwd()))
+    sys.exit(exit_status(lambda: train_pipeline(str(Path.cwd())), again=""))
