@@ -3,6 +3,7 @@
 Nothing of DCKD is in this file, and nothing of yours need look like it.
 """
 
+# ruff: noqa: E402  (the folder of `restoration` is named before it is imported)
 import argparse
 import sys
 from collections.abc import Callable

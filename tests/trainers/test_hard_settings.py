@@ -29,7 +29,7 @@ def fresh(encoder, **settings):
     student = Student()
     optimizer = torch.optim.SGD(student.parameters(), 0.01)
     history = HistoryModel(student, decay=0.0, interval=2)
-    dckd = DCKDLoss(student, copy.deepcopy(encoder), history=history, **settings)
+    dckd = DCKDLoss(student, copy.deepcopy(encoder), history=history, balance=None, **settings)
     return student, optimizer, dckd.attach(optimizer)
 
 
@@ -175,7 +175,7 @@ def test_a_compiled_student(encoder, batch, watches):
     student, optimizer, _ = fresh(encoder)
     compiled = torch.compile(student, backend="aot_eager")
     history = HistoryModel(compiled, decay=0.0, interval=2)
-    dckd = DCKDLoss(compiled, encoder, history=history).attach(optimizer)
+    dckd = DCKDLoss(compiled, encoder, history=history, balance=None).attach(optimizer)
     lq, teacher_out = batch
     if watches:
         dckd.watch(compiled)
