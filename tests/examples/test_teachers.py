@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from restoration.networks import files
 from safetensors.torch import save_file
 from torch import nn
 
-pytest.importorskip("restoration.networks.paper", exc_type=CANNOT_IMPORT)
+pytest.importorskip("spandrel_extra_arches", exc_type=CANNOT_IMPORT)
 
 NAME = "swinir-light"  # the smallest; any of the networks can be a teacher
 
@@ -121,7 +122,7 @@ def test_a_part_of_the_right_one_is_refused(model, tmp_path):
         (
             RuntimeError,
             lambda: networks.load_weights("swinir-x5", "swinir-teacher", 2),
-            "swinir-x5: no such file, nor one of swinir-x2, ",
+            "swinir-x5: no such file; expected a file or a URL or swinir-x2$",
         ),
         (
             ValueError,
@@ -155,6 +156,29 @@ class Evil:
         return os.mkdir, (str(self.path),)
 
 
+class Script(nn.Module):
+    """TorchScript that makes a file when it is read."""
+
+    path: str
+
+    def __init__(self):
+        super().__init__()
+        self.path = ""
+
+    def forward(self, x):
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state
+        if self.path != "":
+            torch.save("made", self.path)
+
+
 class TestBadFiles:
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
     @pytest.mark.parametrize("zipped", [True, False])
@@ -166,6 +190,17 @@ class TestBadFiles:
             with pytest.raises(RuntimeError, match=rf"evil{suffix} .*not such weights"):
                 load(path)
             path.write_bytes(pickle.dumps(content))
+        assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize("suffix", [".pt", ".pth"])
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+    def test_torchscript_is_not_run(self, tmp_path, suffix):
+        module = torch.jit.script(Script())
+        module.path = str(tmp_path / "made")
+        module.save(tmp_path / f"evil{suffix}")
+        (tmp_path / "made").unlink(missing_ok=True)
+        with pytest.raises(RuntimeError, match=rf"evil{suffix} .*TorchScript"):
+            load(tmp_path / f"evil{suffix}")
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".txt"])
@@ -218,6 +253,18 @@ class TestURLs:
         assert not list(cache.glob("[!.]*"))
         source.write_bytes(whole)
         load(source.as_uri())
+
+    def test_a_silent_server_is_given_up(self, monkeypatch, cache):
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setattr(files, "SILENCE", 0.2)
+        message = r"cannot be fetched .*timed out"
+        with (  # takes calls, and says nothing
+            socket.create_server(("127.0.0.1", 0)) as server,
+            pytest.raises(RuntimeError, match=message),
+        ):
+            load(f"http://127.0.0.1:{server.getsockname()[1]}/a.pth")
+        assert socket.getdefaulttimeout() is None
+        assert not list(cache.glob("[!.]*"))
 
     def test_what_cannot_be_fetched_leaves_nothing(self, tmp_path, monkeypatch, cache):
         monkeypatch.setenv("no_proxy", "*")
