@@ -38,43 +38,42 @@ FIRST_CELLS, FIRST_BATCHES = 1024, 8  # what the codebook begins with
 COMPACT = (32, 32, 64, 64, 128)  # channels at each level
 
 
-BOUNDS = {  # of the whole numbers
-    "blocks": (1, 16),
-    "codes": (2, 2**16),
-    "code_channels": (1, 2**12),
-    "iterations": (0, 10**9),
-    "warm_up": (0, 10**9),
-    "cells": (1, 2**16),
-    "seed": (0, MAX_SEED),
+WHOLE = {  # options: default, least, most, meaning
+    "--blocks": (1, 1, 16, "residual blocks a level"),
+    "--codes": (256, 2, 2**16, "in the codebook"),
+    "--code-channels": (64, 1, 2**12, "of a code"),
+    "--iterations": (5000, 0, 10**9, "optimizer steps; 0 leaves random weights"),
+    "--warm-up": (2000, 0, 10**9, "steps before quantisation"),
+    "--cells": (320, 1, 2**16, "16x16 cells a step"),
+    "--seed": (0, 0, MAX_SEED, "of weights and crops"),
 }
 
 
 def parse() -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--data", type=path, metavar="DIR", help="photographs (default: scikit-image's)")
     output = Path("runs/encoder/compact.safetensors")
-    add("--output", type=path, metavar="FILE", default=output, help="what to write")
-    add("--channels", type=int, nargs=LEVELS, default=COMPACT, metavar="C", help="multiples of 32")
-    add("--blocks", type=int, default=1, help="residual blocks a level")
-    add("--codes", type=int, default=256, help="in the codebook")
-    add("--code-channels", type=int, default=64, help="of a code")
-    add("--iterations", type=int, default=5000, help="optimizer steps; 0 leaves random weights")
-    add("--warm-up", type=int, default=2000, help="steps before quantisation")
-    add("--cells", type=int, default=320, help="16x16 cells a step")
-    add("--lr", type=float, default=6e-4, help="step size at its highest")
-    add("--nats", type=float, default=2.0, help="mean entropy of the code distributions")
-    add("--seed", type=int, default=0, help="of weights and crops (default: 0)")
+    add("--output", type=path, metavar="FILE", default=output, help=f"(default: {output})")
+    text = f"multiples of 32 (default: {' '.join(map(str, COMPACT))})"
+    add("--channels", type=int, nargs=LEVELS, default=COMPACT, metavar="C", help=text)
+    for name, (default, *_, text) in WHOLE.items():
+        add(name, type=int, metavar="N", default=default, help=f"{text} (default: {default})")
+    add("--lr", type=float, default=6e-4, help="step size at its highest (default: 0.0006)")
+    text = "mean entropy of the code distributions (default: 2)"
+    add("--nats", type=float, default=2.0, help=text)
     add("--resume", action="store_true", help="go on from the checkpoint beside the output")
     return parser.parse_args()
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that no encoder can be trained with."""
-    for name, (low, high) in BOUNDS.items():
-        option, value = f"--{name.replace('_', '-')}", getattr(args, name)
-        check_number(option, value, at_least=low, at_most=high, whole=True)
+    for name, (_, low, high, _) in WHOLE.items():
+        value = getattr(args, name[2:].replace("-", "_"))
+        check_number(name, value, at_least=low, at_most=high, whole=True)
     for channels in args.channels:
         check_number("--channels", channels, at_least=32, at_most=2**12, whole=True)
     check_number("--lr", args.lr, above=0, at_most=1)
@@ -87,13 +86,6 @@ def check(args: argparse.Namespace) -> None:
 def checkpoint_of(args: argparse.Namespace) -> Path:
     """The file that --resume goes on from."""
     return args.output.with_suffix(".checkpoint.pt")
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The docstring as it stands, and every default that the help does not say."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default else action.help
 
 
 def load_images(folder: Path | None) -> list[np.ndarray]:
@@ -186,24 +178,6 @@ def begin_codebook(model: Autoencoder, images: list[np.ndarray], rng: np.random.
     model.begin_codebook(random_crops(images, n, rng).to(device) for n in cells)
 
 
-def main() -> int:
-    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    return exit_status(lambda: run(parse()))
-
-
-def run(args: argparse.Namespace) -> None:
-    """Check, train, measure and write."""
-    start = time.time()
-    with refusing():
-        check(args)
-        images = load_images(args.data)
-        model = build(args)
-        lock = claim(args.output.with_name(f".{args.output.name}.lock"))
-    write(model, images, args)
-    lock.release()
-    print(f"{args.output}: {args.output.stat().st_size:,} bytes in {time.time() - start:.0f} s")
-
-
 def build(args: argparse.Namespace) -> Autoencoder:
     """The model to train, with weights drawn from the seed."""
     architecture = Architecture(
@@ -220,8 +194,14 @@ def build(args: argparse.Namespace) -> Autoencoder:
     return Autoencoder(architecture).to(device, memory_format=torch.channels_last)
 
 
-def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace) -> None:
-    """Train, measure and write the encoder."""
+def run(args: argparse.Namespace) -> None:
+    """Check, train, measure and write."""
+    start = time.time()
+    with refusing():
+        check(args)
+        images = load_images(args.data)
+        model = build(args)
+        lock = claim(args.output.with_name(f".{args.output.name}.lock"))
     held_out = images[::HELD_OUT_EVERY]
     train_images = [image for i, image in enumerate(images) if i % HELD_OUT_EVERY]
     train(model, train_images, held_out, args)
@@ -238,7 +218,14 @@ def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace
     }
     tensors = {name: tensor.half() for name, tensor in model.network.state_dict().items()}
     write_safetensors(tensors, args.output, **{name: str(value) for name, value in facts.items()})
+    lock.release()
     print(json.dumps(facts, indent=1))
+    print(f"{args.output}: {args.output.stat().st_size:,} bytes in {time.time() - start:.0f} s")
+
+
+def main() -> int:
+    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
+    return exit_status(lambda: run(parse()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+import sys
+
 import torch
 import train_deblur
 import train_sr
@@ -233,16 +235,19 @@ def test_what_the_machine_does_is_one_line(small, monkeypatch, capsys, error, st
     assert captured.count("\n") == 1
 
 
-def test_the_students_shown_beside_ours_may_be_damaged(small, monkeypatch, tmp_path, capsys):
-    """Ours is trained by then."""
-    monkeypatch.chdir(tmp_path)
-    line = [*small[: small.index("--output")], *small[small.index("--output") + 2 :]]
-    assert main(monkeypatch, train_sr, *line, "--method", "logits") == 0
-    other = tmp_path / "runs" / "sr_x2_logits_0" / "student.safetensors"
-    other.write_bytes(other.read_bytes()[:-9])
-    capsys.readouterr()
-    assert main(monkeypatch, train_sr, *line, "--method", "dmm") == 0
-    assert "plain distillation" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "stopped"),
+        (ModuleNotFoundError("No module named 'accelerate'"), "'accelerate': run pip install -e "),
+        (TypeError("a bug"), "TypeError: a bug"),
+    ],
+)
+def test_what_ends_a_script_in_its_imports(error, said, capsys):
+    sys.excepthook(type(error), error, None)
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert captured.count("\n") == 1
 
 
 def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, monkeypatch, capsys):

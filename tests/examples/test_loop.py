@@ -56,8 +56,9 @@ def test_training_moves_student_history_and_counters(straight):
     assert len(records[0]["positive"]) == 5, "the distances of each level"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGINT, 1), (signal.SIGTERM, 3), (signal.SIGINT, 6)]
+)
 def test_stopped_and_resumed_is_bit_identical(straight, tmp_path, number, step):
     assert content(stopped(Toy(tmp_path), step, number))["step"] == step
     assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
@@ -128,39 +129,27 @@ def test_killed_before_the_first_checkpoint(straight, tmp_path):
     assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
 
 
-def test_killed_while_writing_a_checkpoint(straight, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [SystemExit(), OSError(errno.ENOSPC, "No space left")], ids=repr)
+def test_killed_or_without_room_for_a_checkpoint(straight, tmp_path, monkeypatch, error):
+    """The run ends with the one before."""
     write, written = Path.write_bytes, []
 
     def half(path, data):
         written.append(path)
         if len(written) == 3:
             write(path, data[:1000])
-            raise SystemExit
+            raise error
         return write(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(SystemExit):
+    with pytest.raises(type(error)) as end:
         Toy(tmp_path).trained()
     monkeypatch.undo()
+    if isinstance(error, OSError):
+        said = "cannot be written (No space left); the one before is kept, --resume goes on from it"
+        assert (end.value.strerror, end.value.filename) == (said, str(tmp_path / "checkpoint.pt"))
+        assert [path.name for path in tmp_path.glob("[!.]*")] == ["checkpoint.pt"]
     assert content(Toy(tmp_path))["step"] == 2
-    assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
-
-
-def test_a_full_disk_ends_the_run_with_its_last_checkpoint(straight, tmp_path, monkeypatch):
-    write, written = Path.write_bytes, []
-
-    def full(path, data):
-        written.append(path)
-        if len(written) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match=r"No space .* one before is kept.*checkpoint\.pt'"):
-        Toy(tmp_path).trained()
-    monkeypatch.undo()
-    assert content(Toy(tmp_path))["step"] == 2
-    assert [path.name for path in tmp_path.glob("[!.]*")] == ["checkpoint.pt"]
     assert_same(content(Toy(tmp_path).trained(resume=True)), content(straight))
 
 
@@ -307,8 +296,7 @@ def test_values_are_looked_at_where_a_step_is_logged(tmp_path, monkeypatch):
     assert toy.run.step == 3
 
 
-@pytest.mark.parametrize("clip", [None, 0.01])
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize(("parts", "clip"), [(2, None), (4, 0.01)])
 def test_accumulated_gradients_are_the_whole_batchs(tmp_path, parts, clip):
     recipe = Recipe(iterations=4, batch_size=4, crop=8, clip=clip)
     states = []

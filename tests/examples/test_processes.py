@@ -1,6 +1,7 @@
 """The training commands as processes: interrupted, two together, one of them dying."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,6 +75,50 @@ def test_bad_input_is_one_line_and_two(line, tmp_path):
     done = command(*line, "--data", tmp_path / "absent")
     said = f"error: {tmp_path / 'absent'}: found nothing; expected a folder of images\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("surroundings", "streams", "status", "said"),
+    [
+        ({"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "MPLBACKEND": "nonsense"}, "", 0, ""),
+        ({"HOME": None}, "", 0, ""),
+        ({}, ">&-", 0, ""),
+        ({}, "| head -1", 2, "error: nobody reads what this command prints (closed pipe)"),
+        ({}, ">/dev/full", 2, "error: what this command writes or prints: No space left on"),
+    ],
+    ids=str,
+)
+def test_surroundings_end_in_a_line_and_lose_nothing(
+    line, tmp_path, surroundings, streams, status, said
+):
+    write(tmp_path / "odd" / "\u65e5\u672c.png", 5, 6, 8)
+    args = [*line, "--val", tmp_path / "odd", "--method", "logits", "--output", tmp_path / "out"]
+    environment = {**ENVIRONMENT, **surroundings}
+    done = subprocess.run(
+        f"set -o pipefail; {shlex.join(map(str, [sys.executable, SCRIPT, *args]))} {streams}",
+        shell=True,
+        executable="/bin/bash",
+        env={name: value for name, value in environment.items() if value is not None},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status
+    lines = [text for text in done.stderr.splitlines() if "left," not in text]
+    assert lines == [] if status == 0 else len(lines) == 1 and lines[0].startswith(said)
+    assert streams == ">/dev/full" or (tmp_path / "out" / "side_by_side.png").exists()
+
+
+@posix
+@pytest.mark.parametrize("script", ["train_sr.py", "train_encoder.py", "evaluate.py", "prepare.py"])
+def test_ctrl_c_while_a_script_is_still_importing(script):
+    pipe = subprocess.PIPE
+    line = [sys.executable, f"examples/{script}", "--data", "nowhere"]
+    with subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stderr=pipe, text=True) as process:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == "stopped\n"
 
 
 @posix

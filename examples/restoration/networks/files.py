@@ -1,9 +1,9 @@
 """Files of networks: those written here, and trained teachers by path, URL or name."""
 
 import hashlib
+import math
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import gt
 from pathlib import Path
@@ -163,7 +163,7 @@ def load_weights(source: str, backbone: str, scale: int) -> nn.Module:
         path.unlink()  # it may have been cut short
         again = "It has been removed: the next try fetches it anew"
         raise RuntimeError(f"{error}. {again}") from error
-    _fill(model, tensors, f"{path} holds", f"expected {backbone} for x{scale}")
+    _fill(model, tensors, f"{path} holds another network", f"expected {backbone} for x{scale}")
     return model.eval().requires_grad_(False)
 
 
@@ -195,38 +195,21 @@ def _read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], seen: str, expected: str) -> None:
+def _fill(model: nn.Module, tensors: dict[str, Tensor], seen: str, expected: str) -> None:
     """Load the parameters of exactly this network.
 
     Buffers are left as they are: these networks' are constants, and SwinIR's masks, of which one
     size is kept, say nothing but on which patches a file was trained.
     """
-    wanted = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    wanted = {name: value.shape for name, value in model.named_parameters()}
     buffers = {name for name, _ in model.named_buffers()}
-    found = {name: tuple(value.shape) for name, value in tensors.items() if name not in buffers}
+    found = {name: value.shape for name, value in tensors.items() if name not in buffers}
     if found != wanted:
         odd = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        sizes = [sum(map(math.prod, shapes.values())) for shapes in (found, wanted)]
+        there, here = (tuple(shapes.get(odd, ())) or "none" for shapes in (found, wanted))
         raise ValueError(
-            f"{seen} {_described(tensors)}; {expected}, {_size(model):,} parameters "
-            f"({odd}: {found.get(odd, 'none')} there, {wanted.get(odd, 'none')} here)"
+            f"{seen}, of {sizes[0]:,} parameters; {expected}, {sizes[1]:,} parameters "
+            f"({odd}: {there} there, {here} here)"
         )
     model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
-
-
-def _described(tensors: Mapping[str, Tensor]) -> str:
-    """Which network tensors are of, as far as spandrel can tell."""
-    import spandrel
-    from spandrel_extra_arches import EXTRA_REGISTRY
-
-    for registry in (spandrel.MAIN_REGISTRY, EXTRA_REGISTRY):
-        try:
-            found = registry.load(dict(tensors))
-        except Exception:  # spandrel tries to build whatever a few names suggest
-            continue
-        size = _size(found.model)
-        return f"{found.architecture.name} for x{found.scale}, {size:,} parameters"
-    return f"an unknown network of {len(tensors)} tensors"
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
