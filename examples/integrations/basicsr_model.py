@@ -8,6 +8,7 @@ tree the class below is all that is needed. The run is written to `experiments/`
 where it is started.
 """
 
+import argparse
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -90,4 +91,8 @@ class Photographs(Dataset[dict[str, Tensor]]):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-opt", type=Path, required=True)
+    if not (path := parser.parse_known_args()[0].opt).is_file():
+        parser.error(f"-opt: {path} is no file")
     sys.exit(exit_status(lambda: train_pipeline(str(Path.cwd())), again=""))

@@ -72,16 +72,18 @@ CHOICES = {
     "reconstruction": ("l1", "psnr"),
     "form": ("cross_entropy", "released"),
 }
-MOST = {
-    "iterations": 10**9,
-    "batch_size": 2**16,
-    "crop": 2**13,
-}  # larger ones are mistakes, and exhaust the memory
+# larger ones are mistakes, and exhaust the memory
+MOST = {"iterations": 10**9, "batch_size": 2**16, "crop": 2**13}
 HISTORY_UPDATES = 200  # of a run at least: the paper's shortest has 200,000 steps and moves it
 HISTORY_INTERVAL = 1000  # every so many steps at first (Eq. 6, Figure 8b)
 SHORT = Cosine(end=1e-5, warm_up=50)  # of runs of a thousand steps
 MSE_FLOOR = 1e-8  # NAFNet's; at 80 dB
 MIN_HISTORY_INTERVAL = 50  # steps; a short run's history would otherwise be the student itself
+
+
+def check_size(name: str, value: object) -> None:
+    """Require a whole number that some machine could train with."""
+    check_number(name, value, at_least=1, at_most=MOST[name], whole=True)
 
 
 @dataclass(frozen=True)
@@ -205,11 +207,6 @@ class Recipe:
         stages = tuple(replace(stage, step=round(stage.step * share)) for stage in self.stages)
         schedule = self.schedule.scaled(share)
         return replace(self, iterations=iterations, stages=stages, schedule=schedule)
-
-
-def check_size(name: str, value: object) -> None:
-    """Require a whole number that some machine could train with."""
-    check_number(name, value, at_least=1, at_most=MOST[name], whole=True)
 
 
 # Eq. 10's in the paper; the second was tuned with the released code's DMM, whose gradient is 100 to

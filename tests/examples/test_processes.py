@@ -1,6 +1,5 @@
 """The training commands as processes: interrupted, two together, one of them dying."""
 
-import os
 import shlex
 import signal
 import subprocess
@@ -187,54 +186,21 @@ def test_a_rank_that_dies_ends_the_run(line, tmp_path):
     assert not (tmp_path / "student.safetensors").exists()
 
 
-@pytest.fixture(scope="module")
-def states(tmp_path_factory):
-    """Runs train_sr; what each of its processes ends with."""
-    folder, photographs = (tmp_path_factory.mktemp(name) for name in ("states", "photographs"))
+def test_two_processes_are_one_of_twice_the_batch(tmp_path):
+    """DCR's ratio, its negatives and a balance are each process's own: without them they agree."""
     for seed in range(2):  # smooth ones, on which Adam does not enlarge what is only rounding
         small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
         large = Pillow.fromarray(small).resize((48, 48), Pillow.Resampling.BICUBIC)
-        large.save(photographs / f"{seed}.png")
-    script = folder / "both.py"
-    script.write_text(
-        "import os, sys\n"
-        f"sys.path.insert(0, {os.fspath(ROOT / 'examples')!r})\n"
-        "import torch, train_sr\n"
-        "train = train_sr.train\n"
-        "def both(run, step, *, dckd, resume):\n"
-        "    train(run, step, dckd=dckd, resume=resume)\n"
-        "    state = {'student': run.student.state_dict(), 'dckd': dckd.state_dict()}\n"
-        f"    torch.save(state, os.path.join({os.fspath(folder)!r}, os.environ.get('RANK', '0')))\n"
-        "train_sr.train = both\n"
-        "sys.exit(train_sr.main())\n",
-        encoding="utf-8",
-    )
-
-    def run(processes, *more):
-        launcher = LAUNCH if processes == 2 else [sys.executable]
-        args = options(data=photographs, val=photographs, crop=8, iterations=STEPS)
-        args += ["--output", folder / "run", *more]
-        done = command(*args, launcher=launcher, script=str(script))
+        large.save(tmp_path / f"{seed}.png")
+    states = []
+    for batch, launcher in ((1, LAUNCH), (2, [sys.executable])):
+        args = options(data=tmp_path, val=tmp_path, crop=8, iterations=STEPS, batch_size=batch)
+        args += options(method="dmm", balance=0, output=tmp_path / f"run{batch}")
+        done = command(*args, launcher=launcher)
         assert done.returncode == 0, done.stderr
-        return [torch.load(folder / str(rank)) for rank in range(processes)]
-
-    return run
-
-
-@pytest.mark.parametrize("method", ["dmm", "dckd"])
-def test_two_processes_are_one_of_twice_the_batch(method, states):
-    """DCR's ratio, its negatives and a balance are each process's own: without them they agree."""
-    losses = ["--method", method, "--balance", 0]
-    first, second = states(2, *losses, "--batch-size", 1)
-    (alone,) = states(1, *losses, "--batch-size", 2)
+        saved = torch.load(tmp_path / f"run{batch}" / "checkpoint.pt", weights_only=True)
+        states.append({**saved["content"]["student"], **saved["content"]["dckd"]})
     fresh = networks.build("tiny", 2).state_dict()
-    assert first["dckd"]["history.iteration"] == STEPS
-    for part in ("student", "dckd"):  # all ranks hold the same, the history's weights included
-        assert_close(first[part], second[part], 0)
-    assert not torch.equal(first["dckd"]["history.model.tail.weight"], fresh["tail.weight"])
-    if method == "dmm":
-        assert_close(first["student"], alone["student"], 1e-4)
-        assert_close(first["dckd"], alone["dckd"], 1e-4)
-    else:
-        pairs = ((first["student"][name], alone["student"][name]) for name in fresh)
-        assert max((one - other).abs().max() for one, other in pairs) > 1e-4
+    assert states[0]["history.iteration"] == STEPS
+    assert not torch.equal(states[0]["history.model.tail.weight"], fresh["tail.weight"])
+    assert_close(*states, 1e-4)

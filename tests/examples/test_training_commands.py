@@ -60,9 +60,9 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def done(sets, tmp_path_factory):
-    """A run of twelve steps: its folder, and what it printed."""
+    """A run of five steps: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("results") / "deep" / "run"
-    line = options(data=sets / "train", val=sets / "val", iterations=12, batch_size=1, crop=8)
+    line = options(data=sets / "train", val=sets / "val", iterations=5, batch_size=1, crop=8)
     out, err = folder.parents[1] / "out", folder.parents[1] / "err"
     with pytest.MonkeyPatch.context() as patch, out.open("w") as one, err.open("w") as two:
         patch.setattr(sys, "stdout", one)
@@ -72,7 +72,7 @@ def done(sets, tmp_path_factory):
 
 
 class TestResults:
-    """Of one run of twelve steps."""
+    """Of one run of five steps."""
 
     def test_every_file_is_written(self, done):
         folder, *_ = done
@@ -84,7 +84,7 @@ class TestResults:
     def test_metrics_are_exactly_these(self, done):
         metrics = read(done[0] / "metrics.json")
         val = metrics.pop("val")
-        facts = {"task": "sr", "scale": 2, "method": "dckd", "iterations": 12, "seed": 3}
+        facts = {"task": "sr", "scale": 2, "method": "dckd", "iterations": 5, "seed": 3}
         assert metrics == facts
         assert list(val) == ["val"]
         assert list(val["val"]) == ["input", "student", "teacher"]
@@ -125,8 +125,8 @@ class TestResults:
         err = done[2]
         assert "\r" not in err
         lines = [line for line in err.splitlines() if "left" in line]
-        assert len(lines) == 12
-        for part in ("12/12 ", "it/s", "left", "l1 ", "kd ", "dcr ", "dmm ", "ratio ", "psnr "):
+        assert len(lines) == 5
+        for part in ("5/5 ", "it/s", "left", "l1 ", "kd ", "dcr ", "dmm ", "ratio ", "psnr "):
             assert part in lines[-1]
         for record in read(done[0] / "log.json"):
             assert 0 < record["ratio"] < 1e4
@@ -322,7 +322,7 @@ class TestSameSize:
     @tasks
     def test_photographs_by_default(self, task, tmp_path, monkeypatch, capsys):
         """A short run of everything: the same table, pictures and curves as for SR."""
-        few = {name: image[:96, :96] for name, image in photographs("held_out").items()}
+        few = {name: image[:48, :48] for name, image in photographs("held_out").items()}
         monkeypatch.setattr(SAME_SIZE[task], "photographs", lambda split: few)
         line = ["--iterations", 2, "--batch-size", 1, "--crop", 16, "--seed", 3]
         assert main(monkeypatch, SAME_SIZE[task], *line, "--output", tmp_path) == 0
@@ -403,13 +403,14 @@ def test_real_pairs(task, folder, tmp_path, monkeypatch):
     assert last["psnr"] == pytest.approx(scores["student"]["psnr"], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("paper_networks")
 @pytest.mark.parametrize(
     ("script", "name", "loss"),
     [
-        pytest.param(train_sr, "swinir-light", "l1", marks=pytest.mark.slow),
+        (train_sr, "swinir-light", "l1"),
         (train_deblur, "nafnet-student", "psnr"),
-        pytest.param(train_derain, "restormer-student", "l1", marks=pytest.mark.slow),
+        (train_derain, "restormer-student", "l1"),
     ],
 )
 def test_the_papers_networks_by_the_same_command(script, name, loss, tmp_path, monkeypatch, capsys):

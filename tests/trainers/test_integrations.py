@@ -40,10 +40,11 @@ def lightning_module():
 def short(monkeypatch):
     """The history moves often, and crops are few."""
     monkeypatch.setattr(common, "HISTORY_INTERVAL", INTERVAL)
+    monkeypatch.setattr(common, "BATCH_SIZE", 1)
     monkeypatch.setattr(
         plain_loop, "HistoryModel", lambda model, interval: HistoryModel(model, interval=INTERVAL)
     )
-    monkeypatch.setattr(plain_loop, "BATCH_SIZE", 2)
+    monkeypatch.setattr(plain_loop, "BATCH_SIZE", 1)
 
 
 class Spoiled(Dataset):
