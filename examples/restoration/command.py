@@ -17,7 +17,7 @@ from . import networks
 from .data.crops import check_shares
 from .data.datasets import MEMORY, Pair, PairFiles
 from .networks import KNOWN, SPECIFICATIONS
-from .recipe import PAPER, SMALL, Recipe
+from .recipe import DCR_WEIGHT, DMM_WEIGHT, PAPER, SMALL, Recipe
 from .training.checkpoint import checksum
 from .training.console import check_folder
 from .training.loop import Run
@@ -52,30 +52,56 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.set_defaults(task=task, scale=1)
+    folder, whole = {"type": path, "metavar": "DIR"}, {"type": int, "metavar": "N"}
     add = made.add_argument
     if task == "sr":
-        add("--scale", type=int, metavar="N", default=2, help="HR size over LR size (default: 2)")
+        add("--scale", **whole, default=2, help="HR size over LR size (default: 2)")
     usable = networks.names_for(task)
-    known = [name for name, weights in KNOWN.items() if weights.backbone in usable]
-    add("--data", type=path, metavar="DIR", help="training images (default: scikit-image's)")
+    add("--data", **folder, help="training images (default: scikit-image's)")
     text = "validation images; repeatable (default: photographs of scikit-image that are held out)"
-    add("--val", type=path, metavar="DIR", action="append", help=text)
+    add("--val", **folder, action="append", help=text)
     text = f"the student (default: tiny): {', '.join(usable)}"
     add("--backbone", choices=usable, metavar="NAME", default="tiny", help=text)
     text = "scratch: no teacher; logits: plain distillation; dcr, dmm: one term (default: dckd)"
     add("--method", choices=list(METHODS), default="dckd", help=text)
     text = "name or path of DCKD's encoder (default: compact)"
     add("--encoder", metavar="NAME", default="compact", help=text)
-    text = f"a file; for the paper's students also a URL or {', '.join(known)} (default: embedded)"
+    known = ", ".join(name for name, weights in KNOWN.items() if weights.backbone in usable)
+    text = f"a file; for the paper's students also a URL or {known} (default: embedded)"
     add("--teacher", metavar="T", help=text)
-    text = "seed of weights, crops and negatives (default: 0)"
-    add("--seed", type=int, metavar="N", default=0, help=text)
-    text = "folder of the results (default: one in runs/, named by the run)"
-    add("--output", type=path, metavar="DIR", help=text)
+    add("--seed", **whole, default=0, help="of weights, crops and negatives (default: 0)")
+    add("--output", **folder, help="of the results (default: one in runs/, named by the run)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--skip-bad", action="store_true", help="leave unreadable images out")
-    _add_recipe(made, [name for name in PAPER if name in usable])
-    _add_scale(made)
+
+    add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument
+    students = ", ".join(name for name in PAPER if name in usable)
+    text = f"small: minutes; paper: the paper's, for {students} (default: small)"
+    add("--recipe", choices=["small", "paper"], default="small", help=text)
+    text = "optimizer steps; the recipe's stages are shortened with them"
+    add("--iterations", **whole, help=text)
+    add("--batch-size", **whole, help="crops per step and process, in all stages")
+    add("--crop", **whole, help="LQ pixels a side, in all stages")
+    for term, default in (("DCR", DCR_WEIGHT), ("DMM", DMM_WEIGHT)):
+        text = f"{term}'s weight (default: {default:g}); fixed unless --balance is given too"
+        add(f"--{term.lower()}-weight", type=float, metavar="W", help=text)
+    text = "DMM as in Eq. 9, or as in the released code"
+    add("--form", choices=["cross_entropy", "released"], help=text)
+    text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
+    add("--balance", type=float, metavar="F", help=text)
+
+    about = "accelerate launch or torchrun start several processes, see examples/README.md"
+    add = made.add_argument_group("devices and memory", about).add_argument
+    text = "precision of student and teacher (default: what accelerate launch says)"
+    add("--mixed-precision", choices=["no", "fp16", "bf16"], help=text)
+    text = "go through each step's crops in N parts (default: 1)"
+    add("--gradient-accumulation", **whole, default=1, help=text)
+    text = "compute the student's features again in backward instead of keeping them"
+    add("--gradient-checkpointing", action="store_true", help=text)
+    text = f"gigabytes of pixels up to which a data set is kept in memory (default: {MEMORY:g})"
+    add("--memory", type=float, metavar="GB", default=MEMORY, help=text)
+    text = "processes that read ahead (default: 4 where a data set is too large for memory)"
+    add("--workers", **whole, help=text)
     return made.parse_args(args)
 
 
@@ -84,40 +110,6 @@ def path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("got an empty path; expected a folder")
     return Path(text)
-
-
-def _add_recipe(made: argparse.ArgumentParser, students: Sequence[str]) -> None:
-    add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument
-    text = f"small: minutes; paper: the paper's, for {', '.join(students)} (default: small)"
-    add("--recipe", choices=["small", "paper"], default="small", help=text)
-    text = "optimizer steps; the recipe's stages are shortened with them"
-    add("--iterations", type=int, metavar="N", help=text)
-    text = "crops per step and process, in all stages"
-    add("--batch-size", type=int, metavar="N", help=text)
-    add("--crop", type=int, metavar="N", help="LQ pixels a side, in all stages")
-    for term in ("DCR", "DMM"):
-        default = getattr(Recipe, f"{term.lower()}_weight")
-        text = f"{term}'s weight (default: {default:g}); fixed unless --balance is given too"
-        add(f"--{term.lower()}-weight", type=float, metavar="W", help=text)
-    text = "DMM as in Eq. 9, or as in the released code"
-    add("--form", choices=["cross_entropy", "released"], help=text)
-    text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
-    add("--balance", type=float, metavar="F", help=text)
-
-
-def _add_scale(made: argparse.ArgumentParser) -> None:
-    about = "accelerate launch or torchrun start several processes, see examples/README.md"
-    add = made.add_argument_group("devices and memory", about).add_argument
-    text = "precision of student and teacher (default: what accelerate launch says)"
-    add("--mixed-precision", choices=["no", "fp16", "bf16"], help=text)
-    text = "go through each step's crops in N parts (default: 1)"
-    add("--gradient-accumulation", type=int, metavar="N", default=1, help=text)
-    text = "compute the student's features again in backward instead of keeping them"
-    add("--gradient-checkpointing", action="store_true", help=text)
-    text = f"gigabytes of pixels up to which a data set is kept in memory (default: {MEMORY:g})"
-    add("--memory", type=float, metavar="GB", default=MEMORY, help=text)
-    text = "processes that read images ahead (default: 4 where a data set is too large for memory)"
-    add("--workers", type=int, metavar="N", help=text)
 
 
 def accelerator_of(args: argparse.Namespace) -> Accelerator:

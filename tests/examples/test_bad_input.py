@@ -220,6 +220,7 @@ def test_a_bug_keeps_its_traceback(small, monkeypatch, error):
     [
         (KeyboardInterrupt(), 130, "stopped: the same command with --resume goes on from there"),
         (OSError(28, "No space left on device", "a.png"), 2, "error: a.png: No space left on dev"),
+        (OSError("a.png cannot be written"), 2, "error: a.png cannot be written"),
         (MemoryError("for an array"), 2, "error: out of memory, smaller crops or batches take les"),
         (BrokenPipeError(32, "Broken pipe"), 2, "error: nobody reads what this command prints"),
     ],

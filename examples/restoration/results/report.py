@@ -51,6 +51,8 @@ def announce(
     print("\n".join(f"{name:12}{text}" for name, text in lines.items()), flush=True)
     if args.resume and not run.checkpoint.exists():
         print(f"no checkpoint in {run.folder}: starting anew", flush=True)
+    elif run.checkpoint.exists() and not args.resume:
+        print("an earlier run's checkpoint is put aside: --resume would go on from it", flush=True)
 
 
 def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:

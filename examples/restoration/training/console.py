@@ -84,8 +84,9 @@ def _described(error: OSError) -> str:
     """The file and what is wrong with it."""
     if isinstance(error, BrokenPipeError):
         return "nobody reads what this command prints (closed pipe)"
-    where = error.filename or "what this command writes or prints"
-    return f"{where}: {' '.join((error.strerror or str(error)).split())}"
+    if error.strerror is None:  # whoever raised it has said it all
+        return " ".join(str(error).split())
+    return f"{error.filename or 'what this command writes or prints'}: {error.strerror}"
 
 
 def _lacks_memory(error: Exception) -> bool:
