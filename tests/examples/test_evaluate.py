@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from restoration.data.datasets import load_pairs, pairs_from_images
+from restoration.data.datasets import open_pairs as load_pairs, pairs_from_images
 from restoration.data.synthetic import matlab_bicubic
 from restoration.networks import build, save
 from restoration.results.evaluation import evaluate, restore

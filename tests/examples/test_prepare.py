@@ -7,7 +7,7 @@ import numpy as np
 import prepare as prepare_command
 import pytest
 from PIL import Image as Pillow
-from restoration.data.datasets import load_pairs
+from restoration.data.datasets import open_pairs as load_pairs
 from restoration.data.images import read_image
 from restoration.data.layouts import UNFINISHED
 from restoration.data.subimages import plan, starts, write_crops

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from .. import command, networks
-from ..data.datasets import Pair
+from ..data.datasets import Pair, left_out
 from ..data.images import Image
-from ..data.layouts import lacks_pairs, sets_in
+from ..data.layouts import made, sets_in
 from ..recipe import Recipe
 from ..training import checkpoint
 from ..training.loop import Run
@@ -19,7 +19,6 @@ from . import figures
 from .evaluation import Scores, degraded, evaluate, restore, write_json
 from .metrics import Protocol, protocol
 
-MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
 PICTURES = 4  # images in side_by_side.png at most
 LINE = 88  # characters, where a list of names has to be cut
 LOSSES = ("dcr_weight", "dmm_weight", "form", "balance")  # of the settings, what is DCKD's alone
@@ -64,6 +63,9 @@ def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -
             there = {"input": None, "logits": plain, **there}
         facts = {"task": args.task, "scale": args.scale, "method": args.method}
         facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
+        if unread := sorted({*run.crops.left_out, *left_out(val_sets.values())}):
+            facts["left_out"] = unread
+            print(f"left out, as they cannot be read: {', '.join(unread)}")
         report(run.folder, facts, there, val_sets, run.records)
     run.accelerator.end_training()
 
@@ -107,8 +109,8 @@ def _made_of(args: argparse.Namespace) -> Iterator[str]:
     folders = [] if args.data is None else [(args.data, False)]
     folders += [(each, True) for folder in args.val or () for each in sets_in(folder)]
     for folder, held_out in folders:
-        if lacks_pairs(folder, args.scale, held_out=held_out):
-            yield f"\n{'':12}no pairs in {folder}: its images are {MADE[args.task]}"
+        if said := made(args.task, folder, args.scale, held_out=held_out):
+            yield f"\n{'':12}{said}"
 
 
 def _recipe_lines(run: Run) -> dict[str, str]:
