@@ -98,7 +98,7 @@ def source_of(
     parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, prefix: str = ""
 ) -> Any:
     """The option of this name, or the two folders given in its place."""
-    usual, lq, gt = (getattr(args, each) for each in (name, f"{prefix}lq", f"{prefix}gt"))
+    usual, lq, gt = (vars(args).pop(each) for each in (name, f"{prefix}lq", f"{prefix}gt"))
     option = f"--{prefix.replace('_', '-')}"
     if usual and (lq or gt):
         parser.error(f"got --{name} and {option}{'gt' if gt else 'lq'}; expected one of them")

@@ -1,5 +1,6 @@
 """Pairs of a low-quality image and its ground truth, in memory or in files."""
 
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -158,7 +159,7 @@ class PairFiles(Sequence[Pair]):
         height, width = lq_size(files.hq, hq.shape[:2], self.scale)
         cropped = hq[: height * self.scale, : width * self.scale]
         if files.lq is None:
-            seed = 0, zlib.crc32(files.name.encode())
+            seed = 0, zlib.crc32(os.fsencode(files.name))
             lq = degraded(cropped, self.scale, self.degradation, seed)
         else:
             lq = read_image(files.lq)
@@ -203,9 +204,9 @@ def open_pairs(
     source = Path(source) if isinstance(source, str) else source
     held_out = scored is not None
     found = find_pairs(source, scale, alone=degradation and True, held_out=held_out)
-    if said := check_alike(source, found):
-        print(f"warning: {said}", file=sys.stderr)
     pairs = PairFiles(found, scale, degradation, skip_bad=skip_bad)
+    if said := check_alike(source, pairs.files):
+        print(f"warning: {said}", file=sys.stderr)
     for files, size in zip(pairs.files if scored else (), pairs.sizes, strict=False):
         _check_scored(files.hq, size, scale, scored)
     if 3 * (1 + scale**2) * sum(h * w for h, w in pairs.sizes) <= memory * 1e9:
