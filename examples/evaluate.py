@@ -16,9 +16,8 @@ import restoration  # noqa: F401  (before the slow ones)
 import torch
 from restoration import networks
 from restoration.command import MAX_SCALE, add_two_folders, path, source_of
-from restoration.data.datasets import left_out, open_sets
-from restoration.data.layouts import made
-from restoration.results.evaluation import Scores, evaluate, mean, write_json
+from restoration.data.datasets import left_out, made, open_sets
+from restoration.results.evaluation import UNIT, Scores, evaluate, mean, write_json
 from restoration.training.console import check_folder, exit_status, refusing
 from torch import nn
 
@@ -67,13 +66,15 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table and write what was asked for."""
     scale = scale_of(args)
     check_outputs(args)
+    if args.tile is not None:
+        check_number("--tile", args.tile, at_least=UNIT, at_most=2**16, whole=True)
     model = open_model(args, scale)
     sets = open_sets([args.data], args.task, scale, skip_bad=args.skip_bad)
-    if said := made(args.task, args.data, scale, held_out=True):
-        print(said)
     scores: dict[str, Scores] = {}
     for name, pairs in sets.items():
         inside = name if len(sets) > 1 else ""
+        if said := made(args.task, pairs):
+            print(said)
         images = args.save_images and args.save_images / inside
         scores[name] = evaluate(model, pairs, scale, images, task=args.task, tile=args.tile)
         print(table(scores[name], inside))

@@ -16,6 +16,8 @@ from .synthetic import matlab_bicubic
 
 MEMORY = 4.0  # gigabytes of pixels up to which a data set is kept in memory: see benchmarks.loading
 
+MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
+
 Degradation: TypeAlias = Callable[[Image, np.random.Generator], Image]
 
 
@@ -81,6 +83,7 @@ class PairFiles(Sequence[Pair]):
         degradation: What makes low-quality images that are not there, of the same size; what it
             draws follows from the image's name. None for MATLAB's bicubic by the scale.
         skip_bad: Whether unreadable images are left out, or refused.
+        source: Where they come from, for messages.
 
     Attributes:
         sizes: Height and width of each low-quality image, by the headers.
@@ -99,7 +102,9 @@ class PairFiles(Sequence[Pair]):
         degradation: Degradation | None = None,
         *,
         skip_bad: bool = False,
+        source: Source | None = None,
     ) -> None:
+        self.source = source
         self.files, self.sizes, self.left_out = list(files), [], dict[str, None]()
         self.scale, self.degradation, self.skip_bad = scale, degradation, skip_bad
         self._kept: list[Pair] = []
@@ -134,10 +139,10 @@ class PairFiles(Sequence[Pair]):
         self.sizes = [self.sizes[index] for index in good] if self.sizes else []
         return results
 
-    def leave_out(self, name: str, error: BadImageError) -> None:
+    def leave_out(self, name: str, error: BadImageError | str) -> None:
         """Note an unreadable image and say so once, or raise its error."""
         if not self.skip_bad:
-            raise BadImageError(f"{error} (--skip-bad goes on without it)") from error
+            raise BadImageError(f"{error} (--skip-bad goes on without it)")
         if name not in self.left_out:
             print(f"warning: left out {error}", file=sys.stderr)
         self.left_out[name] = None
@@ -203,8 +208,17 @@ def open_pairs(
         raise ValueError("got an empty path; expected a folder of images")
     source = Path(source) if isinstance(source, str) else source
     held_out = scored is not None
-    found = find_pairs(source, scale, alone=degradation and True, held_out=held_out)
-    pairs = PairFiles(found, scale, degradation, skip_bad=skip_bad)
+    partnerless: dict[str, str] | None = {} if skip_bad else None
+    found = find_pairs(
+        source,
+        scale,
+        alone=None if degradation is None else True,
+        held_out=held_out,
+        partnerless=partnerless,
+    )
+    pairs = PairFiles(found, scale, degradation, skip_bad=skip_bad, source=source)
+    for name, said in (partnerless or {}).items():
+        pairs.leave_out(name, said)
     if said := check_alike(source, pairs.files):
         print(f"warning: {said}", file=sys.stderr)
     for files, size in zip(pairs.files if scored else (), pairs.sizes, strict=False):
@@ -247,6 +261,14 @@ def lq_sizes(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
     if isinstance(pairs, PairFiles):
         return pairs.sizes
     return [(lq.shape[0], lq.shape[1]) for _, lq, _ in pairs]
+
+
+def made(task: str, pairs: Sequence[Pair]) -> str:
+    """What is to be said of a data set whose low-quality images are made, or nothing."""
+    if not isinstance(pairs, PairFiles) or pairs.files[0].lq is not None:
+        return ""
+    of_scale = f" for x{pairs.scale}" if pairs.scale > 1 else ""
+    return f"no pairs{of_scale} in {pairs.source}: its images are {MADE[task]}"
 
 
 def left_out(sets: Iterable[Sequence[Pair]]) -> list[str]:

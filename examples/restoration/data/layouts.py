@@ -8,7 +8,7 @@ their names, in which such words do not count either (`blur_1` and `gt_1`, `1` a
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import isnan
@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 
 from .images import BadImageError, Floats, image_size, list_images, read_image
 
-SHRUNK = r"lq|lr(bi\w*|x?\d*)?|low|bic(ubic)?|x\d+[a-z]?\d*|\d+x"  # words for degraded images
+SHRUNK = r"lq|lr(bi\w*|x?\d*)?|low|bic(ubic)?|x\d[a-z]?\d?|\dx"  # words for degraded images
 SPOILT = r"inputs?|blur(ry|red)?|rain(y)?|nois[ey]|haz[ey]|fog(gy)?|snowy?|degraded|corrupted"
 TRUE = r"gt(mod\d+)?|h[rq]|high|targets?|sharp|clean|clear|norain|truths?|groundtruths?|original"
 SAID = r"images?|imgs?|ground|gamma|unknown|mild|difficult|wild|sub|crops"  # beside these
@@ -33,15 +33,14 @@ DIV2K = ("DIV2K_train_", "DIV2K_valid_")  # its folders' names begin so
 PART = re.compile(r".*_(sub|crops)")  # folders of sub-images
 UNFINISHED = ".unfinished"  # lies in a data set while prepare.py is at work there
 RAIN_SETS = ("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200")  # the paper's Table 4
-MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
-SAY = "give two folders outright by --lq and --gt (of validation: --val-lq and --val-gt), or ground"
-SAY = f"{SAY} truths alone by --gt"
+SAY = (
+    "give two folders outright by --lq and --gt (of validation: --val-lq and --val-gt), or ground "
+    "truths alone by --gt"
+)
 LOOKED_AT = 16  # folders side by side that are compared by what they show
-SAMPLES = 3  # images of each
 THUMBNAIL = 32  # pixels a side
-ORDERED = (("lq", ""), ("", "gt"), ("lq", "gt"))  # roles of low-quality images, ground truths
-ALIKE, UNLIKE = 0.8, 0.3  # correlation of thumbnails: of the same image, of different ones
-
+ALIKE, UNLIKE = 0.7, 0.3  # correlation of thumbnails: of the same image, of different ones
+ORDERED = (("lq", ""), ("", "gt"), ("lq", "gt"))  # roles of degraded images and of ground truths
 
 T = TypeVar("T")
 
@@ -66,9 +65,7 @@ class TwoFolders(NamedTuple):
 
 Source: TypeAlias = Path | TwoFolders
 Images: TypeAlias = dict[str, Path]  # by their names
-Versions: TypeAlias = tuple[
-    str, str, Sequence[str]
-]  # low-quality, ground truths, others like the first
+Versions: TypeAlias = tuple[str, str, Sequence[str]]  # folders: LQ, ground truths, others as LQ
 
 
 def find_pairs(
@@ -78,6 +75,7 @@ def find_pairs(
     alone: bool | None = None,
     parts: bool = True,
     held_out: bool = False,
+    partnerless: dict[str, str] | None = None,
 ) -> list[Files]:
     """The pairs of a data set.
 
@@ -87,32 +85,26 @@ def find_pairs(
         alone: Whether it may hold ground truths alone; by default for scales above 1.
         parts: Whether sub-images stand for their images where there are any.
         held_out: Whether they are to be scored: of all DIV2K that is its validation images.
+        partnerless: Gets what is to be said of images without a partner, by their names; None to
+            refuse them.
 
     Raises:
         ValueError: Which image belongs to which is in doubt, or one has no partner.
     """
-    if isinstance(source, TwoFolders):
+    if not isinstance(source, TwoFolders):
+        found = _choose(source, scale, parts, held_out, partnerless)
+    else:
         truths = _by_name(source.gt, list_images(source.gt))
+        found = [Files(name, path, None) for name, path in truths.items()]
         if source.lq is not None:
             lq = _by_name(source.lq, list_images(source.lq))
-            return _matched(Path(), lq, truths, source.lq, source.gt)
-        found = [Files(name, path, None) for name, path in truths.items()]
-    else:
-        found = _choose(source, scale, parts, held_out)
+            found = _matched(Path(), lq, truths, source.lq, source.gt, partnerless)
     if scale == 1 and not alone and any(files.lq is None for files in found):
         raise ValueError(
             f"{source}: found no pairs; expected two versions of each image, in folders like blur "
             f"and sharp, or input and target; {SAY}"
         )
     return found
-
-
-def made(task: str, source: Source, scale: int, *, held_out: bool = False) -> str:
-    """What is to be said where low-quality images are made, or nothing."""
-    found = find_pairs(source, scale, alone=True, held_out=held_out)
-    if found[0].lq is not None:
-        return ""
-    return f"no pairs{f' for x{scale}' * (scale > 1)} in {source}: its images are {MADE[task]}"
 
 
 def sets_in(source: Source) -> list[Source]:
@@ -158,7 +150,9 @@ def _samples(items: Sequence[T]) -> list[T]:
     return [items[i] for i in sorted({0, len(items) // 2, len(items) - 1}) if items]
 
 
-def _choose(root: Path, scale: int, parts: bool, held_out: bool) -> list[Files]:
+def _choose(
+    root: Path, scale: int, parts: bool, held_out: bool, partnerless: dict[str, str] | None
+) -> list[Files]:
     """Of DIV2K one split, and of sub-images and their images those that have pairs."""
     if parts and (root / UNFINISHED).exists():
         raise ValueError(
@@ -169,85 +163,79 @@ def _choose(root: Path, scale: int, parts: bool, held_out: bool) -> list[Files]:
     first = {path: path.relative_to(root).parts[0] for path in images}
     if all(any(name.startswith(begin) for name in first.values()) for begin in DIV2K):
         images = [path for path in images if first[path].startswith(DIV2K[held_out])]
-    cut = [path for path in images if _is_part(path.relative_to(root).parent)]
-    whole = [path for path in images if path not in set(cut)]
+    cut = {
+        path
+        for path in images
+        for name in path.relative_to(root).parts[:-1]
+        if PART.fullmatch(name) and _role(name)
+    }
+    whole = [path for path in images if path not in cut]
     if not cut or not whole:
-        return _find(root, images, scale)
-    if not parts:
-        return _find(root, whole, scale)
-    found = _find(root, cut, scale)
-    if any(files.lq is None for files in found):  # not cut for this scale
-        full = _find(root, whole, scale)
-        return full if all(files.lq is not None for files in full) else found
-    return found
+        return _find(root, images, scale, partnerless)
+    found = _find(root, sorted(cut), scale, partnerless) if parts else []
+    if found and all(files.lq for files in found):
+        return found
+    full = _find(root, whole, scale, partnerless)  # sub-images were not cut for this scale
+    return full if not found or all(files.lq for files in full) else found
 
 
-def _is_part(folder: Path) -> bool:
-    return any(PART.fullmatch(name) and _role(_split(name)[1]) for name in folder.parts)
-
-
-def _find(root: Path, images: Sequence[Path], scale: int) -> list[Files]:
+def _find(
+    root: Path, images: Sequence[Path], scale: int, partnerless: dict[str, str] | None
+) -> list[Files]:
     """The pairs among some images, or all of them as ground truths, or a refusal."""
-    below = {path: path.relative_to(root) for path in images}
+    places = {path: path.relative_to(root).with_suffix("") for path in images}
     for folder in sorted({path.parent for path in images}):
-        _check_one_version(folder, [path.name for path in images if path.parent == folder])
-    fitting = {path for path, place in below.items() if _scales(place) <= {scale}}
+        _check_one_version(folder, [path for path in images if path.parent == folder])
+    fitting = {path for path, place in places.items() if _scales(place.parent) <= {scale}}
     tree: dict[Path, dict[str, Images]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(fitting):
-        *folders, _ = below[path].parts
+        *folders, stem = places[path].parts
         for depth, child in enumerate([*folders, "."]):
-            name = _plain_folder(folders[depth + 1 :]) / path.stem
-            images_there = tree[Path(*folders[:depth])][child]
-            images_there[name.as_posix() if name.as_posix() not in images_there else str(path)] = (
-                path
-            )
+            there = tree[Path(*folders[:depth])][child]
+            name = (_plain_folder(folders[depth + 1 :]) / stem).as_posix()
+            there[name if name not in there else str(path)] = path
     pairs: list[Files] = []
     done: set[Path] = set()
     for choose in (_by_words, _by_content):  # by what they show only where words say nothing
         for parent, children in sorted(tree.items()):
             left = {name: each for name, each in children.items() if done.isdisjoint(each.values())}
             for lq, hq, others in choose(root / parent, left, scale):
-                within = _plain_folder((*parent.parts, _split(hq)[0]))
+                within = _plain_folder((*parent.parts, hq if hq != "." else ""))
                 folders = root / parent / lq, root / parent / hq
-                pairs += _matched(within, left[lq], left[hq], *folders)
+                pairs += _matched(within, left[lq], left[hq], *folders, partnerless)
                 done.update(path for name in (lq, hq, *others) for path in left[name].values())
-    names = {_plain_folder(below[path].parts[:-1]) / _plain_stem(path) for path in fitting}
-    other_scales = {
+    known = {_plain_place(places[path]) for path in fitting}  # LR of other scales has HR among them
+    alone = [
         path
-        for path in set(images) - fitting
-        if _plain_folder(below[path].parts[:-1]) / _plain_stem(path) in names
-    }
-    alone = [path for path in images if path not in done | other_scales]
+        for path in images
+        if path not in done and (path in fitting or _plain_place(places[path]) not in known)
+    ]
     _check_alone(root, alone, pairs)
     if not pairs:
-        plain = {_plain_folder(below[path].parts[:-1]) / path.stem: path for path in alone}
+        plain = {_plain_folder(places[path].parts[:-1]) / path.stem: path for path in alone}
         if len(plain) < len(alone):
             plain = {Path(name): path for name, path in _by_name(root, alone).items()}
         return [Files(name.as_posix(), path, None) for name, path in sorted(plain.items())]
-    words = {
-        word for files in pairs for part in Path(files.name).parts[:-1] for word in _words(part)
-    }
-    if len(splits := sorted(SPLITS & words)) > 1:
-        raise ValueError(f"{root}: holds {' and '.join(splits)}; expected one of them")
+    folders = {part for files in pairs for part in Path(files.name).parts[:-1]}
+    splits = SPLITS & {word for folder in folders for word in re.split(r"[\W_]+", folder.lower())}
+    if len(splits) > 1:
+        raise ValueError(f"{root}: holds {' and '.join(sorted(splits))}; expected one of them")
     return sorted(pairs)
 
 
 def _by_words(parent: Path, children: Mapping[str, Images], scale: int) -> Iterator[Versions]:
     """Folders whose names differ in words for degraded images and for ground truths only."""
-    children = {name: _plain(each) for name, each in children.items()}
     by_rest: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in children:
-        rest, kinds = _split(name)
-        by_rest["" if name == "." else rest][_role(kinds)].append(name)
+        by_rest[_split(name)[0] if name != "." else ""][_role(name)].append(name)
     for roles in by_rest.values():
         truths = roles["gt"] or roles[""]
         degraded = sorted(roles["lq"] or (roles[""] if roles["gt"] else []), key=_preference)
         if not truths or not degraded:
             continue
-        if roles[""] in (truths, degraded) and not _share(
-            children[truths[0]], children[degraded[0]]
-        ):
-            continue  # one word is not enough
+        one_word = roles[""] in (truths, degraded)
+        if one_word and not _common(_plain(children[truths[0]]), _plain(children[degraded[0]])):
+            continue
         if len(truths) > 1:
             raise _doubt(parent / truths[0], parent / truths[1])
         if len(degraded) > 1 and _preference(degraded[0]) == _preference(degraded[1]):
@@ -257,81 +245,97 @@ def _by_words(parent: Path, children: Mapping[str, Images], scale: int) -> Itera
 
 def _by_content(parent: Path, children: Mapping[str, Images], scale: int) -> Iterator[Versions]:
     """Folders that hold equal names and show the same; a word or the sizes say which is which."""
-    children = {name: _plain(each) for name, each in sorted(children.items())[:LOOKED_AT]}
+    plain = {name: _plain(each) for name, each in sorted(children.items())[:LOOKED_AT]}
     taken: set[str] = set()
-    for one, other in combinations(children, 2):
-        common = _share(children[one], children[other])
-        seen = [(children[one][name], children[other][name]) for name in _samples(common)]
+    for one, other in combinations(plain, 2):
+        common = _samples(_common(plain[one], plain[other]))
+        seen = [(plain[one][name], plain[other][name]) for name in common]
         alike = [similarity(a, b) for a, b in seen]
         if not seen or any(value < ALIKE for value in alike):
             continue
-        by_size = scale > 1 and not all(map(isnan, alike))
+        known = not all(map(isnan, alike))
         orders = [
             names
             for names, turn in (((one, other), 1), ((other, one), -1))
-            if (_role(_split(names[0])[1]), _role(_split(names[1])[1])) in ORDERED
-            or (by_size and all(_fits(*pair[::turn], scale) for pair in seen))
+            if tuple(map(_role, names)) in ORDERED
+            or (known and scale > 1 and all(_fits(*pair[::turn], scale) for pair in seen))
         ]
-        if not orders and all(map(isnan, alike)):
-            continue  # too small or unreadable
+        if not orders and not known:
+            continue
         if len(orders) != 1 or taken & {one, other}:
             raise _doubt(parent / one, parent / other)
         taken |= {one, other}
         yield *orders[0], []
 
 
-def _share(one: Images, other: Images) -> list[str]:
+def _common(one: Images, other: Images) -> list[str]:
     """The names that two folders have in common, if those are most of the smaller one's."""
     common = sorted(one.keys() & other.keys())
     return common if 2 * len(common) > min(len(one), len(other)) else []
 
 
 def _preference(name: str) -> tuple[bool, int]:
-    """Of low-quality images bicubic's come first, then those that are called by fewest words."""
+    """Of degraded images bicubic's come first, then those that are called by fewest words."""
     kinds = _split(name)[1]
     return not any(kind.startswith("bic") for kind in kinds), len(kinds)
 
 
 def _fits(lq: Path, hq: Path, scale: int) -> bool:
-    try:
-        return image_size(lq) == tuple(side // scale for side in image_size(hq))
-    except BadImageError:
-        return False  # whoever reads it says so
+    return image_size(lq) == tuple(side // scale for side in image_size(hq))
 
 
-def _check_one_version(folder: Path, names: Sequence[str]) -> None:
+def _matched(
+    within: Path,
+    lq: Images,
+    hq: Images,
+    lq_folder: Path,
+    hq_folder: Path,
+    partnerless: dict[str, str] | None,
+) -> list[Files]:
+    """Pairs of two folders by the names of their files."""
+    named = [(lq, hq), (_plain(lq), hq), (_plain(lq), _plain(hq))]
+    lq, hq = max(named, key=lambda each: len(each[0].keys() & each[1].keys()))
+    for name in sorted({*lq} ^ {*hq}):
+        path, folder = (lq[name], hq_folder) if name in lq else (hq[name], lq_folder)
+        said = (
+            f"{path}: no partner; expected {folder / name} ({len(lq)} images in {lq_folder}, "
+            f"{len(hq)} in {hq_folder})"
+        )
+        if partnerless is None:
+            raise ValueError(f"{said}; --skip-bad goes on without it")
+        partnerless[(within / name).as_posix()] = said
+    return [Files((within / name).as_posix(), hq[name], lq[name]) for name in lq if name in hq]
+
+
+def _check_one_version(folder: Path, paths: Sequence[Path]) -> None:
     """Refuse one folder with several versions of each image."""
-    versions = defaultdict(list)
-    for name in names:
-        versions[_plain_stem(Path(name))].append(name)
-    several = [each for each in versions.values() if len({Path(name).stem for name in each}) > 1]
-    if 2 * sum(map(len, several)) > len(names):
+    versions = defaultdict(set)
+    for path in paths:
+        versions[_plain_place(Path(path.stem))].add(path.stem)
+    several = [sorted(stems) for stems in versions.values() if len(stems) > 1]
+    if 2 * sum(map(len, several)) > len(paths):
         raise ValueError(
-            f"{folder}: holds several versions of each image, such as "
-            f"{' and '.join(sorted(several[0]))}; expected a folder for each version; {SAY}"
+            f"{folder}: holds several versions of each image, such as {' and '.join(several[0])}; "
+            f"expected a folder for each version; {SAY}"
         )
 
 
 def _check_alone(root: Path, alone: Sequence[Path], pairs: Sequence[Files]) -> None:
     """Refuse images without partners in folders that are named as one of two versions is."""
-    folders = sorted({path.parent.relative_to(root) for path in alone})
+    folders = sorted({path.parent.relative_to(root).parts for path in alone})
     for folder in folders:
-        for depth, name in enumerate(folder.parts):
+        for depth, name in enumerate(folder):
             rest, kinds = _split(name)
             shrunk = any(re.fullmatch(SHRUNK, kind) for kind in kinds)
-            if _role(kinds) == "lq" and (shrunk or not rest):
+            if _role(name) == "lq" and (shrunk or not rest):
                 raise ValueError(
-                    f"{root.joinpath(*folder.parts[: depth + 1])}: named as low-quality images "
-                    f"are, and found no ground truths for them; {SAY}"
+                    f"{root.joinpath(*folder[: depth + 1])}: named as low-quality images are, and "
+                    f"found no ground truths for them; {SAY}"
                 )
-            if _role(kinds) == "gt" and not rest:
-                parent = folder.parts[:depth]
-                for other in folders:
-                    beside = other.parts[:depth] == parent and other.parts[depth : depth + 1] != (
-                        name,
-                    )
-                    if beside and "gt" not in map(_role, (_split(p)[1] for p in other.parts)):
-                        raise _doubt(root / folder, root / other)
+            for other in folders if _role(name) == "gt" and not rest else ():
+                beside = other[:depth] == folder[:depth] and other[depth : depth + 1] != (name,)
+                if beside and "gt" not in map(_role, other):
+                    raise _doubt(root.joinpath(*folder), root.joinpath(*other))
     if alone and pairs:
         raise ValueError(
             f"{alone[0].parent}: found no partners of its images, but pairs beside it, such as "
@@ -345,47 +349,6 @@ def _doubt(one: Path, other: Path) -> ValueError:
     )
 
 
-def _matched(within: Path, lq: Images, hq: Images, lq_folder: Path, hq_folder: Path) -> list[Files]:
-    """Pairs of two folders by the names of their files."""
-    for one, other in ((lq, hq), (_plain(lq), hq), (_plain(lq), _plain(hq))):
-        if one.keys() == other.keys():
-            return [Files((within / n).as_posix(), other[n], one[n]) for n in one]
-    name = min({*one} ^ {*other})
-    path, folder = (one[name], hq_folder) if name in one else (other[name], lq_folder)
-    raise ValueError(
-        f"{path}: no partner; expected {folder / name} ({len(lq)} images in {lq_folder}, "
-        f"{len(hq)} in {hq_folder})"
-    )
-
-
-def _plain(images: Images) -> Images:
-    """Images by names without the words of `KIND`, or as they are where names would be equal."""
-    plain = {
-        (Path(name).parent / _plain_stem(path)).as_posix(): path for name, path in images.items()
-    }
-    return plain if len(plain) == len(images) else images
-
-
-def _plain_folder(parts: Iterable[str]) -> Path:
-    return Path(*(plain for plain in (_split(part)[0] for part in parts) if plain))
-
-
-def _plain_stem(path: Path) -> str:
-    return _split(path.stem, stem=True)[0] or path.stem
-
-
-def _scales(place: Path) -> set[int]:
-    """The scales that the names of folders speak of."""
-    kinds = [kind for part in place.parts[:-1] for kind in _split(part)[1]]
-    return {
-        int(number)
-        for kind in kinds
-        for number in re.findall(r"x(\d+)|(\d+)x", kind)[0:1]
-        for number in number
-        if number
-    }
-
-
 def _by_name(root: Path, paths: Sequence[Path]) -> Images:
     """Images by their path below root, without the suffix."""
     images: Images = {}
@@ -397,8 +360,25 @@ def _by_name(root: Path, paths: Sequence[Path]) -> Images:
     return images
 
 
-def _words(name: str) -> list[str]:
-    return [word for word in re.split(r"[\W_]+", name.lower()) if word]
+def _plain(images: Images) -> Images:
+    """Images by names without the words of `KIND`, or as they are where names would be equal."""
+    plain = {_plain_place(Path(name)).as_posix(): path for name, path in images.items()}
+    return plain if len(plain) == len(images) else images
+
+
+def _plain_place(place: Path) -> Path:
+    """A path without suffix and without the words of `KIND`."""
+    return _plain_folder(place.parts[:-1]) / (_split(place.name, stem=True)[0] or place.name)
+
+
+def _plain_folder(parts: Sequence[str]) -> Path:
+    return Path(*filter(None, (_split(part)[0] for part in parts)))
+
+
+def _scales(folder: Path) -> set[int]:
+    """The scales that a path speaks of."""
+    kinds = (kind for part in folder.parts for kind in _split(part)[1])
+    return {int(kind.strip("x")[0]) for kind in kinds if re.match(r"x\d|\dx", kind)}
 
 
 def _split(name: str, stem: bool = False) -> tuple[str, list[str]]:
@@ -406,7 +386,7 @@ def _split(name: str, stem: bool = False) -> tuple[str, list[str]]:
     name = re.sub("|".join(DIV2K), "", name)
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
     before = r"(?<=\w)" if stem else r"(?<=lr|ic)"  # of a stem's end: 0001x2, babyx2
-    spaced = re.sub(rf"(?i){before}(x\d+[a-z]?\d?)$", r"_\1", spaced)
+    spaced = re.sub(rf"(?i){before}(x\d[a-z]?\d?)$", r"_\1", spaced)
     words = [word for word in re.split(r"[\W_]+", spaced) if word]
     kinds = [word.lower() for word in words if KIND.fullmatch(word)]
     if not kinds:
@@ -414,9 +394,9 @@ def _split(name: str, stem: bool = False) -> tuple[str, list[str]]:
     return "_".join(word for word in words if not KIND.fullmatch(word)), kinds
 
 
-def _role(kinds: Sequence[str]) -> str:
-    """What the last telling word says: "lq", "gt", or nothing."""
-    for kind in reversed(kinds):
+def _role(name: str) -> str:
+    """What the last telling word of a folder's name says: "lq", "gt", or nothing."""
+    for kind in reversed(_split(name)[1]):
         if TRUTH.fullmatch(kind):
             return "gt"
         if DEGRADED.fullmatch(kind):

@@ -2,16 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .. import command, networks
-from ..data.datasets import Pair, left_out
+from ..data.datasets import Pair, left_out, made
 from ..data.images import Image
-from ..data.layouts import made, sets_in
 from ..recipe import Recipe
 from ..training import checkpoint
 from ..training.loop import Run
@@ -33,11 +32,13 @@ def announce(
     """Say what will happen, once, in a dozen lines."""
     if not run.accelerator.is_main_process:
         return
+    said = (made(args.task, pairs) for pairs in (run.crops.pairs, *val_sets.values()))
+    made_of = [f"\n{'':12}{each}" for each in said if each]
     moves = f"history moves every {run.recipe.history_interval} steps"
     lines = {
         "method": f"{args.method}: {_losses(args, run.recipe, dckd)}, seed {args.seed}",
         "data": f"{len(run.crops.pairs)} images of {args.data or 'scikit-image'}, scale "
-        f"{args.scale}{''.join(_made_of(args))}",
+        f"{args.scale}{''.join(made_of)}",
         "held out": "; ".join(f"{name}: {_names(pairs)}" for name, pairs in val_sets.items()),
         "student": f"{args.backbone}, {cost(run.student)}",
         "teacher": "none" if teacher is None else cost(teacher),
@@ -102,15 +103,6 @@ def _names(pairs: Sequence[Pair]) -> str:
     if len(", ".join(names)) <= LINE:
         return ", ".join(names)
     return f"{names[0]} to {names[-1]}, {len(names)} images"
-
-
-def _made_of(args: argparse.Namespace) -> Iterator[str]:
-    """A line for each folder whose low-quality images are made; it may be meant to have them."""
-    folders = [] if args.data is None else [(args.data, False)]
-    folders += [(each, True) for folder in args.val or () for each in sets_in(folder)]
-    for folder, held_out in folders:
-        if said := made(args.task, folder, args.scale, held_out=held_out):
-            yield f"\n{'':12}{said}"
 
 
 def _recipe_lines(run: Run) -> dict[str, str]:
