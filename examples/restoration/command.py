@@ -16,6 +16,7 @@ from dckd_losses.checks import MIN_SIZE, check_number
 from . import networks
 from .data.crops import check_shares
 from .data.datasets import MEMORY, Pair, PairFiles
+from .data.layouts import TwoFolders
 from .networks import KNOWN, SPECIFICATIONS
 from .recipe import DCR_WEIGHT, DMM_WEIGHT, PAPER, SMALL, Recipe
 from .training.checkpoint import checksum
@@ -60,6 +61,8 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     add("--data", **folder, help="training images (default: scikit-image's)")
     text = "validation images; repeatable (default: photographs of scikit-image that are held out)"
     add("--val", **folder, action="append", help=text)
+    add_two_folders(made, "--data")
+    add_two_folders(made, "--val", "val-")
     text = f"the student (default: tiny): {', '.join(usable)}"
     add("--backbone", choices=usable, metavar="NAME", default="tiny", help=text)
     text = "scratch: no teacher; logits: plain distillation; dcr, dmm: one term (default: dckd)"
@@ -102,13 +105,38 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     add("--memory", type=float, metavar="GB", default=MEMORY, help=text)
     text = "processes that read ahead (default: 4 where a data set is too large for memory)"
     add("--workers", **whole, help=text)
-    return made.parse_args(args)
+    chosen = made.parse_args(args)
+    chosen.data = source_of(made, chosen, "data")
+    val = source_of(made, chosen, "val", "val_")
+    chosen.val = [val] if isinstance(val, TwoFolders) else val
+    return chosen
+
+
+def add_two_folders(parser: argparse.ArgumentParser, instead: str, prefix: str = "") -> None:
+    """Options for two folders given outright."""
+    text = f"instead of {instead}: low-quality images, beside --{prefix}gt"
+    parser.add_argument(f"--{prefix}lq", type=path, metavar="DIR", help=text)
+    text = f"instead of {instead}: ground truths; without --{prefix}lq the others are made"
+    parser.add_argument(f"--{prefix}gt", type=path, metavar="DIR", help=text)
+
+
+def source_of(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, prefix: str = ""
+) -> Any:
+    """The option of this name, or the two folders given in its place."""
+    usual, lq, gt = (vars(args).pop(each) for each in (name, f"{prefix}lq", f"{prefix}gt"))
+    option = f"--{prefix.replace('_', '-')}"
+    if usual and (lq or gt):
+        parser.error(f"got --{name} and {option}{'gt' if gt else 'lq'}; expected one of them")
+    if lq and not gt:
+        parser.error(f"got {option}lq without {option}gt; expected both")
+    return TwoFolders(lq, gt) if gt else usual
 
 
 def path(text: str) -> Path:
     """A path of the command line; an empty one, as of an unset variable, would be the folder `.`"""
     if not text.strip():
-        raise argparse.ArgumentTypeError("got an empty path; expected a folder")
+        raise argparse.ArgumentTypeError("got an empty path")
     return Path(text)
 
 
@@ -195,7 +223,8 @@ def folder_of(args: argparse.Namespace) -> Path:
 def workers_of(args: argparse.Namespace, pairs: Sequence[Pair]) -> int:
     """Processes that read ahead; pairs in memory are there sooner than a process can hand on."""
     if args.workers is None:
-        return min(FILE_WORKERS, os.cpu_count() or 1) if isinstance(pairs, PairFiles) else 0
+        reads = isinstance(pairs, PairFiles) and not pairs.in_memory
+        return min(FILE_WORKERS, os.cpu_count() or 1) if reads else 0
     check_number("--workers", args.workers, at_least=0, at_most=MAX_WORKERS, whole=True)
     return int(args.workers)
 
@@ -254,17 +283,9 @@ def settings(
     return {
         **{name: getattr(args, name) for name in DECISIVE},
         **asdict(run.recipe),
-        "data": _fingerprint(run.crops.pairs),
+        "data": checksum([bytearray(repr(run.crops.drawn).encode())]),
         **sums,
         "processes": run.accelerator.num_processes,
         "parts": run.accelerator.gradient_accumulation_steps,
         "precision": run.accelerator.mixed_precision,
     }
-
-
-def _fingerprint(pairs: Sequence[Pair]) -> str:
-    """A checksum of pixels, or, where those are too many to be read, of names and file sizes."""
-    if not isinstance(pairs, PairFiles):
-        return checksum(image for _, *both in pairs for image in both)
-    facts = [(f.name, *(p.stat().st_size for p in (f.hq, f.lq) if p)) for f in pairs.files]
-    return checksum([bytearray(repr(facts).encode())])

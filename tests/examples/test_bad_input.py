@@ -263,7 +263,7 @@ def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, m
         (["--method", "scratch"], "method was logits, is scratch"),
         (["--method", "dcr", "--dcr-weight", 0.5], "dcr_weight was 0.1, is 0.5"),
         (["--mixed-precision", "bf16"], "precision was no, is bf16"),
-        (["--data", sets / "val"], "data was crc32"),
+        (["--data", sets / "val"], "is of a run with other data: "),
         (["--teacher", teacher], "teacher was crc32"),
     ):
         capsys.readouterr()

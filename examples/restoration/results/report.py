@@ -2,16 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .. import command, networks
-from ..data.datasets import Pair
+from ..data.datasets import Pair, left_out, made
 from ..data.images import Image
-from ..data.layouts import lacks_pairs, sets_in
 from ..recipe import Recipe
 from ..training import checkpoint
 from ..training.loop import Run
@@ -19,7 +18,6 @@ from . import figures
 from .evaluation import Scores, degraded, evaluate, restore, write_json
 from .metrics import Protocol, protocol
 
-MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
 PICTURES = 4  # images in side_by_side.png at most
 LINE = 88  # characters, where a list of names has to be cut
 LOSSES = ("dcr_weight", "dmm_weight", "form", "balance")  # of the settings, what is DCKD's alone
@@ -34,11 +32,13 @@ def announce(
     """Say what will happen, once, in a dozen lines."""
     if not run.accelerator.is_main_process:
         return
+    said = (made(args.task, pairs) for pairs in (run.crops.pairs, *val_sets.values()))
+    made_of = [f"\n{'':12}{each}" for each in said if each]
     moves = f"history moves every {run.recipe.history_interval} steps"
     lines = {
         "method": f"{args.method}: {_losses(args, run.recipe, dckd)}, seed {args.seed}",
         "data": f"{len(run.crops.pairs)} images of {args.data or 'scikit-image'}, scale "
-        f"{args.scale}{''.join(_made_of(args))}",
+        f"{args.scale}{''.join(made_of)}",
         "held out": "; ".join(f"{name}: {_names(pairs)}" for name, pairs in val_sets.items()),
         "student": f"{args.backbone}, {cost(run.student)}",
         "teacher": "none" if teacher is None else cost(teacher),
@@ -66,6 +66,9 @@ def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -
             there = {"input": None, "logits": plain, **there}
         facts = {"task": args.task, "scale": args.scale, "method": args.method}
         facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
+        if unread := sorted({*run.crops.left_out, *left_out(val_sets.values())}):
+            facts["left_out"] = unread
+            print(f"left out, as they cannot be read: {', '.join(unread)}")
         report(run.folder, facts, there, val_sets, run.records)
     run.accelerator.end_training()
 
@@ -102,15 +105,6 @@ def _names(pairs: Sequence[Pair]) -> str:
     if len(", ".join(names)) <= LINE:
         return ", ".join(names)
     return f"{names[0]} to {names[-1]}, {len(names)} images"
-
-
-def _made_of(args: argparse.Namespace) -> Iterator[str]:
-    """A line for each folder whose low-quality images are made; it may be meant to have them."""
-    folders = [] if args.data is None else [(args.data, False)]
-    folders += [(each, True) for folder in args.val or () for each in sets_in(folder)]
-    for folder, held_out in folders:
-        if lacks_pairs(folder, args.scale, held_out=held_out):
-            yield f"\n{'':12}no pairs in {folder}: its images are {MADE[args.task]}"
 
 
 def _recipe_lines(run: Run) -> dict[str, str]:

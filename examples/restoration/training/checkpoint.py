@@ -68,11 +68,12 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         RuntimeError: the file is cut short, altered or no checkpoint; names it.
-        ValueError: its settings differ; names those that do.
+        ValueError: its settings differ; names those that do. Data may: see
+            `RandomCrops.continue_from`.
     """
     then, content = _read(path)
     now = json.loads(json.dumps(settings))
-    odd = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    odd = [name for name in {**then, **now} if then.get(name) != now.get(name) and name != "data"]
     if odd:
         seen = ", ".join(f"{name} was {then.get(name)}, is {now.get(name)}" for name in odd)
         raise ValueError(f"{path} is of a run with other settings: {seen}")

@@ -151,7 +151,7 @@ def train(run: Run, step: Step, *, dckd: Any = None, resume: bool) -> None:
                 _log(run, terms, progress, record=_due(run, run.step, *log_steps))
             if keep and main:
                 content = {name: part.state_dict() for name, part in states.items()}
-                content |= {"step": run.step, "records": run.records}
+                content |= {"step": run.step, "records": run.records, "images": run.crops.drawn}
                 checkpoint.save(run.checkpoint, run.settings, content)
             if stop:
                 accelerator.wait_for_everyone()  # launchers end the others once one has left
@@ -184,6 +184,12 @@ def _begin(run: Run, states: dict[str, Any], resume: bool) -> None:
         return
     with refusing():
         content = checkpoint.load(run.checkpoint, run.settings)
+        try:
+            changes = run.crops.continue_from(content.get("images", run.crops.drawn))
+        except ValueError as error:
+            raise ValueError(f"{run.checkpoint} is of a run with other data: {error}") from error
+    if changes and run.accelerator.is_main_process:
+        print(f"data since the checkpoint: {changes}", flush=True)
     run.step, run.records = content["step"], content["records"]
     for name, part in states.items():
         part.load_state_dict(content[name])
