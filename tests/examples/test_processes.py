@@ -93,7 +93,7 @@ def test_surroundings_end_in_a_line_and_lose_nothing(
 ):
     write(tmp_path / "odd" / "\u65e5\u672c.png", 5, 6, 8)
     args = [*line, "--val", tmp_path / "odd", "--method", "logits", "--output", tmp_path / "out"]
-    environment = {**ENVIRONMENT, **surroundings}
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": None, **surroundings}  # lines as a whole
     done = subprocess.run(
         f"set -o pipefail; {shlex.join(map(str, [sys.executable, SCRIPT, *args]))} {streams}",
         shell=True,
@@ -191,10 +191,11 @@ def test_two_processes_are_one_of_twice_the_batch(tmp_path):
     for seed in range(2):  # smooth ones, on which Adam does not enlarge what is only rounding
         small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
         large = Pillow.fromarray(small).resize((48, 48), Pillow.Resampling.BICUBIC)
-        large.save(tmp_path / f"{seed}.png")
-    states = []
+        (tmp_path / "images").mkdir(exist_ok=True)
+        large.save(tmp_path / "images" / f"{seed}.png")
+    images, states = tmp_path / "images", []
     for batch, launcher in ((1, LAUNCH), (2, [sys.executable])):
-        args = options(data=tmp_path, val=tmp_path, crop=8, iterations=STEPS, batch_size=batch)
+        args = options(data=images, val=images, crop=8, iterations=STEPS, batch_size=batch)
         args += options(method="dmm", balance=0, output=tmp_path / f"run{batch}")
         done = command(*args, launcher=launcher)
         assert done.returncode == 0, done.stderr
