@@ -9,29 +9,31 @@ Deblurring: RGB, SSIM over the volume. Images are restored whole, or in tiles.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
+import restoration  # noqa: F401  (before the slow ones)
 import torch
 from restoration import networks
-from restoration.data.datasets import open_sets
-from restoration.results.evaluation import Scores, evaluate, mean
-from restoration.training.console import check_folder
+from restoration.command import MAX_SCALE, add_two_folders, path, source_of
+from restoration.data.datasets import left_out, made, open_sets
+from restoration.results.evaluation import UNIT, Scores, evaluate, mean, write_json
+from restoration.training.console import check_folder, exit_status, refusing
 from torch import nn
+
+from dckd_losses.checks import check_number
 
 INPUT = ("input", "bicubic")  # for the one size and for the others
 
 
 def main() -> int:
-    """Run the command line; 0, or 2 where the input is at fault."""
-    try:
-        run(arguments())
-    except (ValueError, RuntimeError, OSError) as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        return 2
-    return 0
+    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
+
+    def command() -> None:
+        with refusing():
+            run(arguments())
+
+    return exit_status(command, again="")
 
 
 def arguments() -> argparse.Namespace:
@@ -47,32 +49,40 @@ def arguments() -> argparse.Namespace:
     text = "the network in a file of its authors"
     add("--backbone", choices=list(networks.SPECIFICATIONS), metavar="NAME", help=text)
     text = "sr: images, or HR with LR_bicubic/X2; otherwise input with target, or blur with sharp"
-    add("--data", type=Path, metavar="DIR", required=True, help=text)
+    add("--data", type=path, metavar="DIR", help=text)
+    add_two_folders(parser, "--data")
     add("--tile", type=int, metavar="N", help="restore large images in parts of NxN pixels")
-    add("--json", type=Path, metavar="FILE", help="write the scores to this file")
-    add("--save-images", type=Path, metavar="DIR", help="write restored images")
+    add("--json", type=path, metavar="FILE", help="write the scores to this file")
+    add("--save-images", type=path, metavar="DIR", help="write restored images")
     add("--skip-bad", action="store_true", help="leave unreadable images out")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.data = source_of(parser, args, "data")
+    if args.data is None:
+        parser.error("got no images; expected --data, or --lq and --gt")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table and write what was asked for."""
     scale = scale_of(args)
     check_outputs(args)
+    if args.tile is not None:
+        check_number("--tile", args.tile, at_least=UNIT, at_most=2**16, whole=True)
     model = open_model(args, scale)
     sets = open_sets([args.data], args.task, scale, skip_bad=args.skip_bad)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Scores] = {}
     for name, pairs in sets.items():
         inside = name if len(sets) > 1 else ""
+        if said := made(args.task, pairs):
+            print(said)
         images = args.save_images and args.save_images / inside
         scores[name] = evaluate(model, pairs, scale, images, task=args.task, tile=args.tile)
         print(table(scores[name], inside))
     if args.json:
         facts = {"task": args.task, "scale": scale, "model": args.model}
-        content = {**facts, **joined(scores)}
-        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if unread := left_out(sets.values()):
+            facts["left_out"] = unread
+        write_json(args.json, {**facts, **joined(scores)})
 
 
 def scale_of(args: argparse.Namespace) -> int:
@@ -83,8 +93,7 @@ def scale_of(args: argparse.Namespace) -> int:
         return 1
     if args.scale is None:
         raise ValueError("got no --scale for --task sr; give --scale 2 or more")
-    if args.scale < 2:
-        raise ValueError(f"got --scale {args.scale} for --task sr; expected 2 or more")
+    check_number("--scale", args.scale, at_least=2, at_most=MAX_SCALE, whole=True)
     return int(args.scale)
 
 

@@ -13,12 +13,15 @@ import os
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
+import restoration  # noqa: F401  (before the slow ones)
+from restoration.command import MAX_WORKERS, path
 from restoration.data.layouts import UNFINISHED
 from restoration.data.subimages import check, plan, write_crops
 from restoration.training.console import exit_status, refusing
 from tqdm import tqdm
+
+from dckd_losses.checks import check_number
 
 
 def main() -> int:
@@ -37,7 +40,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("data", type=Path, help="DIV2K's folder, or one with blur and sharp in it or below")
+    add("data", type=path, help="DIV2K's folder, or one with blur and sharp in it or below")
     text = "of super-resolution (default: 2 3 4)"
     add("--scales", type=int, nargs="+", choices=[2, 3, 4], default=[2, 3, 4], help=text)
     text = "processes (default: one a core)"
@@ -47,8 +50,7 @@ def arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Cut what is not there yet."""
-    if args.workers < 1:
-        raise ValueError(f"got --workers {args.workers}; expected 1 or more")
+    check_number("--workers", args.workers, at_least=1, at_most=MAX_WORKERS, whole=True)
     todo = plan(args.data, args.scales)
     check(todo)  # what fails later leaves the mark, and would fail the same way again
     mark, made = args.data / UNFINISHED, 0

@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import restoration  # noqa: F401  (before the slow ones)
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed

@@ -6,24 +6,26 @@ It begins as a plain autoencoder; after --warm-up steps its latents are quantise
 killed machine, costs little: the same command with --resume goes on from the last report.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import restoration  # noqa: F401  (before the slow ones)
 import torch
+from restoration.command import MAX_SEED, path
 from restoration.data.images import list_images, photographs, read_image
 from restoration.networks.autoencoder import CELL, Autoencoder
-from restoration.training.checkpoint import load, save
-from restoration.training.console import check_folder, exit_status, refusing
+from restoration.training.checkpoint import load, put_aside, save
+from restoration.training.console import check_folder, claim, exit_status, refusing
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dckd_losses.checks import check_number
 from dckd_losses.network import LEVELS, Architecture
 from dckd_losses.weights.files import write_safetensors
 
@@ -36,31 +38,54 @@ FIRST_CELLS, FIRST_BATCHES = 1024, 8  # what the codebook begins with
 COMPACT = (32, 32, 64, 64, 128)  # channels at each level
 
 
+WHOLE = {  # options: default, least, most, meaning
+    "--blocks": (1, 1, 16, "residual blocks a level"),
+    "--codes": (256, 2, 2**16, "in the codebook"),
+    "--code-channels": (64, 1, 2**12, "of a code"),
+    "--iterations": (5000, 0, 10**9, "optimizer steps; 0 leaves random weights"),
+    "--warm-up": (2000, 0, 10**9, "steps before quantisation"),
+    "--cells": (320, 1, 2**16, "16x16 cells a step"),
+    "--seed": (0, 0, MAX_SEED, "of weights and crops"),
+}
+
+
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="photographs (default: scikit-image's)")
-    path = Path("runs/encoder/compact.safetensors")
-    add("--output", type=Path, metavar="FILE", default=path, help="what to write")
-    add("--channels", type=int, nargs=LEVELS, default=COMPACT, metavar="C", help="multiples of 32")
-    add("--blocks", type=int, default=1, help="residual blocks a level")
-    add("--codes", type=int, default=256, help="in the codebook")
-    add("--code-channels", type=int, default=64, help="of a code")
-    add("--iterations", type=int, default=5000, help="optimizer steps; 0 leaves random weights")
-    add("--warm-up", type=int, default=2000, help="steps before quantisation")
-    add("--cells", type=int, default=320, help="16x16 cells a step")
-    add("--lr", type=float, default=6e-4, help="step size at its highest")
-    add("--nats", type=float, default=2.0, help="mean entropy of the code distributions")
-    add("--seed", type=int, default=0, help="of weights and crops (default: 0)")
+    add("--data", type=path, metavar="DIR", help="photographs (default: scikit-image's)")
+    output = Path("runs/encoder/compact.safetensors")
+    add("--output", type=path, metavar="FILE", default=output, help=f"(default: {output})")
+    text = f"multiples of 32 (default: {' '.join(map(str, COMPACT))})"
+    add("--channels", type=int, nargs=LEVELS, default=COMPACT, metavar="C", help=text)
+    for name, (default, *_, text) in WHOLE.items():
+        add(name, type=int, metavar="N", default=default, help=f"{text} (default: {default})")
+    add("--lr", type=float, default=6e-4, help="step size at its highest (default: 0.0006)")
+    text = "mean entropy of the code distributions (default: 2)"
+    add("--nats", type=float, default=2.0, help=text)
     add("--resume", action="store_true", help="go on from the checkpoint beside the output")
     return parser.parse_args()
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The docstring as it stands, and every default that the help does not say."""
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that no encoder can be trained with."""
+    for name, (_, low, high, _) in WHOLE.items():
+        value = getattr(args, name[2:].replace("-", "_"))
+        check_number(name, value, at_least=low, at_most=high, whole=True)
+    for channels in args.channels:
+        check_number("--channels", channels, at_least=32, at_most=2**12, whole=True)
+    check_number("--lr", args.lr, above=0, at_most=1)
+    check_number("--nats", args.nats, above=0, below=math.log(args.codes))
+    if args.output.suffix != ".safetensors":
+        raise ValueError(f"got --output {args.output}; expected a file *.safetensors")
+    check_folder("--output", args.output.parent, (args.output.name, checkpoint_of(args).name))
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default else action.help
+
+def checkpoint_of(args: argparse.Namespace) -> Path:
+    """The file that --resume goes on from."""
+    return args.output.with_suffix(".checkpoint.pt")
 
 
 def load_images(folder: Path | None) -> list[np.ndarray]:
@@ -112,11 +137,13 @@ def train(
         optimizer, args.lr, total_steps=length, pct_start=max(0.05, 2 / length)
     )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    checkpoint = args.output.with_suffix(".checkpoint.pt")
+    checkpoint = checkpoint_of(args)
     unsettled = ("data", "output", "resume")
     settings = {name: value for name, value in vars(args).items() if name not in unsettled}
     first = 0
-    if args.resume and not checkpoint.exists():
+    if not args.resume and checkpoint.exists():
+        put_aside(checkpoint)
+    elif args.resume and not checkpoint.exists():
         print(f"no checkpoint in {checkpoint.parent}: starting anew", flush=True)
     elif args.resume:
         with refusing():
@@ -151,26 +178,6 @@ def begin_codebook(model: Autoencoder, images: list[np.ndarray], rng: np.random.
     model.begin_codebook(random_crops(images, n, rng).to(device) for n in cells)
 
 
-def main() -> int:
-    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
-    args = parse()
-    return exit_status(lambda: run(args))
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train, measure and write."""
-    start = time.time()
-    with refusing():
-        if args.seed < 0:
-            raise ValueError(f"got --seed {args.seed}; expected 0 or more")
-        check_folder("--output", args.output.parent)
-        images = load_images(args.data)
-        model = build(args)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-    write(model, images, args)
-    print(f"{args.output}: {args.output.stat().st_size:,} bytes in {time.time() - start:.0f} s")
-
-
 def build(args: argparse.Namespace) -> Autoencoder:
     """The model to train, with weights drawn from the seed."""
     architecture = Architecture(
@@ -187,8 +194,14 @@ def build(args: argparse.Namespace) -> Autoencoder:
     return Autoencoder(architecture).to(device, memory_format=torch.channels_last)
 
 
-def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace) -> None:
-    """Train, measure and write the encoder."""
+def run(args: argparse.Namespace) -> None:
+    """Check, train, measure and write."""
+    start = time.time()
+    with refusing():
+        check(args)
+        images = load_images(args.data)
+        model = build(args)
+        lock = claim(args.output.with_name(f".{args.output.name}.lock"))
     held_out = images[::HELD_OUT_EVERY]
     train_images = [image for i, image in enumerate(images) if i % HELD_OUT_EVERY]
     train(model, train_images, held_out, args)
@@ -205,7 +218,14 @@ def write(model: Autoencoder, images: list[np.ndarray], args: argparse.Namespace
     }
     tensors = {name: tensor.half() for name, tensor in model.network.state_dict().items()}
     write_safetensors(tensors, args.output, **{name: str(value) for name, value in facts.items()})
+    lock.release()
     print(json.dumps(facts, indent=1))
+    print(f"{args.output}: {args.output.stat().st_size:,} bytes in {time.time() - start:.0f} s")
+
+
+def main() -> int:
+    """Run the command line; 0, or 2 where the input is at fault, or 130 where it was stopped."""
+    return exit_status(lambda: run(parse()))
 
 
 if __name__ == "__main__":

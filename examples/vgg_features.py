@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dckd_losses import Encoding
-from dckd_losses.weights.files import read_safetensors, refusing
+from dckd_losses.weights.files import read_checkpoint, refusing
 
 WIDTHS = (64, 128, 256, 512, 512)  # of VGG's five blocks (Simonyan and Zisserman, 2015)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -58,7 +58,7 @@ class VGGFeatures(nn.Module):
             self._fill(fetch(f"VGG{sum(convolutions) + 3}_Weights"))
         elif weights is not None:
             with refusing(Path(weights)):
-                self._fill(read(Path(weights)))
+                self._fill(read_checkpoint(Path(weights)))
 
     def forward(self, images: Tensor) -> Encoding:
         """Encode images."""
@@ -126,10 +126,3 @@ def fetch(name: str) -> dict[str, Tensor]:
         ) from error
     weights = getattr(models, name).IMAGENET1K_V1
     return dict(weights.get_state_dict(check_hash=True))
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file; nothing in it is executed."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    return dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -4,6 +4,7 @@ python examples/integrations/accelerate_loop.py
 accelerate launch examples/integrations/accelerate_loop.py
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def train(accelerator: Accelerator, steps: int, folder: Path, resume: bool = Fal
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     student, optimizer = accelerator.prepare(student, optimizer)
     history = HistoryModel(student, interval=common.HISTORY_INTERVAL)
-    dckd = DCKDLoss(student, "compact", balance=0.3, history=history)  # DCKD
+    dckd = DCKDLoss(student, "compact", history=history)  # DCKD
     dckd.attach(optimizer).to(accelerator.device)  # DCKD
     accelerator.register_for_checkpointing(dckd)  # DCKD, for resuming exactly
 
@@ -71,11 +72,15 @@ def load(accelerator: Accelerator, folder: Path) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    args = common.arguments(__doc__, "runs/accelerate_loop")
-    gpu = torch.cuda.is_available()
+def main(args: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    cpu = not torch.cuda.is_available()
     accelerator = Accelerator(
-        gradient_accumulation_steps=ACCUMULATE, mixed_precision="bf16", cpu=not gpu
+        gradient_accumulation_steps=ACCUMULATE, mixed_precision="bf16", cpu=cpu
     )
     train(accelerator, args.steps, args.output, args.resume)
     accelerator.end_training()
+
+
+if __name__ == "__main__":
+    common.command(main, __doc__, "runs/accelerate_loop")

@@ -8,6 +8,8 @@ tree the class below is all that is needed. The run is written to `experiments/`
 where it is started.
 """
 
+import argparse
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.train import train_pipeline
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+from restoration.training.console import exit_status
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -88,4 +91,8 @@ class Photographs(Dataset[dict[str, Tensor]]):
 
 
 if __name__ == "__main__":
-    train_pipeline(str(Path.cwd()))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-opt", type=Path, required=True)
+    if not (path := parser.parse_known_args()[0].opt).is_file():
+        parser.error(f"-opt: {path} is no file")
+    sys.exit(exit_status(lambda: train_pipeline(str(Path.cwd())), again=""))

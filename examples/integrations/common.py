@@ -3,21 +3,26 @@
 Nothing of DCKD is in this file, and nothing of yours need look like it.
 """
 
+# ruff: noqa: E402  (the folder of `restoration` is named before it is imported)
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(EXAMPLES))  # for `restoration`, as for the scripts beside it
 
-from restoration import networks  # noqa: E402
-from restoration.data.crops import RandomCrops  # noqa: E402
-from restoration.data.datasets import pairs_from_images  # noqa: E402
-from restoration.data.images import photographs  # noqa: E402
+import restoration  # noqa: F401  (before the slow ones)
+import torch
+from restoration import networks
+from restoration.data.crops import RandomCrops
+from restoration.data.datasets import pairs_from_images
+from restoration.data.images import photographs
+from restoration.training.console import check_folder, exit_status, refusing
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from dckd_losses.checks import check_number
 
 SCALE = 2
 BATCH_SIZE = 4
@@ -26,16 +31,30 @@ HISTORY_INTERVAL = 10  # steps; the paper's 1000 would never come in a run this 
 LOG_EVERY = 5  # steps between lines about the losses and looks at the gradients
 
 
-def arguments(description: str | None, output: str) -> argparse.Namespace:
-    """What the command lines have in common."""
+def command(
+    train: Callable[[argparse.Namespace], object],
+    description: str | None,
+    output: str,
+    resumes: bool = True,
+) -> None:
+    """Run a command line; what is at fault in it is one line."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--steps", type=int, metavar="N", default=40, help="optimizer steps (default: 40)")
     add("--output", type=Path, metavar="DIR", default=Path(output), help=f"default: {output}")
-    add("--resume", action="store_true", help="go on from what is in the output folder")
-    return parser.parse_args()
+    if resumes:
+        add("--resume", action="store_true", help="go on from what is in the output folder")
+
+    def run() -> None:
+        args = parser.parse_args()
+        with refusing():
+            check_number("--steps", args.steps, at_least=1, whole=True)
+            check_folder("--output", args.output)
+            train(args)
+
+    sys.exit(exit_status(run, again="--resume" if resumes else ""))
 
 
 def student() -> nn.Module:

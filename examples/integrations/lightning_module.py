@@ -5,6 +5,7 @@
 Its checkpoints hold the history and its counters, nothing of the encoder, and resume exactly.
 """
 
+import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Distillation(lightning.LightningModule):
         self.student = common.student()
         self.teachers = [common.teacher()]  # in a list: frozen, and in no checkpoint
         history = HistoryModel(self.student, interval=common.HISTORY_INTERVAL)
-        self.dckd = DCKDLoss(self.student, "compact", balance=0.3, history=history)  # DCKD
+        self.dckd = DCKDLoss(self.student, "compact", history=history)  # DCKD
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = torch.optim.Adam(self.student.parameters(), 1e-3)
@@ -89,7 +90,10 @@ def train(
     return trainer
 
 
-if __name__ == "__main__":
-    args = common.arguments(__doc__, "runs/lightning_module")
-    # "16-mixed" and more devices work as well
+def main(args: argparse.Namespace) -> None:
+    """What the command line asks for; "16-mixed" and more devices work as well."""
     train(Distillation(), args.steps, args.output, args.resume, precision="bf16-mixed")
+
+
+if __name__ == "__main__":
+    common.command(main, __doc__, "runs/lightning_module")

@@ -8,6 +8,7 @@ teacher, which you have already, is trained here first.
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def distil(teacher: nn.Module, steps: int, folder: Path, resume: bool = False) -
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=CUDA)
     history = HistoryModel(student, interval=50)  # DCKD; short runs move it more often than 1000
-    dckd = DCKDLoss(student, "compact", balance=0.3, history=history)  # DCKD
+    dckd = DCKDLoss(student, "compact", history=history)  # DCKD
     dckd.attach(optimizer).to(DEVICE)  # DCKD
 
     parts = {"student": student, "optimizer": optimizer, "scaler": scaler, "dckd": dckd}
@@ -127,7 +128,6 @@ def distil(teacher: nn.Module, steps: int, folder: Path, resume: bool = False) -
         scaler.step(optimizer)
         scaler.update()
         if step % LOG_EVERY == 0 or step == steps:
-            folder.mkdir(parents=True, exist_ok=True)
             states = {name: part.state_dict() for name, part in parts.items()}
             torch.save({"step": step, **states}, folder / "checkpoint.part")
             (folder / "checkpoint.part").replace(checkpoint)  # whole or not at all
@@ -154,6 +154,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/plain_loop"), metavar="DIR")
     parser.add_argument("--resume", action="store_true", help="go on from the output folder")
     args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f"got --steps {args.steps}; expected 1 or more")
+    args.output.mkdir(parents=True, exist_ok=True)
     teacher = train_teacher(args.steps)
     student = distil(teacher, args.steps, args.output, args.resume)["student"]
     scores = show({"student": student, "teacher": teacher}, args.output / "side_by_side.png")
@@ -161,4 +164,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (KeyboardInterrupt, OSError) as error:  # a full disk, a file in the folder's place
+        sys.exit(f"stopped: {error or 'Ctrl-C'}")

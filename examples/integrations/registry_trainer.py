@@ -54,7 +54,7 @@ class DistillingTrainer(Trainer):
     def __init__(self) -> None:
         super().__init__()
         history = HistoryModel(self.net_g, interval=common.HISTORY_INTERVAL)
-        dckd = DCKDLoss(self.net_g, "compact", balance=0.3, history=history)  # DCKD
+        dckd = DCKDLoss(self.net_g, "compact", history=history)  # DCKD
         self.losses["l_g_dckd"] = dckd.attach(self.optimizer_g).watch(self.net_g)  # DCKD
         self.step = 0
 
@@ -77,5 +77,5 @@ def train(steps: int, folder: Path) -> DistillingTrainer:
 
 
 if __name__ == "__main__":
-    args = common.arguments(__doc__, "runs/registry_trainer")
-    train(args.steps, args.output)
+    run = lambda args: train(args.steps, args.output)  # noqa: E731
+    common.command(run, __doc__, "runs/registry_trainer", resumes=False)

@@ -1,1 +1,21 @@
-"""What the example scripts share: data, networks, protocols and the training loop."""
+"""Data, networks, training and results of the examples.
+
+Scripts import this before all else: importing torch and the rest takes seconds, and from here on
+Ctrl-C or a package that is missing is one line.
+"""
+
+import sys
+from types import TracebackType
+
+
+def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an exception that nothing caught."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+    elif isinstance(error, ModuleNotFoundError):
+        print(f'error: {error}: run pip install -e ".[examples]" in the clone', file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _say

@@ -11,11 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from dckd_losses.checks import MIN_SIZE, check_number
+
 from . import networks
 from .data.crops import check_shares
 from .data.datasets import MEMORY, Pair, PairFiles
-from .networks import KNOWN, SPECIFICATIONS, teacher_of
-from .recipe import PAPER, SMALL, Recipe
+from .data.layouts import TwoFolders
+from .networks import KNOWN, SPECIFICATIONS
+from .recipe import DCR_WEIGHT, DMM_WEIGHT, PAPER, SMALL, Recipe
 from .training.checkpoint import checksum
 from .training.console import check_folder
 from .training.loop import Run
@@ -27,16 +30,12 @@ METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "dmm": (False, True),
     "dckd": (True, True),
 }
-SIZES = {
-    "iterations": "optimizer steps; the recipe's stages are shortened with them",
-    "batch_size": "crops per step and process, in all stages",
-    "crop": "LQ pixels a side, in all stages",
-}
 WEIGHTS = ("dcr_weight", "dmm_weight")
-LEAST_SCALE = {"sr": 2, "deblur": 1, "derain": 1}
 MAX_SEED = 2**32 - 1  # NumPy's
+MAX_SCALE = 8
+MAX_WORKERS = 256
 FILE_WORKERS = 4  # processes, and no more than there are cores
-MIN_OUTPUT = 16  # pixels a side that the encoder needs
+WRITTEN = ("checkpoint.pt", "curves.png", "log.json", "metrics.json", "side_by_side.png")
 DECISIVE = ("task", "scale", "backbone", "method", "seed")  # besides the recipe and what is read
 
 
@@ -54,70 +53,96 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.set_defaults(task=task, scale=1)
+    folder, whole = {"type": path, "metavar": "DIR"}, {"type": int, "metavar": "N"}
     add = made.add_argument
     if task == "sr":
-        add("--scale", type=int, metavar="N", default=2, help="HR size over LR size (default: 2)")
+        add("--scale", **whole, default=2, help="HR size over LR size (default: 2)")
     usable = networks.names_for(task)
-    known = [name for name, weights in KNOWN.items() if weights.backbone in usable]
-    add("--data", type=Path, metavar="DIR", help="training images (default: scikit-image's)")
+    add("--data", **folder, help="training images (default: scikit-image's)")
     text = "validation images; repeatable (default: photographs of scikit-image that are held out)"
-    add("--val", type=Path, metavar="DIR", action="append", help=text)
+    add("--val", **folder, action="append", help=text)
+    add_two_folders(made, "--data")
+    add_two_folders(made, "--val", "val-")
     text = f"the student (default: tiny): {', '.join(usable)}"
     add("--backbone", choices=usable, metavar="NAME", default="tiny", help=text)
     text = "scratch: no teacher; logits: plain distillation; dcr, dmm: one term (default: dckd)"
     add("--method", choices=list(METHODS), default="dckd", help=text)
     text = "name or path of DCKD's encoder (default: compact)"
     add("--encoder", metavar="NAME", default="compact", help=text)
-    text = f"a file; for the paper's students also a URL or {', '.join(known)} (default: embedded)"
+    known = ", ".join(name for name, weights in KNOWN.items() if weights.backbone in usable)
+    text = f"a file; for the paper's students also a URL or {known} (default: embedded)"
     add("--teacher", metavar="T", help=text)
-    text = "seed of weights, crops and negatives (default: 0)"
-    add("--seed", type=int, metavar="N", default=0, help=text)
-    text = "folder of the results (default: one in runs/, named by the run)"
-    add("--output", type=Path, metavar="DIR", help=text)
+    add("--seed", **whole, default=0, help="of weights, crops and negatives (default: 0)")
+    add("--output", **folder, help="of the results (default: one in runs/, named by the run)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--skip-bad", action="store_true", help="leave unreadable images out")
-    _add_recipe(made, [name for name in PAPER if name in usable])
-    _add_scale(made)
-    return made.parse_args(args)
 
-
-def _add_recipe(made: argparse.ArgumentParser, students: Sequence[str]) -> None:
     add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument
-    text = f"small: minutes; paper: the paper's, for {', '.join(students)} (default: small)"
+    students = ", ".join(name for name in PAPER if name in usable)
+    text = f"small: minutes; paper: the paper's, for {students} (default: small)"
     add("--recipe", choices=["small", "paper"], default="small", help=text)
-    for name, meaning in SIZES.items():
-        add(_option(name), type=int, metavar="N", help=meaning)
-    for name in WEIGHTS:
-        term, default = name.removesuffix("_weight").upper(), getattr(Recipe, name)
+    text = "optimizer steps; the recipe's stages are shortened with them"
+    add("--iterations", **whole, help=text)
+    add("--batch-size", **whole, help="crops per step and process, in all stages")
+    add("--crop", **whole, help="LQ pixels a side, in all stages")
+    for term, default in (("DCR", DCR_WEIGHT), ("DMM", DMM_WEIGHT)):
         text = f"{term}'s weight (default: {default:g}); fixed unless --balance is given too"
-        add(_option(name), type=float, metavar="W", help=text)
+        add(f"--{term.lower()}-weight", type=float, metavar="W", help=text)
     text = "DMM as in Eq. 9, or as in the released code"
     add("--form", choices=["cross_entropy", "released"], help=text)
     text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
     add("--balance", type=float, metavar="F", help=text)
 
-
-def _add_scale(made: argparse.ArgumentParser) -> None:
     about = "accelerate launch or torchrun start several processes, see examples/README.md"
     add = made.add_argument_group("devices and memory", about).add_argument
     text = "precision of student and teacher (default: what accelerate launch says)"
     add("--mixed-precision", choices=["no", "fp16", "bf16"], help=text)
     text = "go through each step's crops in N parts (default: 1)"
-    add("--gradient-accumulation", type=int, metavar="N", default=1, help=text)
+    add("--gradient-accumulation", **whole, default=1, help=text)
     text = "compute the student's features again in backward instead of keeping them"
     add("--gradient-checkpointing", action="store_true", help=text)
     text = f"gigabytes of pixels up to which a data set is kept in memory (default: {MEMORY:g})"
     add("--memory", type=float, metavar="GB", default=MEMORY, help=text)
-    text = "processes that read images ahead (default: 4 where a data set is too large for memory)"
-    add("--workers", type=int, metavar="N", help=text)
+    text = "processes that read ahead (default: 4 where a data set is too large for memory)"
+    add("--workers", **whole, help=text)
+    chosen = made.parse_args(args)
+    chosen.data = source_of(made, chosen, "data")
+    val = source_of(made, chosen, "val", "val_")
+    chosen.val = [val] if isinstance(val, TwoFolders) else val
+    return chosen
+
+
+def add_two_folders(parser: argparse.ArgumentParser, instead: str, prefix: str = "") -> None:
+    """Options for two folders given outright."""
+    text = f"instead of {instead}: low-quality images, beside --{prefix}gt"
+    parser.add_argument(f"--{prefix}lq", type=path, metavar="DIR", help=text)
+    text = f"instead of {instead}: ground truths; without --{prefix}lq the others are made"
+    parser.add_argument(f"--{prefix}gt", type=path, metavar="DIR", help=text)
+
+
+def source_of(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, prefix: str = ""
+) -> Any:
+    """The option of this name, or the two folders given in its place."""
+    usual, lq, gt = (vars(args).pop(each) for each in (name, f"{prefix}lq", f"{prefix}gt"))
+    option = f"--{prefix.replace('_', '-')}"
+    if usual and (lq or gt):
+        parser.error(f"got --{name} and {option}{'gt' if gt else 'lq'}; expected one of them")
+    if lq and not gt:
+        parser.error(f"got {option}lq without {option}gt; expected both")
+    return TwoFolders(lq, gt) if gt else usual
+
+
+def path(text: str) -> Path:
+    """A path of the command line; an empty one, as of an unset variable, would be the folder `.`"""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("got an empty path")
+    return Path(text)
 
 
 def accelerator_of(args: argparse.Namespace) -> Accelerator:
     """The devices that the command line and its launcher ask for."""
-    if args.gradient_accumulation < 1:
-        raise ValueError(
-            f"got --gradient-accumulation {args.gradient_accumulation}; expected 1 or more"
-        )
+    check_number("--gradient-accumulation", args.gradient_accumulation, at_least=1, whole=True)
     return Accelerator(
         # without it, torchrun's processes on a machine without GPUs would not meet
         cpu=not torch.accelerator.is_available(),
@@ -133,10 +158,10 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
         ValueError: The paper has none for this backbone, a number is out of range or of a loss
             that the method does not have, or the processes cannot share a step's crops equally.
     """
-    if args.scale < LEAST_SCALE[args.task]:
-        raise ValueError(f"got --scale {args.scale}; expected {LEAST_SCALE[args.task]} or more")
-    if not 0 <= args.seed <= MAX_SEED:
-        raise ValueError(f"got --seed {args.seed}; expected 0 to {MAX_SEED}")
+    check_number("--seed", args.seed, at_least=0, at_most=MAX_SEED, whole=True)
+    check_number("--memory", args.memory, at_least=0)
+    if args.task == "sr":
+        check_number("--scale", args.scale, at_least=2, at_most=MAX_SCALE, whole=True)
     recipe = SMALL.get(args.backbone, SMALL[args.task])
     if args.recipe == "paper":
         if args.backbone not in PAPER:
@@ -152,73 +177,56 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
         recipe = replace(recipe, crop=args.crop).with_constant("crop")
     recipe = _weighted(recipe, args)
     check_shares(recipe, accelerator.num_processes, accelerator.gradient_accumulation_steps)
-    _check_outputs(recipe, args.scale)
+    for stage in recipe.all_stages:
+        if (side := stage.crop * args.scale) < MIN_SIZE:
+            raise ValueError(
+                f"got --crop {stage.crop} at scale {args.scale}: outputs of {side}x{side} pixels; "
+                f"expected {MIN_SIZE}x{MIN_SIZE} or more"
+            )
     return recipe
 
 
 def _weighted(recipe: Recipe, args: argparse.Namespace) -> Recipe:
-    """The recipe with the command line's weights, which are fixed unless it balances them too."""
-    _refuse_idle(args)
-    for name in (*WEIGHTS, "balance"):
-        number = getattr(args, name)
-        if number is not None and not 0 <= number < float("inf"):
-            raise ValueError(f"got {_option(name)} {number}; expected 0 or more")
-    given = {name: getattr(args, name) for name in WEIGHTS if getattr(args, name) is not None}
-    if given:
-        recipe = replace(recipe, balance=None, **given)
-    if args.form is not None:
-        recipe = replace(recipe, form=args.form)
-    if args.balance is not None:
-        recipe = replace(recipe, balance=args.balance or None)
-    return recipe
-
-
-def _refuse_idle(args: argparse.Namespace) -> None:
-    """Refuse weights of losses that the method does not have."""
+    """The recipe with the command line's losses; weights are fixed unless it balances them too."""
     needed = {"dcr_weight": (0,), "dmm_weight": (1,), "form": (1,), "balance": (0, 1)}
-    for name, terms in needed.items():
-        having = [m for m, has in METHODS.items() if has and any(has[term] for term in terms)]
-        value = getattr(args, name)
-        if value is not None and args.method not in having:
+    given = {name: getattr(args, name) for name in needed if getattr(args, name) is not None}
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        having = [m for m, has in METHODS.items() if has and any(has[i] for i in needed[name])]
+        if args.method not in having:
             raise ValueError(
-                f"got {_option(name)} {value} for --method {args.method}; expected --method "
+                f"got {option} {value} for --method {args.method}; expected --method "
                 f"{' or '.join(having)}"
             )
+        if name != "form":
+            check_number(option, value, at_least=0)
+    if given.keys() & set(WEIGHTS):
+        given.setdefault("balance", None)
+    if given.get("balance") == 0:
+        given["balance"] = None
+    return replace(recipe, **given)
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _check_outputs(recipe: Recipe, scale: int) -> None:
-    """Require crops that the encoder can take."""
-    for stage in recipe.all_stages:
-        output = stage.crop * scale
-        if output < MIN_OUTPUT:
-            raise ValueError(
-                f"got --crop {stage.crop} at scale {scale}: outputs of {output}x{output} pixels; "
-                f"expected {MIN_OUTPUT}x{MIN_OUTPUT} or more"
-            )
-
-
-def folder_of(args: argparse.Namespace, method: str | None = None) -> Path:
-    """The output folder, in whose place a file is refused; or another method's, by default."""
+def default_folder(args: argparse.Namespace, method: str) -> Path:
+    """Where results of a method go that has no --output."""
     name = args.task if args.task != "sr" else f"sr_x{args.scale}"
-    folder = Path("runs") / f"{name}_{method or args.method}_{args.seed}"
-    if method is not None:
-        return folder
-    folder = args.output or folder
-    check_folder("--output", folder)
+    return Path("runs") / f"{name}_{method}_{args.seed}"
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """The output folder; ValueError where files or folders are in the way."""
+    folder = args.output or default_folder(args, args.method)
+    check_folder("--output", folder, WRITTEN)
     return folder
 
 
 def workers_of(args: argparse.Namespace, pairs: Sequence[Pair]) -> int:
     """Processes that read ahead; pairs in memory are there sooner than a process can hand on."""
-    if args.workers is not None and args.workers < 0:
-        raise ValueError(f"got --workers {args.workers}; expected 0 or more")
-    ahead = min(FILE_WORKERS, os.cpu_count() or 1)
-    default = ahead if isinstance(pairs, PairFiles) else 0
-    return default if args.workers is None else int(args.workers)
+    if args.workers is None:
+        reads = isinstance(pairs, PairFiles) and not pairs.in_memory
+        return min(FILE_WORKERS, os.cpu_count() or 1) if reads else 0
+    check_number("--workers", args.workers, at_least=0, at_most=MAX_WORKERS, whole=True)
+    return int(args.workers)
 
 
 def open_teacher(
@@ -238,8 +246,12 @@ def open_teacher(
             f"no teacher is embedded for scale {scale}: train one by --scale {scale} "
             "--method scratch --backbone small and pass it by --teacher"
         )
+    elif source in KNOWN or "://" in str(source):
+        raise ValueError(
+            f"got --teacher {source} for --backbone {args.backbone}; expected a file: names and "
+            "URLs are of teachers of the paper's networks"
+        )
     else:
-        _refuse_known(str(source), args.backbone)
         teacher = networks.load(source)
     if teacher.scale != scale:
         raise ValueError(f"{source}: a network for x{teacher.scale}; expected x{scale}")
@@ -247,22 +259,6 @@ def open_teacher(
     if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
         raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
     return teacher.to(device)
-
-
-def _refuse_known(source: str, backbone: str) -> None:
-    """Require a file of a small network's teacher: names and URLs are of the paper's networks."""
-    known = KNOWN.get(source)
-    if known is None and "://" not in source:
-        return
-    students = [
-        name
-        for name in SPECIFICATIONS
-        if name != teacher_of(name) and (known is None or teacher_of(name) == known.backbone)
-    ]
-    raise ValueError(
-        f"got --teacher {source} for {backbone}; expected a file, or --backbone "
-        f"{' or '.join(students)}: names and URLs are of the paper's networks"
-    )
 
 
 def dckd_settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
@@ -287,17 +283,9 @@ def settings(
     return {
         **{name: getattr(args, name) for name in DECISIVE},
         **asdict(run.recipe),
-        "data": _fingerprint(run.crops.pairs),
+        "data": checksum([bytearray(repr(run.crops.drawn).encode())]),
         **sums,
         "processes": run.accelerator.num_processes,
         "parts": run.accelerator.gradient_accumulation_steps,
         "precision": run.accelerator.mixed_precision,
     }
-
-
-def _fingerprint(pairs: Sequence[Pair]) -> str:
-    """A checksum of pixels, or, where those are too many to be read, of names and file sizes."""
-    if not isinstance(pairs, PairFiles):
-        return checksum(image for _, *both in pairs for image in both)
-    facts = [(f.name, *(p.stat().st_size for p in (f.hq, f.lq) if p)) for f in pairs.files]
-    return checksum([bytearray(repr(facts).encode())])

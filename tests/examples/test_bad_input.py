@@ -1,8 +1,12 @@
 """Bad input of a training command: one line that says what was seen and expected, and a 2."""
 
+# ruff: noqa: F811  (imported fixtures)
+
 import pytest
 
 pytest.importorskip("matplotlib")
+
+import sys
 
 import torch
 import train_deblur
@@ -10,25 +14,9 @@ import train_sr
 from PIL import Image as Pillow
 from restoration import networks
 from safetensors.torch import save_file
-from toys import main, no_pictures, options, write  # noqa: F401
+from toys import main, no_pictures, sets, small, write  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sets")
-    for seed in range(2):
-        write(folder / "train" / f"{seed}.png", 10 + seed, 12, seed)
-    write(folder / "val" / "a.png", 10, 11, 8)
-    return folder
-
-
-@pytest.fixture
-def small(sets, tmp_path):
-    """Options of a run that takes a moment."""
-    data = {"data": sets / "train", "val": sets / "val", "output": tmp_path}
-    return options(iterations=3, batch_size=1, crop=8, **data)
 
 
 @pytest.fixture
@@ -53,52 +41,65 @@ def refused(small, monkeypatch, capsys):
     return refuse
 
 
-@pytest.mark.parametrize(
-    ("args", "parts"),
-    [
-        (["--scale", 1], ["got --scale 1; expected 2 or more"]),
-        (["--scale", -2], ["got --scale -2; expected 2 or more"]),
-        (["--scale", 5], ["no teacher is embedded for scale 5", "--teacher"]),
-        (["--crop", 7], ["outputs of 14x14 pixels; expected 16x16 or more"]),
-        (["--crop", 7, "--method", "logits"], ["14x14", "16x16"]),
-        (["--crop", 0], ["crop 0; expected 1 or more"]),
-        (["--crop", 60], ["train: LR of image 0 is 24x20; expected 60x60 or more"]),
-        (["--iterations", 0], ["iterations 0; expected 1 or more"]),
-        (["--batch-size", -1], ["batch_size -1; expected 1 or more"]),
-        (["--dcr-weight", -1], ["--dcr-weight -1.0; expected 0 or more"]),
-        (["--dmm-weight", "nan"], ["--dmm-weight nan; expected 0 or more"]),
-        (["--dmm-weight", -1, "--method", "logits"], ["--dmm-weight -1.0"]),
-        (["--dcr-weight", 0.2, "--method", "dmm"], ["dmm; expected --method dcr or"]),
-        (["--dmm-weight", 0.2, "--method", "dcr"], ["dcr; expected --method dmm or"]),
-        (["--dcr-weight", 0, "--method", "scratch"], ["--dcr-weight 0.0 for --method scratch"]),
-        (
-            ["--balance", 0.3, "--method", "logits"],
-            ["got --balance 0.3 for --method logits; expected --method dcr or dmm or dckd"],
-        ),
-        (["--balance", -1], ["got --balance -1.0; expected 0 or more"]),
-        (["--seed", -1], ["got --seed -1; expected 0 to 4294967295"]),
-        (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
-        (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
-        (["--teacher", "no.safetensors"], ["no.safetensors: no such file"]),
-        (
-            ["--teacher", "swinir-x2"],
-            ["got --teacher swinir-x2 for tiny", "--backbone swinir-student or swinir-light:"],
-        ),
-        (["--teacher", "https://a/b.pth"], ["b.pth for tiny", "or rcan-student or nafnet"]),
-        (["--recipe", "paper"], ["got --recipe paper for tiny; expected one of swinir"]),
-        (["--gradient-accumulation", 0], ["--gradient-accumulation 0; expected 1 or more"]),
-        (["--gradient-accumulation", 3], ["batch of 1 crops", "a multiple of 3"]),
-        (["--workers", -1], ["got --workers -1; expected 0 or more"]),
-    ],
-)
+HUGE = 10**400
+BAD_OPTIONS = [
+    (["--scale", 1], ["--scale must be at least 2 and at most 8, got 1"]),
+    *((["--scale", value], ["--scale must be"]) for value in (-2, 1000, HUGE)),
+    (["--scale", 5], ["no teacher is embedded for scale 5", "--teacher"]),
+    (["--crop", 7], ["outputs of 14x14 pixels; expected 16x16 or more"]),
+    (["--crop", 7, "--method", "logits"], ["14x14", "16x16"]),
+    (["--crop", 60], ["train: LR of image 0 is 24x20; expected 60x60 or more"]),
+    *((["--crop", value], ["crop must be at least 1"]) for value in (0, -8, 10**6)),
+    *((["--iterations", value], ["iterations must be at least 1"]) for value in (0, -5, HUGE)),
+    *((["--batch-size", value], ["batch_size must be at least 1"]) for value in (-1, 0, 10**9)),
+    *((["--dcr-weight", value], ["--dcr-weight must be"]) for value in (-1, "nan", "inf")),
+    *((["--balance", value], ["--balance must be"]) for value in (-1, "nan", "inf")),
+    (["--dmm-weight", -1, "--method", "logits"], ["--dmm-weight -1.0"]),
+    (["--dcr-weight", 0.2, "--method", "dmm"], ["dmm; expected --method dcr or"]),
+    (["--dmm-weight", 0.2, "--method", "dcr"], ["dcr; expected --method dmm or"]),
+    (["--dcr-weight", 0, "--method", "scratch"], ["--dcr-weight 0.0 for --method scratch"]),
+    (
+        ["--balance", 0.3, "--method", "logits"],
+        ["got --balance 0.3 for --method logits; expected --method dcr or dmm or dckd"],
+    ),
+    *((["--seed", value], ["--seed must be at least 0"]) for value in (-1, 2**32, HUGE)),
+    *((["--memory", value], ["--memory must be"]) for value in (-1, "nan", "inf")),
+    *((["--workers", value], ["--workers must be"]) for value in (-1, 10**5)),
+    (["--gradient-accumulation", 0], ["--gradient-accumulation must be at least 1, got 0"]),
+    (["--gradient-accumulation", 3], ["batch of 1 crops", "a multiple of 3"]),
+    (["--encoder", "vqgan"], ["unknown encoder 'vqgan': expected one of compact"]),
+    (["--encoder", "no/such.ckpt"], ["such.ckpt: no such file"]),
+    (["--encoder", ""], ["is a folder"]),
+    (["--teacher", ""], ["is a folder"]),
+    (["--teacher", "no.safetensors"], ["no.safetensors: no such file"]),
+    *(
+        (["--teacher", name], [f"got --teacher {name} for --backbone tiny; expected a file"])
+        for name in ("swinir-x2", "https://a/b.pth")
+    ),
+    (["--recipe", "paper"], ["got --recipe paper for tiny; expected one of swinir"]),
+    (["--output", "/proc/new"], ["/proc/new: "]),
+    (["--output", "x" * 300], ["xxx"]),
+]
+
+
+@pytest.mark.parametrize(("args", "parts"), BAD_OPTIONS, ids=lambda value: str(value)[:40])
 def test_options(refused, args, parts):
     refused(args, *parts)
 
 
-def test_another_tasks_network(small, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--backbone", "nafnet-student"], "invalid choice: 'nafnet-student'"),  # another task's
+        *((["--iterations", word], "invalid int value") for word in ("1.5", "None", "1e3")),
+        *(([name, ""], f"{name}: got an empty path") for name in ("--data", "--val", "--output")),
+        (["--frobnicate"], "unrecognized arguments"),
+    ],
+)
+def test_what_no_option_takes(small, monkeypatch, capsys, args, said):
     with pytest.raises(SystemExit, match="2"):
-        main(monkeypatch, train_sr, *small, "--backbone", "nafnet-student")
-    assert "invalid choice: 'nafnet-student'" in capsys.readouterr().err
+        main(monkeypatch, train_sr, *small, *args)
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_data_folders(refused, sets, tmp_path):
@@ -122,7 +123,7 @@ def test_images_of_one_size(refused, tmp_path):
     refused(small, f"error: {tmp_path}: image a is 64x64; expected 65x65", script=train_deblur)
 
 
-def test_images_too_small_to_be_scored(refused, small, tmp_path, monkeypatch):
+def test_images_too_small_to_be_scored(refused, small, sets, tmp_path, monkeypatch):
     """Before the training, not in its middle."""
     path = tmp_path / "few" / "a.png"
     path.parent.mkdir()
@@ -134,7 +135,8 @@ def test_images_too_small_to_be_scored(refused, small, tmp_path, monkeypatch):
         Pillow.new("RGB", (side, 40)).save(path)
         seen = seen.replace(f"{side}x{side} pixels", f"{side}x40 pixels")
         for memory in (4, 0):
-            refused(["--val", path.parent, "--memory", memory], seen, script=script)
+            line = ["--data", sets / "train", "--val", path.parent, "--memory", memory]
+            refused([*line, "--method", "scratch", "--crop", 16], seen, script=script)
     Pillow.new("RGB", (16, 16)).save(path)
     line = [*small, "--method", "scratch", "--val", path.parent]
     assert main(monkeypatch, train_sr, *line) == 0
@@ -181,7 +183,7 @@ def test_the_papers_students_need_the_papers_teachers(refused, paper_networks):
     swinir = ["--backbone", "swinir-student", "--teacher"]
     refused([*swinir, train_sr.TEACHERS[2]], "expected swinir-teacher for x2, 11,752,487")
     refused([*swinir, "swinir-x4"], "swinir-x4 is swinir-teacher for x4")
-    refused([*swinir, "swinir"], "swinir: no such file, nor one of swinir-x2")
+    refused([*swinir, "swinir"], "swinir: no such file; expected a file or a URL or swinir-x2\n")
 
 
 def test_output_is_a_file(refused, tmp_path):
@@ -190,18 +192,17 @@ def test_output_is_a_file(refused, tmp_path):
     for output in (path, path / "below", path / "far" / "below"):
         refused(["--output", output], f"--output: {path} is a file; expected a folder or nothing")
     assert path.read_text(encoding="utf-8") == "kept"
+    (tmp_path / "curves.png").mkdir()
+    refused(["--output", tmp_path], "curves.png is a folder; expected a file or nothing")
 
 
-def test_nothing_is_written_before_the_input_is_known_to_be_good(refused, tmp_path):
-    refused(["--output", tmp_path / "new", "--crop", 60], "60x60")
-    assert not (tmp_path / "new").exists()
-
-
-def test_networks_are_opened_before_the_data(refused, tmp_path):
+def test_networks_are_opened_before_the_data_and_nothing_is_written(refused, tmp_path):
     absent = ["--data", tmp_path / "absent"]
     refused([*absent, "--encoder", "vqgan"], "unknown encoder")
     refused([*absent, "--teacher", "no.safetensors"], "no.safetensors")
     refused([*absent, "--dcr-weight", -1], "--dcr-weight")
+    refused([*absent, "--output", tmp_path / "new"], "absent")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError, AssertionError])
@@ -214,14 +215,40 @@ def test_a_bug_keeps_its_traceback(small, monkeypatch, error):
         main(monkeypatch, train_sr, *small)
 
 
-def test_ctrl_c_outside_the_training_says_how_to_go_on(small, monkeypatch, capsys):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "stopped: the same command with --resume goes on from there"),
+        (OSError(28, "No space left on device", "a.png"), 2, "error: a.png: No space left on dev"),
+        (OSError("a.png cannot be written"), 2, "error: a.png cannot be written"),
+        (MemoryError("for an array"), 2, "error: out of memory, smaller crops or batches take les"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "error: nobody reads what this command prints"),
+    ],
+)
+def test_what_the_machine_does_is_one_line(small, monkeypatch, capsys, error, status, said):
+    def failing(*args, **kwargs):
+        raise error
 
-    monkeypatch.setattr(train_sr, "open_pairs", interrupted)
-    assert main(monkeypatch, train_sr, *small) == 130
-    said = capsys.readouterr().err
-    assert said == "stopped: the same command with --resume goes on from there\n"
+    monkeypatch.setattr(train_sr, "train", failing)
+    assert main(monkeypatch, train_sr, *small) == status
+    captured = capsys.readouterr().err
+    assert captured.startswith(said)
+    assert captured.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "stopped"),
+        (ModuleNotFoundError("No module named 'accelerate'"), "'accelerate': run pip install -e "),
+        (TypeError("a bug"), "TypeError: a bug"),
+    ],
+)
+def test_what_ends_a_script_in_its_imports(error, said, capsys):
+    sys.excepthook(type(error), error, None)
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert captured.count("\n") == 1
 
 
 def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, monkeypatch, capsys):
@@ -236,7 +263,7 @@ def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, m
         (["--method", "scratch"], "method was logits, is scratch"),
         (["--method", "dcr", "--dcr-weight", 0.5], "dcr_weight was 0.1, is 0.5"),
         (["--mixed-precision", "bf16"], "precision was no, is bf16"),
-        (["--data", sets / "val"], "data was crc32"),
+        (["--data", sets / "val"], "is of a run with other data: "),
         (["--teacher", teacher], "teacher was crc32"),
     ):
         capsys.readouterr()

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 from restoration.data.crops import RandomCrops
-from restoration.data.datasets import Pair, pairs_from_images
+from restoration.data.datasets import Pair, open_pairs, pairs_from_images
+from restoration.data.images import BadImageError
 from torch.utils.data import DataLoader
 
 
@@ -97,6 +99,78 @@ def test_small_images_are_mirrored_at_two_borders_or_refused():
         crop = np.rint(lq.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
         turned = [np.rot90(crop, k) for k in range(4)]
         assert {t.tobytes() for t in (*turned, *(t[:, ::-1] for t in turned))} & windows
+
+
+class TestImagesThatCannotBeRead:
+    """Another image is drawn for a crop, always the same; all other crops stay as they were."""
+
+    LENGTH = 60
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for seed, name in enumerate("abcd"):
+            Pillow.fromarray(noise(24, 24, seed)).save(tmp_path / f"{name}.png")
+        return tmp_path
+
+    def crops(self, folder, **reading):
+        pairs = open_pairs(folder, 2, memory=0, **reading)
+        return RandomCrops(pairs, crop=8, scale=2, length=self.LENGTH, seed=0)
+
+    def same(self, one, other):
+        """For each crop, whether it is the same in both."""
+        return [all(map(torch.equal, a, b)) for a, b in zip(one, other, strict=True)]
+
+    def test_are_left_out_and_named(self, folder, capsys):
+        whole = [*self.crops(folder)]
+        path = folder / "b.png"
+        path.write_bytes(path.read_bytes()[:900])  # its header is good
+        with pytest.raises(BadImageError, match=r"b\.png: .*truncated.*\(--skip-bad goes on"):
+            [*self.crops(folder)]
+        damaged = self.crops(folder, skip_bad=True)
+        assert damaged.left_out == []
+        first = [*damaged]
+        assert 0.6 < np.mean(self.same(whole, first)) < 0.9
+        assert capsys.readouterr().err.count("warning: left out") == 1
+        assert damaged.left_out == ["b"]
+        again = self.crops(folder, skip_bad=True)
+        assert all(self.same(first, [again[i] for i in reversed(range(self.LENGTH))][::-1]))
+        third = self.crops(folder, skip_bad=True)
+        by_workers = [(lq[0], hq[0]) for lq, hq in DataLoader(third, batch_size=1, num_workers=2)]
+        assert all(self.same(first, by_workers))
+        assert third.left_out == ["b"]
+
+    def test_a_run_goes_on_by_the_images_that_it_began_with(self, folder):
+        begun = self.crops(folder)
+        then, whole = dict(begun.drawn), [*begun]
+        assert begun.continue_from(then) == ""
+        (folder / "b.png").rename(folder / "new.png")
+        Pillow.fromarray(noise(24, 24, 9) // 99).save(folder / "c.png")
+        later = self.crops(folder)
+        assert later.continue_from(then) == (
+            "1 left out, as they are gone: b; 1 not used, as they are new: new; "
+            "1 used, though changed: c"
+        )
+        assert 0.3 < np.mean(self.same(whole, later)) < 0.7
+        assert list(later.drawn) == list(then)
+        (folder / "new.png").rename(folder / "b.png")
+        Pillow.fromarray(noise(24, 24, 2)).save(folder / "c.png")
+        repaired = self.crops(folder)
+        assert repaired.continue_from(later.drawn) == "1 used, though changed: c"
+        assert all(self.same(whole, repaired))
+
+    def test_most_of_them_gone(self, folder):
+        then = self.crops(folder).drawn
+        for name in "bd":
+            (folder / f"{name}.png").unlink()
+        with pytest.raises(ValueError, match="2 of its 4 images are gone, such as b"):
+            self.crops(folder).continue_from(then)
+
+    def test_all_of_them(self, folder):
+        crops = self.crops(folder, skip_bad=True)
+        for path in folder.iterdir():
+            path.unlink()
+        with pytest.raises(BadImageError, match="100 images drawn in turn cannot be read"):
+            crops[0]
 
 
 def test_refusals():

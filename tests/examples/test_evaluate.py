@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
-from restoration.data.datasets import load_pairs, pairs_from_images
+from restoration.data.datasets import open_pairs, pairs_from_images
 from restoration.data.synthetic import matlab_bicubic
 from restoration.networks import build, save
 from restoration.results.evaluation import evaluate, restore
@@ -45,6 +45,7 @@ def command(monkeypatch, capsys):
         status = evaluate_command.main()
         return subprocess.CompletedProcess(line, status, *capsys.readouterr())
 
+    run.said = lambda: capsys.readouterr().err
     return run
 
 
@@ -107,12 +108,13 @@ def test_command_prints_and_writes_the_scores(folder, tmp_path, command):
         *("--json", report, "--save-images", images),
     )
     assert done.returncode == 0, done.stderr
-    scores = evaluate(None, load_pairs(folder, 2), 2)
+    scores = evaluate(None, open_pairs(folder, 2), 2)
     written = json.loads(report.read_text(encoding="utf-8"))
     assert written == {"task": "sr", "scale": 2, "model": "bicubic", **scores}
     mean = done.stdout.splitlines()[-1].split()
     assert mean == ["mean", f"{scores['psnr']:.2f}", f"{scores['ssim']:.4f}"]
-    for pair in load_pairs(folder, 2):
+    assert done.stdout.startswith(f"no pairs for x2 in {folder}: its images are shrunk by MATLAB")
+    for pair in open_pairs(folder, 2):
         saved = np.asarray(Pillow.open(images / f"{pair.name}.png"))
         np.testing.assert_array_equal(saved, matlab_bicubic(pair.lq, 2))
 
@@ -141,6 +143,38 @@ def test_command_reports_bad_input_without_a_traceback(folder, tmp_path, command
     assert skipped.returncode == 0
     assert "half.png" in skipped.stderr
     assert "half" not in skipped.stdout
+
+
+def test_command_scores_lr_that_is_given_and_says_where_it_makes_its_own(tmp_path, command):
+    hr, lr = smooth(0), smooth(0)[1::2, 1::2]
+    for folder, image in (("HR", hr), ("LR", lr)):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        Pillow.fromarray(image).save(tmp_path / "set" / folder / "a.png")
+    line = ("--scale", 2, "--model", "bicubic")
+    expected = psnr(matlab_bicubic(lr, 2), hr, protocol("sr", 2))
+    for data in (
+        ("--data", tmp_path / "set"),
+        ("--lq", tmp_path / "set" / "LR", "--gt", tmp_path / "set" / "HR"),
+    ):
+        done = command(*line, *data)
+        assert done.stdout.split()[-2] == f"{expected:.2f}"
+        assert "made" not in done.stdout
+        assert "no pairs" not in done.stdout
+    done = command(*line, "--gt", tmp_path / "set" / "HR")
+    assert done.stdout.startswith("no pairs for x2 in ")
+    assert done.stdout.split()[-2] != f"{expected:.2f}"
+    (tmp_path / "set" / "LR").rename(tmp_path / "set" / "LRx3")
+    assert command(*line, "--data", tmp_path / "set").stdout.startswith("no pairs for x2 in ")
+    more = ("--data", tmp_path / "set")
+    for wrong, said in (
+        ([*line], "got no images; expected --data, or --lq and --gt"),
+        ([*line, "--lq", tmp_path], "got --lq without --gt"),
+        ([*line, *more, "--gt", tmp_path], "got --data and --gt; expected one of them"),
+        ([*line, "--data", ""], "--data: got an empty path"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            command(*wrong)
+        assert said in command.said()
 
 
 def test_command_names_images_that_are_too_small(tmp_path, command):
@@ -240,7 +274,7 @@ def check_input_scores(command, task, data, tmp_path):
     done = command("--model", "input", "--data", data, *more, task=task)
     assert done.returncode == 0, done.stderr
     scores, rules = json.loads(report.read_text(encoding="utf-8")), protocol(task)
-    pairs = load_pairs(data, 1)
+    pairs = open_pairs(data, 1)
     for metric, name in ((psnr, "psnr"), (ssim, "ssim")):
         expected = np.mean([metric(lq, hq, rules) for _, lq, hq in pairs])
         assert scores[name] == pytest.approx(expected, rel=1e-9)
@@ -306,10 +340,12 @@ def test_command_says_what_a_task_has_no_use_for(tmp_path, command):
     refused(command(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
     refused(command(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
     refused(command(*line, "input"), "got no --scale for --task sr; give --scale 2 or more")
-    refused(command(*line, "input", "--scale", 1), "got --scale 1 for --task sr; expected 2")
+    refused(
+        command(*line, "input", "--scale", 1), "--scale must be at least 2 and at most 8, got 1"
+    )
     (tmp_path / "plain").mkdir()
     Pillow.fromarray(smooth(0)).save(tmp_path / "plain" / "a.png")
     refused(
         command("--data", tmp_path / "plain", "--model", "input", task="derain"),
-        "found no pairs; expected folders input with target or gt, blur with sharp",
+        "found no pairs; expected two versions of each image",
     )

@@ -1,6 +1,6 @@
 """The training commands as processes: interrupted, two together, one of them dying."""
 
-import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,6 +77,50 @@ def test_bad_input_is_one_line_and_two(line, tmp_path):
 
 
 @posix
+@pytest.mark.parametrize(
+    ("surroundings", "streams", "status", "said"),
+    [
+        ({"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "MPLBACKEND": "nonsense"}, "", 0, ""),
+        ({"HOME": None}, "", 0, ""),
+        ({}, ">&-", 0, ""),
+        ({}, "| head -1", 2, "error: nobody reads what this command prints (closed pipe)"),
+        ({}, ">/dev/full", 2, "error: what this command writes or prints: No space left on"),
+    ],
+    ids=str,
+)
+def test_surroundings_end_in_a_line_and_lose_nothing(
+    line, tmp_path, surroundings, streams, status, said
+):
+    write(tmp_path / "odd" / "\u65e5\u672c.png", 5, 6, 8)
+    args = [*line, "--val", tmp_path / "odd", "--method", "logits", "--output", tmp_path / "out"]
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": None, **surroundings}  # lines as a whole
+    done = subprocess.run(
+        f"set -o pipefail; {shlex.join(map(str, [sys.executable, SCRIPT, *args]))} {streams}",
+        shell=True,
+        executable="/bin/bash",
+        env={name: value for name, value in environment.items() if value is not None},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status
+    lines = [text for text in done.stderr.splitlines() if "left," not in text]
+    assert lines == [] if status == 0 else len(lines) == 1 and lines[0].startswith(said)
+    assert streams == ">/dev/full" or (tmp_path / "out" / "side_by_side.png").exists()
+
+
+@posix
+@pytest.mark.parametrize("script", ["train_sr.py", "train_encoder.py", "evaluate.py", "prepare.py"])
+def test_ctrl_c_while_a_script_is_still_importing(script):
+    pipe = subprocess.PIPE
+    line = [sys.executable, f"examples/{script}", "--data", "nowhere"]
+    with subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stderr=pipe, text=True) as process:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == "stopped\n"
+
+
+@posix
 def test_any_interruption_and_resume_is_bit_identical(line, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert command(*line, "--output", straight).returncode == 0
@@ -142,54 +186,22 @@ def test_a_rank_that_dies_ends_the_run(line, tmp_path):
     assert not (tmp_path / "student.safetensors").exists()
 
 
-@pytest.fixture(scope="module")
-def states(tmp_path_factory):
-    """Runs train_sr; what each of its processes ends with."""
-    folder, photographs = (tmp_path_factory.mktemp(name) for name in ("states", "photographs"))
+def test_two_processes_are_one_of_twice_the_batch(tmp_path):
+    """DCR's ratio, its negatives and a balance are each process's own: without them they agree."""
     for seed in range(2):  # smooth ones, on which Adam does not enlarge what is only rounding
         small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
         large = Pillow.fromarray(small).resize((48, 48), Pillow.Resampling.BICUBIC)
-        large.save(photographs / f"{seed}.png")
-    script = folder / "both.py"
-    script.write_text(
-        "import os, sys\n"
-        f"sys.path.insert(0, {os.fspath(ROOT / 'examples')!r})\n"
-        "import torch, train_sr\n"
-        "train = train_sr.train\n"
-        "def both(run, step, *, dckd, resume):\n"
-        "    train(run, step, dckd=dckd, resume=resume)\n"
-        "    state = {'student': run.student.state_dict(), 'dckd': dckd.state_dict()}\n"
-        f"    torch.save(state, os.path.join({os.fspath(folder)!r}, os.environ.get('RANK', '0')))\n"
-        "train_sr.train = both\n"
-        "sys.exit(train_sr.main())\n",
-        encoding="utf-8",
-    )
-
-    def run(processes, *more):
-        launcher = LAUNCH if processes == 2 else [sys.executable]
-        args = options(data=photographs, val=photographs, crop=8, iterations=STEPS)
-        args += ["--output", folder / "run", *more]
-        done = command(*args, launcher=launcher, script=str(script))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        large.save(tmp_path / "images" / f"{seed}.png")
+    images, states = tmp_path / "images", []
+    for batch, launcher in ((1, LAUNCH), (2, [sys.executable])):
+        args = options(data=images, val=images, crop=8, iterations=STEPS, batch_size=batch)
+        args += options(method="dmm", balance=0, output=tmp_path / f"run{batch}")
+        done = command(*args, launcher=launcher)
         assert done.returncode == 0, done.stderr
-        return [torch.load(folder / str(rank)) for rank in range(processes)]
-
-    return run
-
-
-@pytest.mark.parametrize("method", ["dmm", "dckd"])
-def test_two_processes_are_one_of_twice_the_batch(method, states):
-    """DCR's ratio, its negatives and a balance are each process's own: without them they agree."""
-    losses = ["--method", method, "--balance", 0]
-    first, second = states(2, *losses, "--batch-size", 1)
-    (alone,) = states(1, *losses, "--batch-size", 2)
+        saved = torch.load(tmp_path / f"run{batch}" / "checkpoint.pt", weights_only=True)
+        states.append({**saved["content"]["student"], **saved["content"]["dckd"]})
     fresh = networks.build("tiny", 2).state_dict()
-    assert first["dckd"]["history.iteration"] == STEPS
-    for part in ("student", "dckd"):  # all ranks hold the same, the history's weights included
-        assert_close(first[part], second[part], 0)
-    assert not torch.equal(first["dckd"]["history.model.tail.weight"], fresh["tail.weight"])
-    if method == "dmm":
-        assert_close(first["student"], alone["student"], 1e-4)
-        assert_close(first["dckd"], alone["dckd"], 1e-4)
-    else:
-        pairs = ((first["student"][name], alone["student"][name]) for name in fresh)
-        assert max((one - other).abs().max() for one, other in pairs) > 1e-4
+    assert states[0]["history.iteration"] == STEPS
+    assert not torch.equal(states[0]["history.model.tail.weight"], fresh["tail.weight"])
+    assert_close(*states, 1e-4)

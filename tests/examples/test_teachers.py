@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from restoration.networks import files
 from safetensors.torch import save_file
 from torch import nn
 
-pytest.importorskip("restoration.networks.paper", exc_type=CANNOT_IMPORT)
+pytest.importorskip("spandrel_extra_arches", exc_type=CANNOT_IMPORT)
 
 NAME = "swinir-light"  # the smallest; any of the networks can be a teacher
 
@@ -83,26 +84,22 @@ def test_masks_of_another_patch_size_do_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("make", "seen"),
     [
-        (lambda: networks.build("restormer-student", 1), "Restormer for x1, 3,813,230 parameters"),
-        (lambda: networks.build("nafnet-student", 1), "NAFNet for x1, 2,683,059 parameters"),
-        (lambda: networks.build("swinir-student", 2), "SwinIR for x2, 1,087,727 parameters"),
-        (lambda: networks.build(NAME, 3), "SwinIR for x3, 918,267"),
-        (lambda: nn.Linear(2, 2), "an unknown network of 2 tensors"),
+        (lambda model: networks.build("nafnet-student", 1).state_dict(), "of 2,683,059 parameters"),
+        (lambda model: networks.build(NAME, 3).state_dict(), "of 918,267 parameters"),
+        (lambda model: nn.Linear(2, 2).state_dict(), "of 6 parameters"),
+        (  # a part of the right one
+            lambda model: dict(list(model.state_dict().items())[:-1]),
+            "(upsample.0.bias: none there, (12,) here)",
+        ),
     ],
 )
-def test_another_network_is_refused_by_what_it_is(make, seen, tmp_path):
+def test_another_network_is_refused_by_what_it_is(make, seen, model, tmp_path):
     path = tmp_path / "a.pth"
-    torch.save(make().state_dict(), path)
+    torch.save(make(model), path)
     with pytest.raises(ValueError) as error:
         load(path)
     for part in (str(path), seen, f"expected {NAME} for x2, 910,152 parameters"):
         assert part in str(error.value)
-
-
-def test_a_part_of_the_right_one_is_refused(model, tmp_path):
-    torch.save(dict(list(model.state_dict().items())[:-1]), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"upsample\.0\.bias: none there, \(12,\) here"):
-        load(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +118,7 @@ def test_a_part_of_the_right_one_is_refused(model, tmp_path):
         (
             RuntimeError,
             lambda: networks.load_weights("swinir-x5", "swinir-teacher", 2),
-            "swinir-x5: no such file, nor one of swinir-x2, ",
+            "swinir-x5: no such file; expected a file or a URL or swinir-x2$",
         ),
         (
             ValueError,
@@ -155,6 +152,29 @@ class Evil:
         return os.mkdir, (str(self.path),)
 
 
+class Script(nn.Module):
+    """TorchScript that makes a file when it is read."""
+
+    path: str
+
+    def __init__(self):
+        super().__init__()
+        self.path = ""
+
+    def forward(self, x):
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state
+        if self.path != "":
+            torch.save("made", self.path)
+
+
 class TestBadFiles:
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
     @pytest.mark.parametrize("zipped", [True, False])
@@ -166,6 +186,17 @@ class TestBadFiles:
             with pytest.raises(RuntimeError, match=rf"evil{suffix} .*not such weights"):
                 load(path)
             path.write_bytes(pickle.dumps(content))
+        assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize("suffix", [".pt", ".pth"])
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+    def test_torchscript_is_not_run(self, tmp_path, suffix):
+        module = torch.jit.script(Script())
+        module.path = str(tmp_path / "made")
+        module.save(tmp_path / f"evil{suffix}")
+        (tmp_path / "made").unlink(missing_ok=True)
+        with pytest.raises(RuntimeError, match=rf"evil{suffix} .*TorchScript"):
+            load(tmp_path / f"evil{suffix}")
         assert not (tmp_path / "made").exists()
 
     @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".txt"])
@@ -218,6 +249,18 @@ class TestURLs:
         assert not list(cache.glob("[!.]*"))
         source.write_bytes(whole)
         load(source.as_uri())
+
+    def test_a_silent_server_is_given_up(self, monkeypatch, cache):
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setattr(files, "SILENCE", 0.2)
+        message = r"cannot be fetched .*timed out"
+        with (  # takes calls, and says nothing
+            socket.create_server(("127.0.0.1", 0)) as server,
+            pytest.raises(RuntimeError, match=message),
+        ):
+            load(f"http://127.0.0.1:{server.getsockname()[1]}/a.pth")
+        assert socket.getdefaulttimeout() is None
+        assert not list(cache.glob("[!.]*"))
 
     def test_what_cannot_be_fetched_leaves_nothing(self, tmp_path, monkeypatch, cache):
         monkeypatch.setenv("no_proxy", "*")

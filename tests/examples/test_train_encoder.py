@@ -81,6 +81,8 @@ def test_no_steps_give_a_control_of_random_weights(train, tmp_path):
 def test_it_resumes_to_the_same_encoder(train, tmp_path, monkeypatch):
     straight, output = (tmp_path / f"{name}.safetensors" for name in ("straight", "encoder"))
     assert train(straight).returncode == 0
+    assert train(straight).returncode == 0  # whose checkpoint does not replace the first
+    assert (tmp_path / "straight.checkpoint.old-4.pt").exists()
 
     def save_and_stop(*args):
         save(*args)
@@ -105,8 +107,14 @@ def test_it_resumes_to_the_same_encoder(train, tmp_path, monkeypatch):
     ("options", "said"),
     [
         (["--channels", "32", "32", "48", "64", "64"], "channel counts [48] are not multiples"),
+        (["--channels", "0", "32", "32", "32", "32"], "--channels must be at least 32"),
         (["--data", "nowhere"], "nowhere: found nothing; expected a folder"),
-        (["--seed", "-1"], "got --seed -1; expected 0 or more"),
+        (["--seed", "-1"], "--seed must be at least 0 and at most 4294967295, got -1"),
+        *(([name, "-1"], f"{name} must be at least") for name in ("--iterations", "--warm-up")),
+        *(([name, "0"], f"{name} must be at least") for name in ("--codes", "--blocks", "--cells")),
+        *(([name, "nan"], f"{name} must be above 0") for name in ("--lr", "--nats")),
+        (["--nats", "9"], "--nats must be above 0 and below 2.99"),
+        (["--output", "x.pth"], "got --output x.pth; expected a file *.safetensors"),
         (["--output", f"{__file__}/x.safetensors"], "test_train_encoder.py is a file; expected a"),
     ],
 )

@@ -60,14 +60,14 @@ class Toy:
         prepare(student)
         if checkpoints_blocks:
             checkpoint_blocks(student)
-        self.run = Run(folder, recipe, student, crops, accelerator or Accelerator(cpu=True))
+        self.run = Run(Path(folder), recipe, student, crops, accelerator or Accelerator(cpu=True))
         self.run.settings = {"seed": 0}
         for name, value in changes.items():
             setattr(self.run, name, value)
         self.dckd = None
         if distils:
             negatives = NegativeGenerator(HistoryModel(student, interval=2))
-            weights = {"dcr_weight": dcr_weight, "dmm_weight": 0.1}
+            weights = {"dcr_weight": dcr_weight, "dmm_weight": 0.1, "balance": None}
             self.dckd = DCKDLoss(student, ToyEncoder(), negatives=negatives, **weights)
             self.dckd.attach(self.run.optimizer)
 
@@ -154,3 +154,21 @@ def weights(folder):
     """The student's weights, to the bit."""
     tensors = load_file(folder / "student.safetensors")
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory):
+    """Small training and validation sets."""
+    folder = tmp_path_factory.mktemp("sets")
+    for seed in range(3):
+        write(folder / "train" / f"{seed}.png", 10 + seed, 12, seed)
+    write(folder / "val" / "a.png", 10, 11, 8)
+    write(folder / "val" / "b.png", 11, 10, 9)
+    return folder
+
+
+@pytest.fixture
+def small(sets, tmp_path):
+    """Options of a run that takes a moment."""
+    data = {"data": sets / "train", "val": sets / "val", "output": tmp_path}
+    return options(iterations=3, batch_size=1, crop=8, **data)

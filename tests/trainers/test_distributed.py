@@ -53,7 +53,7 @@ def fresh():
     student = Student().double()
     history = HistoryModel(student, interval=INTERVAL, interval_growth=0)
     negatives = NegativeGenerator(history, num_negatives=1, degradation=darker)
-    dckd = DCKDLoss(student, "compact", negatives=negatives).double()
+    dckd = DCKDLoss(student, "compact", negatives=negatives, balance=None).double()
     return student, dckd, torch.rand(4, 3, 8, 8).double(), torch.rand(4, 3, 16, 16).double()
 
 

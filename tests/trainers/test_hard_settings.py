@@ -29,7 +29,7 @@ def fresh(encoder, **settings):
     student = Student()
     optimizer = torch.optim.SGD(student.parameters(), 0.01)
     history = HistoryModel(student, decay=0.0, interval=2)
-    dckd = DCKDLoss(student, copy.deepcopy(encoder), history=history, **settings)
+    dckd = DCKDLoss(student, copy.deepcopy(encoder), history=history, balance=None, **settings)
     return student, optimizer, dckd.attach(optimizer)
 
 
@@ -72,39 +72,22 @@ def test_autocast_with_a_scaler_that_skips(tensors, batch, dtype, path):
     assert torch.equal(numbers(dckd.history.model), numbers(student))
 
 
-@pytest.mark.parametrize("path", [{"impl": "plain"}, {"mode": "twopass"}], ids=str)
-def test_a_teacher_under_inference_mode(tensors, batch, path):
-    """As registry trainers run theirs: its tensors can never be saved for backward."""
-    encoder = VQGANEncoder(build(tensors), **path)
-    lq, teacher_out = batch
-    expected = numbers(trained(fresh(encoder), batch))
-    with torch.inference_mode():
-        inferred = teacher_out.clone()
-    assert torch.equal(numbers(trained(fresh(encoder), (lq, inferred))), expected)
-
-
-def test_a_validation_under_inference_mode_between_steps(encoder, batch):
-    parts = fresh(encoder)
-    trained(parts, batch, steps=1)
-    lq, teacher_out = batch
-    with torch.inference_mode():
-        assert parts[2](parts[0](lq), teacher_out, lq).isfinite()
-    trained(parts, batch, steps=1)
-    assert parts[2].history.iteration == 2
-    assert torch.equal(numbers(parts[2].history.model), numbers(parts[0]))
-
-
 @pytest.mark.parametrize("path", [*PATHS, {"precision": "float16"}], ids=str)
-def test_a_validation_under_inference_mode_before_all_steps(tensors, batch, path):
-    """Whatever the first call keeps for later ones, backward can use."""
+def test_validations_under_inference_mode(tensors, batch, path):
+    """Before all steps: what the first call keeps for later ones, backward can use. And between."""
     encoder = VQGANEncoder(build(tensors), **path)
-    expected = numbers(trained(fresh(encoder), batch))
+    expected = trained(fresh(encoder), batch)
     parts = fresh(encoder)
-    teacher_out = batch[1]
+    lq, teacher_out = batch
     with torch.inference_mode():
         parts[2].encoder(teacher_out)
         DMMLoss(parts[2].encoder)(teacher_out, teacher_out)
-    assert torch.equal(numbers(trained(parts, batch)), expected)
+    assert torch.equal(numbers(trained(parts, batch)), numbers(expected))
+    with torch.inference_mode():
+        assert parts[2](parts[0](lq), teacher_out, lq).isfinite()
+    trained(parts, batch, steps=1)
+    assert parts[2].history.iteration == 4
+    assert torch.equal(numbers(parts[2].history.model), numbers(parts[0]))
 
 
 def test_an_encoder_may_be_made_and_moved_under_inference_mode(weights_file, images):
@@ -169,13 +152,14 @@ def test_gradient_checkpointing(encoder, batch, reentrant, watches):
     torch.testing.assert_close(numbers(student), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watches", [False, True])
 def test_a_compiled_student(encoder, batch, watches):
     expected = numbers(trained(fresh(encoder), batch))
     student, optimizer, _ = fresh(encoder)
     compiled = torch.compile(student, backend="aot_eager")
     history = HistoryModel(compiled, decay=0.0, interval=2)
-    dckd = DCKDLoss(compiled, encoder, history=history).attach(optimizer)
+    dckd = DCKDLoss(compiled, encoder, history=history, balance=None).attach(optimizer)
     lq, teacher_out = batch
     if watches:
         dckd.watch(compiled)

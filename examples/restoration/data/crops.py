@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..recipe import Recipe
 from ..results.metrics import to_tensor
-from .datasets import Pair, lq_sizes
-from .images import Image
+from ..training.checkpoint import checksum
+from .datasets import Pair, PairFiles, lq_sizes
+from .images import BadImageError, Image
+
+TRIES = 100  # images drawn for one crop, of which none can be read, before it is given up
+SHOWN = 5  # names in a message
 
 
 class Crop(NamedTuple):
@@ -26,7 +31,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
 
     Item i depends on (seed, i), and a `Crop` on its size, and on nothing else: workers, order and
     earlier items do not matter. Images are drawn by their number of pixels, so small ones are not
-    over-represented.
+    over-represented. For an image that cannot be read another one is drawn, by seed and number too.
 
     Args:
         pairs: The images.
@@ -37,6 +42,10 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         quarter_turns: Whether to turn by 90 degrees, besides flipping.
         mirror: Whether to mirror smaller images at their lower and right borders, or refuse them.
         folder: Where the images come from, for messages.
+
+    Attributes:
+        drawn: The images that crops are drawn from, by name: height and width of LR, and a checksum
+            of the pixels, or of the files' sizes where the pixels are not in memory.
 
     Shape: items are float32 in [0, 1], (3, crop, crop) and (3, crop scale, crop scale).
     """
@@ -66,8 +75,49 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         self.pairs, self.crop, self.scale = pairs, crop, scale
         self.length, self.seed = length, seed
         self.quarter_turns = quarter_turns
-        self.share = np.cumsum([height * width for height, width in sizes], dtype=float)
-        self.share /= self.share[-1]
+        self.unread = torch.zeros(len(pairs), dtype=torch.bool).share_memory_()  # by workers, too
+        self.names, sums = _named(pairs)
+        self.numbers = {name: number for number, name in enumerate(self.names)}
+        self._draw_from(
+            {name: (*size, seen) for name, size, seen in zip(self.names, sizes, sums, strict=True)}
+        )
+
+    def _draw_from(self, images: dict[str, tuple[int, int, str]]) -> None:
+        self.drawn = images
+        self.order = [self.numbers.get(name) for name in images]  # None for those that are gone
+        share = np.cumsum([height * width for height, width, _ in images.values()], dtype=float)
+        self.share = share / share[-1]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the images that could not be read, so far."""
+        unread = {self.names[number] for number in self.unread.nonzero().flatten().tolist()}
+        return sorted({*unread, *getattr(self.pairs, "left_out", ())})
+
+    def continue_from(self, then: dict[str, tuple[int, int, str]]) -> str:
+        """Draw from the images of an earlier run, as it did; what has changed since, in words.
+
+        Raises:
+            ValueError: Most of these images are gone.
+        """
+        now = self.drawn
+        kept = [name for name in then if name in now]
+        if 2 * len(kept) <= len(then):
+            raise ValueError(
+                f"{len(then) - len(kept)} of its {len(then)} images are gone, such as "
+                f"{next(name for name in then if name not in now)}"
+            )
+        changes = {
+            "left out, as they are gone": [name for name in then if name not in now],
+            "not used, as they are new": [name for name in now if name not in then],
+            "used, though changed": [name for name in kept if tuple(then[name]) != now[name]],
+        }
+        self._draw_from({name: (*then[name][:2], now.get(name, then[name])[2]) for name in then})
+        return "; ".join(
+            f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
+            for what, names in changes.items()
+            if names
+        )
 
     @classmethod
     def of(
@@ -99,8 +149,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         index, size = item if isinstance(item, Crop) else (item, self.crop)
         if not 0 <= index < self.length:
             raise IndexError(f"got item {index}; expected 0 to {self.length - 1}")
-        rng = np.random.default_rng((self.seed, index))
-        _, lq, hq = self.pairs[int(np.searchsorted(self.share, rng.random(), side="right"))]
+        (_, lq, hq), rng = self._draw(index)
         top, left = (int(rng.integers(max(0, side - size) + 1)) for side in lq.shape[:2])
         turns, flip = int(rng.integers(4)), 1 - 2 * int(rng.integers(2))
         if not self.quarter_turns:
@@ -112,6 +161,29 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
             return to_tensor(np.rot90(part, turns)[:, ::flip])
 
         return cut(lq, 1), cut(hq, self.scale)
+
+    def _draw(self, index: int) -> tuple[Pair, np.random.Generator]:
+        """The image of an item, and what its place is drawn by."""
+        for tries in range(TRIES):
+            rng = np.random.default_rng((self.seed, index, tries) if tries else (self.seed, index))
+            number = self.order[int(np.searchsorted(self.share, rng.random(), side="right"))]
+            if number is None or self.unread[number]:
+                continue
+            try:
+                return self.pairs[number], rng
+            except BadImageError as error:
+                assert isinstance(self.pairs, PairFiles)
+                self.pairs.leave_out(self.names[number], error)
+                self.unread[number] = True
+        raise BadImageError(f"{TRIES} images drawn in turn cannot be read")
+
+
+def _named(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
+    """Names, and checksums by which changes are noticed."""
+    if isinstance(pairs, PairFiles) and not pairs.in_memory:
+        sizes = ([p.stat().st_size for p in (f.hq, f.lq) if p] for f in pairs.files)
+        return [f.name for f in pairs.files], [str(each) for each in sizes]
+    return [pair.name for pair in pairs], [checksum((pair.lq, pair.hq)) for pair in pairs]
 
 
 def _mirrored(image: Image, side: int) -> Image:

@@ -1,20 +1,23 @@
 """Pairs of a low-quality image and its ground truth, in memory or in files."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..results.metrics import WINDOW, Protocol, protocol
 from .images import BadImageError, Image, image_size, read_image
-from .layouts import Files, find_images, find_pairs, has_pairs, sets_in
+from .layouts import Files, Source, check_alike, find_pairs, sets_in
 from .synthetic import matlab_bicubic
 
 MEMORY = 4.0  # gigabytes of pixels up to which a data set is kept in memory: see benchmarks.loading
 
-T = TypeVar("T")
+MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
+
 Degradation: TypeAlias = Callable[[Image, np.random.Generator], Image]
 
 
@@ -41,180 +44,216 @@ def pairs_from_images(
         degradation: What makes them, of the same size; None for MATLAB's bicubic by the scale.
         versions: Of each image. What one draws follows from its number.
     """
-    return [
-        _paired(
-            f"{name}-{version}" if versions > 1 else name,
-            hq,
-            None,
-            scale,
-            degradation,
-            (version, index),
-        )
-        for version in range(versions)
-        for index, (name, hq) in enumerate(images.items())
-    ]
+    pairs = []
+    for version in range(versions):
+        for index, (name, image) in enumerate(images.items()):
+            height, width = lq_size(name, image.shape[:2], scale)
+            hq = image[: height * scale, : width * scale]
+            numbered = f"{name}-{version}" if versions > 1 else name
+            pairs.append(Pair(numbered, degraded(hq, scale, degradation, (version, index)), hq))
+    return pairs
 
 
-def load_pairs(
-    folder: str | Path,
-    scale: int,
-    *,
-    skip_bad: bool = False,
-    degradation: Degradation | None = None,
-) -> list[Pair]:
-    """Load a data set of one of the layouts in `layouts` into memory, as uint8.
+def degraded(
+    hq: Image, scale: int, degradation: Degradation | None, seed: tuple[int, int]
+) -> Image:
+    """The low-quality version of an image."""
+    if degradation is None:
+        return matlab_bicubic(hq, 1 / scale)
+    return degradation(hq, np.random.default_rng(seed))
 
-    Args:
-        folder: The data set. LR is made by MATLAB's bicubic where there is none.
-        scale: HR size over LR size, to which HR is cropped; 1 for pairs of one size.
-        skip_bad: Leave out unreadable files, with a warning on stderr, instead of stopping.
-        degradation: For scale 1: what makes pairs of a folder that holds none but images.
 
-    Raises:
-        BadImageError: A file is unreadable.
-        ValueError: As `layouts.find_pairs`, or for sizes that do not fit the scale.
-    """
-    return _load(_find(Path(folder), scale, degradation), scale, skip_bad, degradation)
+def lq_size(name: str | Path, size: tuple[int, ...], scale: int) -> tuple[int, int]:
+    """Height and width of the LR of an image, or ValueError."""
+    if scale < 1:
+        raise ValueError(f"got scale {scale}; expected 1 or more")
+    height, width = (side // scale for side in size[:2])
+    if not height or not width:
+        seen = f"{name}: {'HR' if scale > 1 else 'it'} is {size[1]}x{size[0]}"
+        raise ValueError(f"{seen}; expected at least {scale} a side for scale {scale}")
+    return height, width
 
 
 class PairFiles(Sequence[Pair]):
     """The pairs of a data set, each read from its files whenever it is asked for.
 
+    Args:
+        files: The pairs. HR is cropped to whole LR pixels.
+        scale: HR size over LR size.
+        degradation: What makes low-quality images that are not there, of the same size; what it
+            draws follows from the image's name. None for MATLAB's bicubic by the scale.
+        skip_bad: Whether unreadable images are left out, or refused.
+        source: Where they come from, for messages.
+
     Attributes:
         sizes: Height and width of each low-quality image, by the headers.
+        left_out: The names of the unreadable images.
+        in_memory: Whether `keep` was called.
+
+    Raises:
+        BadImageError: A file is unreadable.
+        ValueError: Sizes do not fit the scale, or every image is unreadable.
     """
 
     def __init__(
-        self, files: Sequence[Files], scale: int, degradation: Degradation | None = None
+        self,
+        files: Sequence[Files],
+        scale: int,
+        degradation: Degradation | None = None,
+        *,
+        skip_bad: bool = False,
+        source: Source | None = None,
     ) -> None:
-        self.files, self.scale, self.degradation = files, scale, degradation
-        sides = (image_size(hq) for _, hq, _ in files)
-        self.sizes = [(height // scale, width // scale) for height, width in sides]
+        self.source = source
+        self.files, self.sizes, self.left_out = list(files), [], dict[str, None]()
+        self.scale, self.degradation, self.skip_bad = scale, degradation, skip_bad
+        self._kept: list[Pair] = []
+        self.sizes = self._each(self._size)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pairs are read already."""
+        return bool(self._kept)
+
+    def keep(self) -> None:
+        """Read all pairs into memory."""
+        self._kept = self._each(self._read)
+
+    def check(self) -> None:
+        """Read all pairs, for the unreadable ones to be found."""
+        self._each(lambda files: self._read(files) and None)
+
+    def _each(self, read: Callable[[Files], Any]) -> list[Any]:
+        """What is read of each; those of which nothing can be read are left out."""
+        results, good = [], []
+        for index, files in enumerate(self.files):
+            try:
+                results.append(read(files))
+                good.append(index)
+            except BadImageError as error:
+                self.leave_out(files.name, error)
+        if not good:
+            seen = self.files[0].hq.parent
+            raise ValueError(f"{seen}: every image is unreadable; expected at least one good one")
+        self.files = [self.files[index] for index in good]
+        self.sizes = [self.sizes[index] for index in good] if self.sizes else []
+        return results
+
+    def leave_out(self, name: str, error: BadImageError | str) -> None:
+        """Note an unreadable image and say so once, or raise its error."""
+        if not self.skip_bad:
+            raise BadImageError(f"{error} (--skip-bad goes on without it)")
+        if name not in self.left_out:
+            print(f"warning: left out {error}", file=sys.stderr)
+        self.left_out[name] = None
+
+    def _size(self, files: Files) -> tuple[int, int]:
+        """Height and width of LR by the headers, or ValueError for sizes that do not fit."""
+        hq = image_size(files.hq)
+        size = lq_size(files.hq, hq, self.scale)
+        seen = image_size(files.lq) if files.lq else size
+        if seen != size:
+            raise ValueError(
+                f"{files.hq}: {'HR' if self.scale > 1 else 'it'} is {hq[1]}x{hq[0]}, {files.lq} is "
+                f"{seen[1]}x{seen[0]}; expected {size[1]}x{size[0]} for scale {self.scale}"
+            )
+        return size
+
+    def _read(self, files: Files) -> Pair:
+        hq = read_image(files.hq)
+        height, width = lq_size(files.hq, hq.shape[:2], self.scale)
+        cropped = hq[: height * self.scale, : width * self.scale]
+        if files.lq is None:
+            seed = 0, zlib.crc32(os.fsencode(files.name))
+            lq = degraded(cropped, self.scale, self.degradation, seed)
+        else:
+            lq = read_image(files.lq)
+        if lq.shape[:2] != (height, width):
+            raise BadImageError(f"{files.lq}: has changed its size since it was opened")
+        return Pair(files.name, lq, cropped)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
-        """Read a pair."""
-        return _read(self.files[index], self.scale, self.degradation, index)
+        """A pair; BadImageError where it cannot be read now."""
+        return self._kept[index] if self._kept else self._read(self.files[index])
 
 
 def open_pairs(
-    folder: str | Path,
+    source: str | Source,
     scale: int,
     *,
     skip_bad: bool = False,
     degradation: Degradation | None = None,
     memory: float = MEMORY,
     scored: Protocol | None = None,
-) -> Sequence[Pair]:
-    """A data set by `load_pairs` if its pixels take so many gigabytes at most, else `PairFiles`.
+) -> PairFiles:
+    """A data set of one of the layouts in `layouts`, kept in memory if its pixels fit.
 
-    `scored` is the protocol of a set that is held out, and chosen as by `layouts.find_pairs`. Its
-    images have to be large enough for SSIM; ValueError names one that is not.
+    Args:
+        source: Its folder, or those of its two versions.
+        scale: HR size over LR size, to which HR is cropped; 1 for pairs of one size.
+        skip_bad: Leave out unreadable files, with a warning on stderr, instead of stopping.
+        degradation: For scale 1: what makes low-quality images where there are none.
+        memory: Gigabytes of pixels, as uint8, up to which they are kept.
+        scored: The protocol of a set that is held out, whose images have to be large enough for
+            SSIM, and which is chosen as by `layouts.find_pairs`.
+
+    Raises:
+        BadImageError: A file is unreadable.
+        ValueError: As `layouts.find_pairs`, or for sizes that do not fit.
     """
-    found = _find(Path(folder), scale, degradation, held_out=scored is not None)
-    headers = list(_readable(found, lambda i: (found[i], image_size(found[i].hq)), skip_bad))
-    if scored is not None:
-        for file, size in headers:
-            _check_scored(file.hq, size, scale, scored.crop)
-    files = PairFiles([file for file, _ in headers], scale, degradation)
-    if 3 * (1 + scale**2) * sum(h * w for h, w in files.sizes) > memory * 1e9:
-        return files
-    return _load(found, scale, skip_bad, degradation)
+    if source == "":
+        raise ValueError("got an empty path; expected a folder of images")
+    source = Path(source) if isinstance(source, str) else source
+    held_out = scored is not None
+    partnerless: dict[str, str] | None = {} if skip_bad else None
+    found = find_pairs(
+        source,
+        scale,
+        alone=None if degradation is None else True,
+        held_out=held_out,
+        partnerless=partnerless,
+    )
+    pairs = PairFiles(found, scale, degradation, skip_bad=skip_bad, source=source)
+    for name, said in (partnerless or {}).items():
+        pairs.leave_out(name, said)
+    if said := check_alike(source, pairs.files):
+        print(f"warning: {said}", file=sys.stderr)
+    for files, size in zip(pairs.files if scored else (), pairs.sizes, strict=False):
+        _check_scored(files.hq, size, scale, scored)
+    if 3 * (1 + scale**2) * sum(h * w for h, w in pairs.sizes) <= memory * 1e9:
+        pairs.keep()
+    elif held_out and skip_bad:
+        pairs.check()  # they are scored later, all of them
+    return pairs
 
 
-def _check_scored(path: Path, size: tuple[int, int], scale: int, border: int) -> None:
+def _check_scored(path: Path, size: tuple[int, int], scale: int, scored: Protocol) -> None:
     """Require an image that leaves a window of SSIM inside its border."""
-    least = -(-(WINDOW + 2 * border) // scale) * scale  # it is cropped to whole LR pixels
-    if min(size) < least:
-        inside = f" inside a border of {border}" if border else ""
+    least = -(-(WINDOW + 2 * scored.crop) // scale) * scale  # it is cropped to whole LR pixels
+    if min(size) * scale < least:
+        inside = f" inside a border of {scored.crop}" if scored.crop else ""
+        height, width = image_size(path)
         raise ValueError(
-            f"{path}: {size[1]}x{size[0]} pixels; scoring needs {least}x{least} or more "
+            f"{path}: {width}x{height} pixels; scoring needs {least}x{least} or more "
             f"(SSIM takes {WINDOW}x{WINDOW}{inside})"
         )
 
 
 def open_sets(
-    folders: Sequence[Path], task: str, scale: int, **reading: Any
-) -> dict[str, Sequence[Pair]]:
+    sources: Sequence[Source], task: str, scale: int, **reading: Any
+) -> dict[str, PairFiles]:
     """Sets to be scored, by their folders' names; Rain13K's five tests are five."""
-    sets = [each for folder in folders for each in sets_in(folder)]
-    names = [folder.resolve().name for folder in sets]
+    sets = [each for source in sources for each in sets_in(source)]
+    names = [getattr(each, "gt", each).resolve().name for each in sets]
     if len(set(names)) < len(names):
         raise ValueError(f"got --val folders {', '.join(names)}; expected different names")
     return {
-        name: open_pairs(folder, scale, scored=protocol(task, scale), **reading)
-        for name, folder in zip(names, sets, strict=True)
+        name: open_pairs(each, scale, scored=protocol(task, scale), **reading)
+        for name, each in zip(names, sets, strict=True)
     }
-
-
-def _readable(found: Sequence[Files], read: Callable[[int], T], skip_bad: bool) -> Iterator[T]:
-    """What can be read of each of the files; one at least."""
-    good = 0
-    for index in range(len(found)):
-        try:
-            yield read(index)
-            good += 1
-        except BadImageError as error:
-            if not skip_bad:
-                raise BadImageError(f"{error} (--skip-bad goes on without it)") from error
-            print(f"warning: left out {error}", file=sys.stderr)
-    if not good:
-        raise ValueError(
-            f"{found[0].hq.parent}: every image is unreadable; expected at least one good one"
-        )
-
-
-def _load(
-    found: Sequence[Files], scale: int, skip_bad: bool, degradation: Degradation | None
-) -> list[Pair]:
-    return list(_readable(found, lambda i: _read(found[i], scale, degradation, i), skip_bad))
-
-
-def _find(
-    root: Path, scale: int, degradation: Degradation | None, held_out: bool = False
-) -> list[Files]:
-    if scale < 1:
-        raise ValueError(f"got scale {scale}; expected 1 or more")
-    if degradation is not None and not has_pairs(root):
-        return find_images(root)
-    return find_pairs(root, scale, held_out=held_out)
-
-
-def _read(files: Files, scale: int, degradation: Degradation | None, index: int) -> Pair:
-    name, hq, lq = files
-    return _paired(name, read_image(hq), lq, scale, degradation, (0, index), source=hq)
-
-
-def _paired(
-    name: str,
-    hq: Image,
-    lq: Path | None,
-    scale: int,
-    degradation: Degradation | None,
-    number: tuple[int, int],
-    source: Path | None = None,
-) -> Pair:
-    if scale < 1:
-        raise ValueError(f"got scale {scale}; expected 1 or more")
-    height, width = (side // scale for side in hq.shape[:2])
-    seen = f"{source or name}: {'HR' if scale > 1 else 'it'} is {hq.shape[1]}x{hq.shape[0]}"
-    if not height or not width:
-        raise ValueError(f"{seen}; expected at least {scale} a side for scale {scale}")
-    hq = hq[: height * scale, : width * scale]
-    if lq is not None:
-        made = read_image(lq)
-    elif degradation is not None:
-        made = degradation(hq, np.random.default_rng(number))
-    else:
-        made = matlab_bicubic(hq, 1 / scale)
-    if made.shape[:2] != (height, width):
-        raise ValueError(
-            f"{seen}, {lq} is {made.shape[1]}x{made.shape[0]}; "
-            f"expected {width}x{height} for scale {scale}"
-        )
-    return Pair(name, made, hq)
 
 
 def lq_sizes(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
@@ -222,3 +261,16 @@ def lq_sizes(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
     if isinstance(pairs, PairFiles):
         return pairs.sizes
     return [(lq.shape[0], lq.shape[1]) for _, lq, _ in pairs]
+
+
+def made(task: str, pairs: Sequence[Pair]) -> str:
+    """What is to be said of a data set whose low-quality images are made, or nothing."""
+    if not isinstance(pairs, PairFiles) or pairs.files[0].lq is not None:
+        return ""
+    of_scale = f" for x{pairs.scale}" if pairs.scale > 1 else ""
+    return f"no pairs{of_scale} in {pairs.source}: its images are {MADE[task]}"
+
+
+def left_out(sets: Iterable[Sequence[Pair]]) -> list[str]:
+    """Names of images of some data sets that could not be read."""
+    return sorted({name for pairs in sets for name in getattr(pairs, "left_out", ())})

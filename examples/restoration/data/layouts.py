@@ -1,43 +1,48 @@
 """Data sets as people have them on disk: which file belongs to which.
 
-Super-resolution: `HR` with `LR_bicubic/X2`, `GTmod12` with `LRbicx2`, DIV2K's folders, or a plain
-folder. Deblurring and deraining: `input` with `target`, `blur` with `sharp` and others, in the
-folder or in folders below it, such as GoPro's sequences and Rain13K's test sets.
+Folders hold versions of the same images where their paths differ in words for degraded images and
+for ground truths only (`HR` and `LR_bicubic/X2`, `train_blur/000` and `train_sharp/000`), or where
+they lie side by side with equal names of files, whatever they are called. Files belong together by
+their names, in which such words do not count either (`blur_1` and `gt_1`, `1` and `1x2`).
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from itertools import permutations
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import combinations
+from math import isnan
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+from PIL import Image as Pillow
 
-from .images import BadImageError, image_size, list_images, read_image
-from .synthetic import matlab_bicubic
+from .images import BadImageError, Floats, image_size, list_images, read_image
 
-SCALED = {  # HR's folder and LR's; sub-images, where somebody has cut them, are what is meant
-    "DIV2K_train_HR_sub": "DIV2K_train_LR_bicubic/X{scale}_sub",
-    "DIV2K_train_HR": "DIV2K_train_LR_bicubic/X{scale}",
-    "DIV2K_valid_HR": "DIV2K_valid_LR_bicubic/X{scale}",
-    "HR": "LR_bicubic/X{scale}",
-    "GTmod12": "LRbicx{scale}",  # BasicSR's test sets
-}
-HELD_OUT = "DIV2K_valid_HR"
-DEGRADED = {  # folders of low-quality images, and how their ground truths' may be called
-    "input": ("target", "gt"),
-    "blur": ("sharp", "gt"),
-    "lq": ("gt",),
-    "rain": ("norain", "gt"),
-    "rainy": ("gt", "clean"),
-}
-TRUTHS = {hq for names in DEGRADED.values() for hq in names}
-PART = "_sub"  # ends names of folders of DIV2K's sub-images
-UNFINISHED = ".unfinished"  # lies in a data set while prepare.py is at work there
-CROPS = [(f"{lq}_crops", f"{hq}_crops") for lq, names in DEGRADED.items() for hq in names]
+SHRUNK = r"lq|lr(bi\w*|x?\d*)?|low|bic(ubic)?|x\d[a-z]?\d?|\dx"  # words for degraded images
+SPOILT = r"inputs?|blur(ry|red)?|rain(y)?|nois[ey]|haz[ey]|fog(gy)?|snowy?|degraded|corrupted"
+TRUE = r"gt(mod\d+)?|h[rq]|high|targets?|sharp|clean|clear|norain|truths?|groundtruths?|original"
+SAID = r"images?|imgs?|ground|gamma|unknown|mild|difficult|wild|sub|crops"  # beside these
+DEGRADED, TRUTH, KIND = (
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (f"{SHRUNK}|{SPOILT}", TRUE, f"{SHRUNK}|{SPOILT}|{TRUE}|{SAID}")
+)
 SPLITS = {"train", "val", "valid", "validation", "test"}
+DIV2K = ("DIV2K_train_", "DIV2K_valid_")  # its folders' names begin so
+PART = re.compile(r".*_(sub|crops)")  # folders of sub-images
+UNFINISHED = ".unfinished"  # lies in a data set while prepare.py is at work there
 RAIN_SETS = ("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200")  # the paper's Table 4
+SAY = (
+    "give two folders outright by --lq and --gt (of validation: --val-lq and --val-gt), or ground "
+    "truths alone by --gt"
+)
+LOOKED_AT = 16  # folders side by side that are compared by what they show
+THUMBNAIL = 32  # pixels a side
+ALIKE, UNLIKE = 0.7, 0.3  # correlation of thumbnails: of the same image, of different ones
+ORDERED = (("lq", ""), ("", "gt"), ("lq", "gt"))  # roles of degraded images and of ground truths
+
+T = TypeVar("T")
 
 
 class Files(NamedTuple):
@@ -48,133 +53,306 @@ class Files(NamedTuple):
     lq: Path | None
 
 
+class TwoFolders(NamedTuple):
+    """Folders of low-quality images and of ground truths, or of ground truths alone."""
+
+    lq: Path | None
+    gt: Path
+
+    def __str__(self) -> str:
+        return str(self.gt) if self.lq is None else f"{self.lq} and {self.gt}"
+
+
+Source: TypeAlias = Path | TwoFolders
+Images: TypeAlias = dict[str, Path]  # by their names
+Versions: TypeAlias = tuple[str, str, Sequence[str]]  # folders: LQ, ground truths, others as LQ
+
+
 def find_pairs(
-    root: Path, scale: int, *, parts: bool = True, held_out: bool = False
+    source: Source,
+    scale: int,
+    *,
+    alone: bool | None = None,
+    parts: bool = True,
+    held_out: bool = False,
+    partnerless: dict[str, str] | None = None,
 ) -> list[Files]:
     """The pairs of a data set.
 
     Args:
-        root: Its folder.
+        source: Its folder, or those of its two versions.
         scale: HR size over LR size; 1 for deblurring and deraining.
+        alone: Whether it may hold ground truths alone; by default for scales above 1.
         parts: Whether sub-images stand for their images where there are any.
         held_out: Whether they are to be scored: of all DIV2K that is its validation images.
+        partnerless: Gets what is to be said of images without a partner, by their names; None to
+            refuse them.
 
     Raises:
-        ValueError: What is there is no such data set, or not the whole of one; says what is
-        missing.
+        ValueError: Which image belongs to which is in doubt, or one has no partner.
     """
-    mark = root / UNFINISHED
-    if parts and mark.exists():
+    if not isinstance(source, TwoFolders):
+        found = _choose(source, scale, parts, held_out, partnerless)
+    else:
+        truths = _by_name(source.gt, list_images(source.gt))
+        found = [Files(name, path, None) for name, path in truths.items()]
+        if source.lq is not None:
+            lq = _by_name(source.lq, list_images(source.lq))
+            found = _matched(Path(), lq, truths, source.lq, source.gt, partnerless)
+    if scale == 1 and not alone and any(files.lq is None for files in found):
         raise ValueError(
-            f"{mark}: sub-images are unfinished; expected prepare.py to be run again, or them and "
-            "this file to be removed"
+            f"{source}: found no pairs; expected two versions of each image, in folders like blur "
+            f"and sharp, or input and target; {SAY}"
         )
-    if scale == 1:
-        return _find_degraded(root, parts)
-    return _find_scaled(root, scale, parts, held_out)
-
-
-def find_images(root: Path) -> list[Files]:
-    """All images in and below a folder, as ground truths to be degraded, see `check_truths`."""
-    images = _by_name(root)
-    check_truths(root, [*images.values()], TRUTHS)
-    return [Files(name, path, None) for name, path in images.items()]
-
-
-def lacks_pairs(root: Path, scale: int, *, held_out: bool = False) -> bool:
-    """Whether low-quality images have to be made."""
-    if scale == 1:
-        return not has_pairs(root)
-    return any(files.lq is None for files in find_pairs(root, scale, held_out=held_out))
-
-
-def has_pairs(root: Path) -> bool:
-    """Whether a folder, or one below it, holds pairs of one size."""
-    return root.is_dir() and any(True for _ in _degraded_folders(root, parts=True))
-
-
-def sets_in(root: Path) -> list[Path]:
-    """The sets to be scored apart: Rain13K's test sets where a folder holds them, or itself."""
-    return [root / name for name in RAIN_SETS if (root / name).is_dir()] or [root]
-
-
-def _find_scaled(root: Path, scale: int, parts: bool, held_out: bool) -> list[Files]:
-    usable = (name for name in SCALED if parts or not name.endswith(PART))
-    there = [name for name in usable if (root / name).is_dir()]
-    if held_out and HELD_OUT in there:
-        there = [HELD_OUT]
-    if not there:
-        return find_images(root)
-    whole = there[0].removesuffix(PART)
-    folders = {
-        root / name: root / SCALED[name].format(scale=scale)
-        for name in there
-        if name.removesuffix(PART) == whole
-    }
-    # sub-images only where LR of this scale has been cut, too, or there is none at all
-    known = ((hr, lr) for hr, lr in folders.items() if lr.is_dir())
-    hr, lr_folder = next(known, (root / there[0], None))
-    if lr_folder is None:
-        return find_images(hr)
-    lq = _by_name(lr_folder)
-    found = [
-        Files(name, path, lq.get(name, lq.get(f"{name}x{scale}")))
-        for name, path in _by_name(hr).items()
-    ]
-    for name, path, match in found:
-        if match is None:
-            raise ValueError(f"{path}: no LR image; expected {lr_folder / name} or {name}x{scale}")
     return found
 
 
-def _find_degraded(root: Path, parts: bool) -> list[Files]:
-    list_images(root)  # a missing or empty folder has a sentence of its own
-    folders = list(_degraded_folders(root, parts))
-    if not folders:
-        names = ", ".join(f"{lq} with {' or '.join(hqs)}" for lq, hqs in DEGRADED.items())
-        raise ValueError(f"{root}: found no pairs; expected folders {names}, in it or below")
-    splits = {part for folder, _ in folders for part in folder.relative_to(root).parts} & SPLITS
+def sets_in(source: Source) -> list[Source]:
+    """The sets to be scored apart: Rain13K's test sets where a folder holds them, or itself."""
+    if isinstance(source, TwoFolders):
+        return [source]
+    return [source / name for name in RAIN_SETS if (source / name).is_dir()] or [source]
+
+
+def check_alike(source: Source, found: Sequence[Files]) -> str:
+    """What is to be said of pairs that do not show the same; ValueError if they were only found."""
+    pairs = [(f.lq, f.hq) for f in _samples(found) if f.lq is not None]
+    if not pairs or not all(similarity(lq, hq) < UNLIKE for lq, hq in pairs):
+        return ""
+    lq, hq = pairs[0]
+    said = f"{lq} and {hq}: found to show different things, as other pairs do"
+    if isinstance(source, TwoFolders):
+        return said
+    raise ValueError(f"{said}; expected versions of the same images; {SAY}")
+
+
+def similarity(one: Path, other: Path) -> float:
+    """Correlation of two images made small; not a number where that says nothing."""
+    try:
+        thumbnails = [_thumbnail(path) for path in (one, other)]
+    except BadImageError:
+        return float("nan")  # whoever reads it says so
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a single colour: not a number
+        return float(np.corrcoef(*thumbnails)[0, 1])
+
+
+@lru_cache(maxsize=256)
+def _thumbnail(path: Path) -> Floats:
+    image = read_image(path)
+    if min(image.shape[:2]) < THUMBNAIL // 2:
+        return np.zeros(THUMBNAIL**2)
+    gray = Pillow.fromarray(image).convert("L")
+    return np.asarray(gray.resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.BOX), float).ravel()
+
+
+def _samples(items: Sequence[T]) -> list[T]:
+    """The first, the middle and the last."""
+    return [items[i] for i in sorted({0, len(items) // 2, len(items) - 1}) if items]
+
+
+def _choose(
+    root: Path, scale: int, parts: bool, held_out: bool, partnerless: dict[str, str] | None
+) -> list[Files]:
+    """Of DIV2K one split, and of sub-images and their images those that have pairs."""
+    if parts and (root / UNFINISHED).exists():
+        raise ValueError(
+            f"{root / UNFINISHED}: sub-images are unfinished; expected prepare.py to be run again, "
+            "or them and this file to be removed"
+        )
+    images = list_images(root)
+    first = {path: path.relative_to(root).parts[0] for path in images}
+    if all(any(name.startswith(begin) for name in first.values()) for begin in DIV2K):
+        images = [path for path in images if first[path].startswith(DIV2K[held_out])]
+    cut = {
+        path
+        for path in images
+        for name in path.relative_to(root).parts[:-1]
+        if PART.fullmatch(name) and _role(name)
+    }
+    whole = [path for path in images if path not in cut]
+    if not cut or not whole:
+        return _find(root, images, scale, partnerless)
+    found = _find(root, sorted(cut), scale, partnerless) if parts else []
+    if found and all(files.lq for files in found):
+        return found
+    full = _find(root, whole, scale, partnerless)  # sub-images were not cut for this scale
+    return full if not found or all(files.lq for files in full) else found
+
+
+def _find(
+    root: Path, images: Sequence[Path], scale: int, partnerless: dict[str, str] | None
+) -> list[Files]:
+    """The pairs among some images, or all of them as ground truths, or a refusal."""
+    places = {path: path.relative_to(root).with_suffix("") for path in images}
+    for folder in sorted({path.parent for path in images}):
+        _check_one_version(folder, [path for path in images if path.parent == folder])
+    fitting = {path for path, place in places.items() if _scales(place.parent) <= {scale}}
+    tree: dict[Path, dict[str, Images]] = defaultdict(lambda: defaultdict(dict))
+    for path in sorted(fitting):
+        *folders, stem = places[path].parts
+        for depth, child in enumerate([*folders, "."]):
+            there = tree[Path(*folders[:depth])][child]
+            name = (_plain_folder(folders[depth + 1 :]) / stem).as_posix()
+            there[name if name not in there else str(path)] = path
+    pairs: list[Files] = []
+    done: set[Path] = set()
+    for choose in (_by_words, _by_content):  # by what they show only where words say nothing
+        for parent, children in sorted(tree.items()):
+            left = {name: each for name, each in children.items() if done.isdisjoint(each.values())}
+            for lq, hq, others in choose(root / parent, left, scale):
+                within = _plain_folder((*parent.parts, hq if hq != "." else ""))
+                folders = root / parent / lq, root / parent / hq
+                pairs += _matched(within, left[lq], left[hq], *folders, partnerless)
+                done.update(path for name in (lq, hq, *others) for path in left[name].values())
+    known = {_plain_place(places[path]) for path in fitting}  # LR of other scales has HR among them
+    alone = [
+        path
+        for path in images
+        if path not in done and (path in fitting or _plain_place(places[path]) not in known)
+    ]
+    _check_alone(root, alone, pairs)
+    if not pairs:
+        plain = {_plain_folder(places[path].parts[:-1]) / path.stem: path for path in alone}
+        if len(plain) < len(alone):
+            plain = {Path(name): path for name, path in _by_name(root, alone).items()}
+        return [Files(name.as_posix(), path, None) for name, path in sorted(plain.items())]
+    folders = {part for files in pairs for part in Path(files.name).parts[:-1]}
+    splits = SPLITS & {word for folder in folders for word in re.split(r"[\W_]+", folder.lower())}
     if len(splits) > 1:
         raise ValueError(f"{root}: holds {' and '.join(sorted(splits))}; expected one of them")
-    return [files for lq, hq in folders for files in _matched(root, lq, hq)]
+    return sorted(pairs)
 
 
-def _degraded_folders(root: Path, parts: bool) -> Iterator[tuple[Path, Path]]:
-    """Folders of degraded images and of their ground truths."""
-    for lq, hq in CROPS:
-        if parts and (root / lq).is_dir() and (root / hq).is_dir():
-            yield root / lq, root / hq
-            return
-    for path in sorted(root.rglob("*")):
-        if path.name in DEGRADED and path.is_dir():
-            partners = (path.with_name(name) for name in DEGRADED[path.name])
-            partner = next((folder for folder in partners if folder.is_dir()), None)
-            if partner is not None:
-                yield path, partner
+def _by_words(parent: Path, children: Mapping[str, Images], scale: int) -> Iterator[Versions]:
+    """Folders whose names differ in words for degraded images and for ground truths only."""
+    by_rest: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in children:
+        by_rest[_split(name)[0] if name != "." else ""][_role(name)].append(name)
+    for roles in by_rest.values():
+        truths = roles["gt"] or roles[""]
+        degraded = sorted(roles["lq"] or (roles[""] if roles["gt"] else []), key=_preference)
+        if not truths or not degraded:
+            continue
+        one_word = roles[""] in (truths, degraded)
+        if one_word and not _common(_plain(children[truths[0]]), _plain(children[degraded[0]])):
+            continue
+        if len(truths) > 1:
+            raise _doubt(parent / truths[0], parent / truths[1])
+        if len(degraded) > 1 and _preference(degraded[0]) == _preference(degraded[1]):
+            raise _doubt(parent / degraded[0], parent / degraded[1])
+        yield degraded[0], truths[0], degraded[1:]
 
 
-def _matched(root: Path, lq_folder: Path, hq_folder: Path) -> list[Files]:
-    lq, hq = _by_name(lq_folder), _by_name(hq_folder)
-    if lq.keys() != hq.keys():
-        lq, hq = _unprefixed(lq, lq_folder.name), _unprefixed(hq, hq_folder.name)
+def _by_content(parent: Path, children: Mapping[str, Images], scale: int) -> Iterator[Versions]:
+    """Folders that hold equal names and show the same; a word or the sizes say which is which."""
+    plain = {name: _plain(each) for name, each in sorted(children.items())[:LOOKED_AT]}
+    taken: set[str] = set()
+    for one, other in combinations(plain, 2):
+        common = _samples(_common(plain[one], plain[other]))
+        seen = [(plain[one][name], plain[other][name]) for name in common]
+        alike = [similarity(a, b) for a, b in seen]
+        if not seen or any(value < ALIKE for value in alike):
+            continue
+        known = not all(map(isnan, alike))
+        orders = [
+            names
+            for names, turn in (((one, other), 1), ((other, one), -1))
+            if tuple(map(_role, names)) in ORDERED
+            or (known and scale > 1 and all(_fits(*pair[::turn], scale) for pair in seen))
+        ]
+        if not orders and not known:
+            continue
+        if len(orders) != 1 or taken & {one, other}:
+            raise _doubt(parent / one, parent / other)
+        taken |= {one, other}
+        yield *orders[0], []
+
+
+def _common(one: Images, other: Images) -> list[str]:
+    """The names that two folders have in common, if those are most of the smaller one's."""
+    common = sorted(one.keys() & other.keys())
+    return common if 2 * len(common) > min(len(one), len(other)) else []
+
+
+def _preference(name: str) -> tuple[bool, int]:
+    """Of degraded images bicubic's come first, then those that are called by fewest words."""
+    kinds = _split(name)[1]
+    return not any(kind.startswith("bic") for kind in kinds), len(kinds)
+
+
+def _fits(lq: Path, hq: Path, scale: int) -> bool:
+    return image_size(lq) == tuple(side // scale for side in image_size(hq))
+
+
+def _matched(
+    within: Path,
+    lq: Images,
+    hq: Images,
+    lq_folder: Path,
+    hq_folder: Path,
+    partnerless: dict[str, str] | None,
+) -> list[Files]:
+    """Pairs of two folders by the names of their files."""
+    named = [(lq, hq), (_plain(lq), hq), (_plain(lq), _plain(hq))]
+    lq, hq = max(named, key=lambda each: len(each[0].keys() & each[1].keys()))
     for name in sorted({*lq} ^ {*hq}):
-        path, other = (lq[name], hq_folder) if name in lq else (hq[name], lq_folder)
-        raise ValueError(f"{path}: no partner; expected {other / name}")
-    within = lq_folder.parent.relative_to(root)
-    return [Files((within / name).as_posix(), hq[name], path) for name, path in lq.items()]
+        path, folder = (lq[name], hq_folder) if name in lq else (hq[name], lq_folder)
+        said = (
+            f"{path}: no partner; expected {folder / name} ({len(lq)} images in {lq_folder}, "
+            f"{len(hq)} in {hq_folder})"
+        )
+        if partnerless is None:
+            raise ValueError(f"{said}; --skip-bad goes on without it")
+        partnerless[(within / name).as_posix()] = said
+    return [Files((within / name).as_posix(), hq[name], lq[name]) for name in lq if name in hq]
 
 
-def _unprefixed(images: dict[str, Path], folder: str) -> dict[str, Path]:
-    """By names that do not begin with the folder's, as RealBlur's blur_1 and gt_1 do."""
-    prefix = re.compile(rf"(^|/){folder}[-_](?=[^/]*$)")
-    shorter = {prefix.sub(r"\1", name): path for name, path in images.items()}
-    return shorter if len(shorter) == len(images) else images
+def _check_one_version(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse one folder with several versions of each image."""
+    versions = defaultdict(set)
+    for path in paths:
+        versions[_plain_place(Path(path.stem))].add(path.stem)
+    several = [sorted(stems) for stems in versions.values() if len(stems) > 1]
+    if 2 * sum(map(len, several)) > len(paths):
+        raise ValueError(
+            f"{folder}: holds several versions of each image, such as {' and '.join(several[0])}; "
+            f"expected a folder for each version; {SAY}"
+        )
 
 
-def _by_name(root: Path) -> dict[str, Path]:
+def _check_alone(root: Path, alone: Sequence[Path], pairs: Sequence[Files]) -> None:
+    """Refuse images without partners in folders that are named as one of two versions is."""
+    folders = sorted({path.parent.relative_to(root).parts for path in alone})
+    for folder in folders:
+        for depth, name in enumerate(folder):
+            rest, kinds = _split(name)
+            shrunk = any(re.fullmatch(SHRUNK, kind) for kind in kinds)
+            if _role(name) == "lq" and (shrunk or not rest):
+                raise ValueError(
+                    f"{root.joinpath(*folder[: depth + 1])}: named as low-quality images are, and "
+                    f"found no ground truths for them; {SAY}"
+                )
+            for other in folders if _role(name) == "gt" and not rest else ():
+                beside = other[:depth] == folder[:depth] and other[depth : depth + 1] != (name,)
+                if beside and "gt" not in map(_role, other):
+                    raise _doubt(root.joinpath(*folder), root.joinpath(*other))
+    if alone and pairs:
+        raise ValueError(
+            f"{alone[0].parent}: found no partners of its images, but pairs beside it, such as "
+            f"{pairs[0].lq} and {pairs[0].hq}; expected it elsewhere; {SAY}"
+        )
+
+
+def _doubt(one: Path, other: Path) -> ValueError:
+    return ValueError(
+        f"{one} and {other}: which of them holds the ground truths is not clear; {SAY}"
+    )
+
+
+def _by_name(root: Path, paths: Sequence[Path]) -> Images:
     """Images by their path below root, without the suffix."""
-    images: dict[str, Path] = {}
-    for path in list_images(root):
+    images: Images = {}
+    for path in paths:
         name = path.relative_to(root).with_suffix("").as_posix()
         if name in images:
             raise ValueError(f"{path} and {images[name].name} share a name; expected one of them")
@@ -182,66 +360,45 @@ def _by_name(root: Path) -> dict[str, Path]:
     return images
 
 
-LR_FOLDER = re.compile(r"(.*_)?LR([_\d].*|x\d.*|b.*)?|x\d(_.*)?|.*bicubic.*", re.IGNORECASE)
-ALIKE = 0.95  # correlation above which one image is another made smaller
+def _plain(images: Images) -> Images:
+    """Images by names without the words of `KIND`, or as they are where names would be equal."""
+    plain = {_plain_place(Path(name)).as_posix(): path for name, path in images.items()}
+    return plain if len(plain) == len(images) else images
 
 
-def check_truths(root: Path, images: Sequence[Path], names: Collection[str]) -> None:
-    """Require images that can all be ground truths, where no layout is known.
-
-    Refused are folders like `LR_bicubic`, `LRbicx4` or `X2`, images beside a folder of one of the
-    names, which are those of ground truths' folders, and a folder that has another's images
-    smaller.
-    """
-    parents = {parent for path in images for parent in path.relative_to(root).parents}
-    folders = sorted(root / parent for parent in parents if parent.name)
-    for folder in folders:
-        if LR_FOLDER.fullmatch(folder.name):
-            raise ValueError(
-                f"{folder}: named as LR images are; expected the folder that holds HR and LR by "
-                "names in examples/README.md, or one of ground truths alone"
-            )
-    for truths in folders:
-        if truths.name.lower() in names:
-            beside = [p for p in (*folders, *images) if p.parent == truths.parent and p != truths]
-            if beside:
-                raise ValueError(
-                    f"{truths}: found beside {beside[0].name}; expected pairs in folders by names "
-                    "in examples/README.md, or a folder of ground truths alone"
-                )
-    _refuse_copies(images)
+def _plain_place(place: Path) -> Path:
+    """A path without suffix and without the words of `KIND`."""
+    return _plain_folder(place.parts[:-1]) / (_split(place.name, stem=True)[0] or place.name)
 
 
-def _refuse_copies(images: Sequence[Path]) -> None:
-    """Refuse a folder of another's images made smaller, by the first image of each."""
-    firsts: dict[Path, tuple[str, Path]] = {}
-    for path in images:
-        named = re.sub(r"x\d$", "", path.stem), path
-        firsts[path.parent] = min(firsts.get(path.parent, named), named)
-    sizes: dict[str, dict[tuple[int, int], Path]] = defaultdict(dict)
-    for name, path in firsts.values():
-        try:
-            sizes[name].setdefault(image_size(path), path)
-        except BadImageError:
-            continue  # whoever reads it says so
-    for by_size in sizes.values():
-        for (large, path), (small, other) in permutations(by_size.items(), 2):
-            times = large[0] // small[0]
-            fits = times > 1 and (large[0] // times, large[1] // times) == small
-            if fits and _made_of(other, path, times):
-                raise ValueError(
-                    f"{other}: found to be {path} made smaller; expected the folder that holds "
-                    "HR and LR by names in examples/README.md, or one of ground truths alone"
-                )
+def _plain_folder(parts: Sequence[str]) -> Path:
+    return Path(*filter(None, (_split(part)[0] for part in parts)))
 
 
-def _made_of(small: Path, large: Path, times: int) -> bool:
-    """Whether an image shows what a larger one does."""
-    try:
-        lq, hq = read_image(small), read_image(large)
-    except BadImageError:
-        return False
-    height, width = (times * side for side in lq.shape[:2])
-    made = matlab_bicubic(hq[:height, :width], 1 / times)
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a single colour: not a number
-        return bool(np.corrcoef(made.ravel(), lq.ravel())[0, 1] > ALIKE)
+def _scales(folder: Path) -> set[int]:
+    """The scales that a path speaks of."""
+    kinds = (kind for part in folder.parts for kind in _split(part)[1])
+    return {int(kind.strip("x")[0]) for kind in kinds if re.match(r"x\d|\dx", kind)}
+
+
+def _split(name: str, stem: bool = False) -> tuple[str, list[str]]:
+    """A name without the words of `KIND`, and these: of "LRbicx2" nothing, and "lrbic", "x2"."""
+    name = re.sub("|".join(DIV2K), "", name)
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    before = r"(?<=\w)" if stem else r"(?<=lr|ic)"  # of a stem's end: 0001x2, babyx2
+    spaced = re.sub(rf"(?i){before}(x\d[a-z]?\d?)$", r"_\1", spaced)
+    words = [word for word in re.split(r"[\W_]+", spaced) if word]
+    kinds = [word.lower() for word in words if KIND.fullmatch(word)]
+    if not kinds:
+        return name, []
+    return "_".join(word for word in words if not KIND.fullmatch(word)), kinds
+
+
+def _role(name: str) -> str:
+    """What the last telling word of a folder's name says: "lq", "gt", or nothing."""
+    for kind in reversed(_split(name)[1]):
+        if TRUTH.fullmatch(kind):
+            return "gt"
+        if DEGRADED.fullmatch(kind):
+            return "lq"
+    return ""

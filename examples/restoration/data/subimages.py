@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .images import image_size, read_image, write_png
-from .layouts import DEGRADED, SCALED, find_images, find_pairs
+from .layouts import find_pairs
 from .synthetic import matlab_bicubic
 
 HR, HR_SUB = "DIV2K_train_HR", "DIV2K_train_HR_sub"
@@ -52,8 +52,8 @@ def plan(root: Path, scales: Sequence[int]) -> list[Cut]:
     cuts = []
     for name, hq, lq in find_pairs(root, 1, parts=False):
         assert lq is not None
-        folders = zip(lq.parts, hq.parts, strict=True)
-        kinds = [kinds for kinds in folders if kinds[1] in DEGRADED.get(kinds[0], ())][-1]
+        folders = zip(lq.relative_to(root).parts, hq.relative_to(root).parts, strict=False)
+        kinds = next(kinds for kinds in folders if kinds[0] != kinds[1])  # such as blur and sharp
         for source, kind in zip((lq, hq), kinds, strict=True):
             flat = name.replace("/", "-")  # GoPro's sequences
             cuts.append(Cut(source, root / f"{kind}_crops", flat, DEBLUR_SIZE, DEBLUR_STEP))
@@ -64,8 +64,9 @@ def _plan_scale(root: Path, scale: int) -> list[Cut]:
     """The ground truths for scale 1, otherwise the LR images."""
     numbers = {"size": SR_SIZE, "step": SR_STEP, "whole": WHOLE, "unit": scale}
     if scale == 1:
-        return [Cut(f.hq, root / HR_SUB, f.name, **numbers) for f in find_images(root / HR)]
-    folder = root / SCALED[HR_SUB].format(scale=scale)
+        truths = find_pairs(root / HR, 2, parts=False)
+        return [Cut(f.hq, root / HR_SUB, f.name, **numbers) for f in truths]
+    folder = root / f"DIV2K_train_LR_bicubic/X{scale}_sub"
     return [
         Cut(f.lq or f.hq, folder, f.name, shrink=f.lq is None, **numbers)
         for f in find_pairs(root, scale, parts=False)

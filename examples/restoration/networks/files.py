@@ -1,23 +1,24 @@
 """Files of networks: those written here, and trained teachers by path, URL or name."""
 
 import hashlib
+import math
+import socket
 import sys
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from operator import gt
+from pathlib import Path
 
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from dckd_losses.weights import cache_dir
-from dckd_losses.weights.files import read_safetensors, refusing, write_safetensors
+from dckd_losses.weights import cache_dir, read_checkpoint
+from dckd_losses.weights.files import read_safetensors, write_safetensors
 
 from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
 from .small import ResidualNetwork
 
+SILENCE = 30.0  # seconds
 SHAPE = ("channels", "blocks", "scale")  # what a small network's metadata must say to rebuild it
 
 SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/001_classicalSR_DIV2K_s48w8"
@@ -58,17 +59,20 @@ KNOWN = {  # the paper's teachers; RCAN's lie in a Google Drive folder, which ha
 def fetch(url: str, sha256: str | None = None) -> Path:
     """The file behind a URL, in the folder `teachers` of DCKD_HOME; only the first use fetches it.
 
-    One process fetches while the others wait. A file appears under its name once it is complete.
+    One process fetches while the others wait. A file appears under its name once it is complete. A
+    server that is silent for `SILENCE` seconds is given up.
 
     Raises:
         RuntimeError: It cannot be fetched, or has another sha256; nothing of it is kept.
     """
-    name = PurePosixPath(urlsplit(url).path).name
+    name = url.partition("?")[0].rpartition("/")[2]
     # two files of one name are two files
     path = cache_dir() / "teachers" / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
     if path.is_file():
         return path
+    usual = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(SILENCE)  # torch.hub has no limit of its own
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
             if not path.is_file():
@@ -79,6 +83,8 @@ def fetch(url: str, sha256: str | None = None) -> Path:
             f"{url} cannot be fetched ({type(error).__name__}: {error}): fetch it on a machine "
             f"with a network and pass its path, or put it here as {path}"
         ) from error
+    finally:
+        socket.setdefaulttimeout(usual)
     return path
 
 
@@ -104,10 +110,16 @@ def load(path: str | Path) -> nn.Module:
         if metadata.get("backbone") in SPECIFICATIONS:
             model = build(metadata["backbone"], int(metadata["scale"]))
         else:
-            model = small(**{key: int(metadata[key]) for key in SHAPE})
+            shape = {key: int(metadata[key]) for key in SHAPE}
+            blocks = len({name.split(".")[1] for name in tensors if name.startswith("body.")})
+            claimed = shape["channels"], shape["blocks"], shape["scale"] ** 2
+            sizes = len(tensors["head.weight"]), blocks, len(tensors["tail.weight"])
+            if any(map(gt, claimed, sizes)):  # before any memory is asked for
+                raise ValueError("they claim more than the tensors are")
+            model = small(**shape)
     except (KeyError, ValueError) as error:
         raise RuntimeError(
-            f"{path}: got metadata {metadata}; expected whole numbers for {', '.join(SHAPE)}, or "
+            f"{path}: got metadata {metadata}; expected {', '.join(SHAPE)} of these tensors, or "
             f"a scale and one of the backbones {', '.join(SPECIFICATIONS)}"
         ) from error
     try:
@@ -138,14 +150,27 @@ def load_weights(source: str, backbone: str, scale: int) -> nn.Module:
             f"{source} is {known.backbone} for x{known.scale}; expected {backbone} for x{scale}"
         )
     url = known.url if known else source
-    if "://" in url:
-        path = fetch(url, known.sha256 if known else None)
-        tensors = _read_fetched(path)
-    else:
-        path = Path(source)
+    path = fetch(url, known.sha256 if known else None) if "://" in url else Path(source)
+    if not path.is_file():
+        raise RuntimeError(
+            f"{path}: no such file; expected a file or a URL{_names_of(backbone, scale)}"
+        )
+    try:
         tensors = _read(path)
-    _fill(model, tensors, f"{path} holds", f"expected {backbone} for x{scale}")
+    except RuntimeError as error:
+        if "://" not in url:
+            raise
+        path.unlink()  # it may have been cut short
+        again = "It has been removed: the next try fetches it anew"
+        raise RuntimeError(f"{error}. {again}") from error
+    _fill(model, tensors, f"{path} holds another network", f"expected {backbone} for x{scale}")
     return model.eval().requires_grad_(False)
+
+
+def _names_of(backbone: str, scale: int) -> str:
+    """The names of `KNOWN` for a network, as a list of what else would do."""
+    names = [n for n, known in KNOWN.items() if (known.backbone, known.scale) == (backbone, scale)]
+    return "".join(f" or {name}" for name in names)
 
 
 def load_teacher(student: str, source: str | None, scale: int) -> nn.Module:
@@ -153,73 +178,38 @@ def load_teacher(student: str, source: str | None, scale: int) -> nn.Module:
     backbone = teacher_of(student)
     specified(student, scale)
     if source is None:
-        fitting = (n for n, w in KNOWN.items() if (w.backbone, w.scale) == (backbone, scale))
         raise ValueError(
             f"{student} has no embedded teacher; expected {backbone} for x{scale} by --teacher: "
-            f"{' or '.join(['a file', 'a URL', *fitting])}"
+            f"a file or a URL{_names_of(backbone, scale)}"
         )
     return load_weights(source, backbone, scale)
 
 
-def _read_fetched(path: Path) -> dict[str, Tensor]:
-    """Read what was fetched; what cannot be read is not kept, as it may have been cut short."""
-    try:
-        return _read(path)
-    except RuntimeError as error:
-        path.unlink()
-        raise RuntimeError(f"{error}. It has been removed: the next try fetches it anew") from error
-
-
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, under the authors' names."""
+    """The tensors of a file, under the authors' names; nothing in it is executed."""
     import spandrel  # here: torchvision is heavy
 
-    if not path.is_file():
-        raise RuntimeError(f"{path}: no such file, nor one of {', '.join(KNOWN)}")
-    with refusing(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # spandrel tries .pt as TorchScript, which is deprecated
-        if path.suffix == ".safetensors":
-            content = spandrel.canonicalize_state_dict(read_safetensors(path)[0])
-        else:
-            content = spandrel.ModelLoader().load_state_dict_from_file(path)
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-        if not tensors:
-            raise ValueError("it holds no tensors")
+    tensors: dict[str, Tensor] = spandrel.canonicalize_state_dict(read_checkpoint(path))
+    if not tensors:
+        raise RuntimeError(f"{path} is not such weights: it holds no tensors")
     return tensors
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], seen: str, expected: str) -> None:
+def _fill(model: nn.Module, tensors: dict[str, Tensor], seen: str, expected: str) -> None:
     """Load the parameters of exactly this network.
 
     Buffers are left as they are: these networks' are constants, and SwinIR's masks, of which one
     size is kept, say nothing but on which patches a file was trained.
     """
-    wanted = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    wanted = {name: value.shape for name, value in model.named_parameters()}
     buffers = {name for name, _ in model.named_buffers()}
-    found = {name: tuple(value.shape) for name, value in tensors.items() if name not in buffers}
+    found = {name: value.shape for name, value in tensors.items() if name not in buffers}
     if found != wanted:
         odd = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        sizes = [sum(map(math.prod, shapes.values())) for shapes in (found, wanted)]
+        there, here = (tuple(shapes.get(odd, ())) or "none" for shapes in (found, wanted))
         raise ValueError(
-            f"{seen} {_described(tensors)}; {expected}, {_size(model):,} parameters "
-            f"({odd}: {found.get(odd, 'none')} there, {wanted.get(odd, 'none')} here)"
+            f"{seen}, of {sizes[0]:,} parameters; {expected}, {sizes[1]:,} parameters "
+            f"({odd}: {there} there, {here} here)"
         )
     model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
-
-
-def _described(tensors: Mapping[str, Tensor]) -> str:
-    """Which network tensors are of, as far as spandrel can tell."""
-    import spandrel
-    from spandrel_extra_arches import EXTRA_REGISTRY
-
-    for registry in (spandrel.MAIN_REGISTRY, EXTRA_REGISTRY):
-        try:
-            found = registry.load(dict(tensors))
-        except Exception:  # spandrel tries to build whatever a few names suggest
-            continue
-        size = _size(found.model)
-        return f"{found.architecture.name} for x{found.scale}, {size:,} parameters"
-    return f"an unknown network of {len(tensors)} tensors"
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

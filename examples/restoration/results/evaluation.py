@@ -1,8 +1,10 @@
 """Restore images with a network and score them by their task's protocol."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TypedDict
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from ..data.datasets import Pair
 from ..data.images import Image, write_png
 from ..data.synthetic import matlab_bicubic
+from ..training.checkpoint import write_whole
 from .metrics import protocol, psnr, ssim, to_tensor, to_uint8
 
 OVERLAP = 32  # pixels that a tile sees beyond what is kept of it
@@ -101,11 +104,14 @@ def evaluate(
 
 def mean(scores: Iterable[Score]) -> Score:
     """The mean of both numbers."""
-    all_scores = list(scores)
-    return {
-        "psnr": sum(score["psnr"] for score in all_scores) / len(all_scores),
-        "ssim": sum(score["ssim"] for score in all_scores) / len(all_scores),
-    }
+    psnrs, ssims = zip(*((score["psnr"], score["ssim"]) for score in scores), strict=True)
+    return {"psnr": fmean(psnrs), "ssim": fmean(ssims)}
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON; a number that is not finite, as the PSNR of identical images, becomes null."""
+    standard = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    write_whole(path, f"{json.dumps(standard, indent=2)}\n".encode())
 
 
 def validation(

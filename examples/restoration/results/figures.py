@@ -1,10 +1,16 @@
 """Pictures of a finished run: curves, and what the student made beside the others."""
 
+import math
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ["MPLBACKEND"] = "agg"  # no window is opened, and one that is unknown stops the import
+
 from matplotlib.figure import Figure
 
 from ..data.images import Image
@@ -32,22 +38,23 @@ def curves(records: Sequence[Mapping[str, Any]], levels: Mapping[str, float], pa
         axis.plot(steps, values, alpha=0.3, color="C0")
         axis.plot(steps, smoothed(values), color="C0")
         axis.set_title("gradient ratio" if name == "ratio" else f"{name} loss")
-        if 0 < LOG_SPAN * min(values) < max(values):
+        if values and 0 < LOG_SPAN * min(values) < max(values):
             axis.set_yscale("log")
     psnr_axis.plot(*_points(records, "psnr"), label="student", marker="o")
     psnr_axis.set_title("validation PSNR (dB)")
-    for style, (name, level) in zip(("--", ":", "-."), levels.items(), strict=False):
+    finite = {name: level for name, level in levels.items() if math.isfinite(level)}
+    for style, (name, level) in zip(("--", ":", "-."), finite.items(), strict=False):
         psnr_axis.axhline(level, color="gray", linestyle=style, label=name)
     psnr_axis.legend(fontsize=8)
     for axis in (*axes, psnr_axis):
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """The steps at which something was recorded, and its values."""
-    there = [record for record in records if name in record]
+    """The steps at which something finite was recorded, and its values."""
+    there = [record for record in records if math.isfinite(record.get(name, math.nan))]
     return [record["step"] for record in there], [record[name] for record in there]
 
 
@@ -79,8 +86,16 @@ def side_by_side(
             axis.imshow(image[top : top + SIZE, left : left + SIZE], interpolation="nearest")
             axis.set_title(title if psnr is None else f"{title}, {psnr:.2f} dB", fontsize=10)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name if len(name) <= 24 else f"...{name[-21:]}", fontsize=10)
-    figure.savefig(path, dpi=120)
+        name = name.encode(errors="backslashreplace").decode()  # bytes that are no text
+        name = name if len(name) <= 24 else f"...{name[-21:]}"
+        row[0].set_ylabel(name, fontsize=10, parse_math=False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font has not, which become boxes
+        figure.savefig(path, dpi=120)
 
 
 def telling_crop(first: Image, last: Image) -> tuple[int, int]:

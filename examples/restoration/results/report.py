@@ -2,28 +2,25 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .. import command, networks
-from ..data.datasets import Pair
+from ..data.datasets import Pair, left_out, made
 from ..data.images import Image
-from ..data.layouts import lacks_pairs, sets_in
 from ..recipe import Recipe
 from ..training import checkpoint
 from ..training.loop import Run
 from . import figures
-from .evaluation import Scores, degraded, evaluate, restore
+from .evaluation import Scores, degraded, evaluate, restore, write_json
 from .metrics import Protocol, protocol
 
-MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
 PICTURES = 4  # images in side_by_side.png at most
 LINE = 88  # characters, where a list of names has to be cut
 LOSSES = ("dcr_weight", "dmm_weight", "form", "balance")  # of the settings, what is DCKD's alone
-TITLES = {"logits": "plain distillation"}
 
 Models = Mapping[str, nn.Module | None]  # by name; the input, which is None, first
 Sets = Mapping[str, Sequence[Pair]]  # by name; curves and pictures are of the first
@@ -35,16 +32,17 @@ def announce(
     """Say what will happen, once, in a dozen lines."""
     if not run.accelerator.is_main_process:
         return
+    said = (made(args.task, pairs) for pairs in (run.crops.pairs, *val_sets.values()))
+    made_of = [f"\n{'':12}{each}" for each in said if each]
+    moves = f"history moves every {run.recipe.history_interval} steps"
     lines = {
         "method": f"{args.method}: {_losses(args, run.recipe, dckd)}, seed {args.seed}",
         "data": f"{len(run.crops.pairs)} images of {args.data or 'scikit-image'}, scale "
-        f"{args.scale}{''.join(_made_of(args))}",
+        f"{args.scale}{''.join(made_of)}",
         "held out": "; ".join(f"{name}: {_names(pairs)}" for name, pairs in val_sets.items()),
         "student": f"{args.backbone}, {cost(run.student)}",
         "teacher": "none" if teacher is None else cost(teacher),
-        "encoder": "none"
-        if dckd is None
-        else f"{args.encoder}, history moves every {run.recipe.history_interval} steps",
+        "encoder": "none" if dckd is None else f"{args.encoder}, {moves}",
         **_recipe_lines(run),
     }
     if dckd is not None:
@@ -53,6 +51,8 @@ def announce(
     print("\n".join(f"{name:12}{text}" for name, text in lines.items()), flush=True)
     if args.resume and not run.checkpoint.exists():
         print(f"no checkpoint in {run.folder}: starting anew", flush=True)
+    elif run.checkpoint.exists() and not args.resume:
+        print("an earlier run's checkpoint is put aside: --resume would go on from it", flush=True)
 
 
 def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:
@@ -66,23 +66,26 @@ def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -
             there = {"input": None, "logits": plain, **there}
         facts = {"task": args.task, "scale": args.scale, "method": args.method}
         facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
-        print(report(run.folder, facts, there, val_sets, run.records))
-        written = ", ".join(sorted(path.name for path in run.folder.iterdir()))
-        print(f"written to {run.folder}: {written}")
+        if unread := sorted({*run.crops.left_out, *left_out(val_sets.values())}):
+            facts["left_out"] = unread
+            print(f"left out, as they cannot be read: {', '.join(unread)}")
+        report(run.folder, facts, there, val_sets, run.records)
     run.accelerator.end_training()
 
 
 def _plain_distillation(args: argparse.Namespace, run: Run) -> nn.Module | None:
     """The student of a run by --method logits that differs in nothing else, where there is one."""
-    folder = command.folder_of(args, "logits")
-    if command.METHODS[args.method] is None or not (folder / "student.safetensors").is_file():
+    if command.METHODS[args.method] is None:
         return None
+    folder = command.default_folder(args, "logits")
     ours = json.loads(json.dumps({**run.settings, "method": "logits"}))  # as a file has them
     theirs = checkpoint.settings(folder / "checkpoint.pt")
-    shared = {*ours, *theirs} - {*LOSSES, "encoder"}
-    if any(ours.get(name) != theirs.get(name) for name in shared):
+    if any(ours.get(k) != theirs.get(k) for k in {*ours, *theirs} - {*LOSSES, "encoder"}):
         return None
-    return networks.load(folder / "student.safetensors").to(run.accelerator.device)
+    try:
+        return networks.load(folder / "student.safetensors").to(run.accelerator.device)
+    except RuntimeError:  # that run is not finished, or its student is damaged
+        return None
 
 
 def _losses(args: argparse.Namespace, recipe: Recipe, dckd: Any) -> str:
@@ -102,15 +105,6 @@ def _names(pairs: Sequence[Pair]) -> str:
     if len(", ".join(names)) <= LINE:
         return ", ".join(names)
     return f"{names[0]} to {names[-1]}, {len(names)} images"
-
-
-def _made_of(args: argparse.Namespace) -> Iterator[str]:
-    """A line for each folder whose low-quality images are made; it may be meant to have them."""
-    folders = [] if args.data is None else [(args.data, False)]
-    folders += [(each, True) for folder in args.val or () for each in sets_in(folder)]
-    for folder, held_out in folders:
-        if lacks_pairs(folder, args.scale, held_out=held_out):
-            yield f"\n{'':12}no pairs in {folder}: its images are {MADE[args.task]}"
 
 
 def _recipe_lines(run: Run) -> dict[str, str]:
@@ -143,11 +137,10 @@ def report(
     models: Models,
     val_sets: Sets,
     records: Sequence[Mapping[str, Any]],
-) -> str:
-    """Evaluate the models and write metrics.json, log.json, curves.png and side_by_side.png.
+) -> None:
+    """Evaluate the models; write metrics.json and log.json, draw pictures, and print a table.
 
-    `facts`, with `task`, `scale` and `method` among them, begin metrics.json. Returns the table of
-    all scores.
+    `facts`, with `task`, `scale` and `method` among them, begin metrics.json.
     """
     task, scale = facts["task"], facts["scale"]
     scores = {
@@ -158,10 +151,10 @@ def report(
         name: {who: {k: score[k] for k in ("psnr", "ssim")} for who, score in by_model.items()}
         for name, by_model in scores.items()
     }
-    _write(folder / "metrics.json", {**facts, "val": val})
-    _write(folder / "log.json", records)
-    first, pairs = next(iter(val_sets.items()))
+    write_json(folder / "metrics.json", {**facts, "val": val})
+    write_json(folder / "log.json", records)
     titles = {who: _title(who, scale, facts["method"]) for who in models}
+    first, pairs = next(iter(val_sets.items()))
     lines = {titles[w]: s["psnr"] for w, s in scores[first].items() if w != "student"}
     figures.curves(records, lines, folder / "curves.png")
     versions = {
@@ -169,7 +162,9 @@ def report(
         for pair in (pairs[index] for index in range(min(PICTURES, len(pairs))))
     }
     figures.side_by_side(versions, folder / "side_by_side.png")
-    return table(scores, titles, protocol(task, scale))
+    print(table(scores, titles, protocol(task, scale)))
+    written = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    print(f"written to {folder}: {', '.join(written)}")
 
 
 def table(
@@ -177,13 +172,14 @@ def table(
 ) -> str:
     """One line a validation set: PSNR and SSIM of each model, below what they are measured on."""
     widths = [max(14, len(title)) + 2 for title in titles.values()]
-    first = max(map(len, [*scores, "set"]))
-    heads = (f"{title:>{width}}" for title, width in zip(titles.values(), widths, strict=True))
-    lines = [f"PSNR (dB) / SSIM {measured}", f"{'set':{first}}{''.join(heads)}"]
+    rows = [("set", [*titles.values()])]
     for name, by_model in scores.items():
-        cells = (f"{score['psnr']:.2f} / {score['ssim']:.4f}" for score in by_model.values())
-        row = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{name:{first}}{''.join(row)}")
+        rows.append((name, [f"{s['psnr']:.2f} / {s['ssim']:.4f}" for s in by_model.values()]))
+    first = max(len(name) for name, _ in rows)
+    lines = [f"PSNR (dB) / SSIM {measured}"]
+    for name, cells in rows:
+        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{name:{first}}{''.join(padded)}")
     return "\n".join(lines)
 
 
@@ -205,8 +201,5 @@ def _versions(
 def _title(who: str, scale: int, method: str) -> str:
     if who == "student" and method == "dckd":
         return "DCKD"  # beside plain distillation, which is a student too
-    return "bicubic" if who == "input" and scale > 1 else TITLES.get(who, who)
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    known = {"input": "bicubic" if scale > 1 else "input", "logits": "plain distillation"}
+    return known.get(who, who)

@@ -6,6 +6,7 @@ import json
 import pickle
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,50 @@ DIGEST = 32  # bytes of SHA-256 at the file's end; torch.load overlooks them, an
 
 
 def save(path: Path, settings: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Write a checkpoint, at once or not at all.
+    """Write a checkpoint, at once or not at all; a folder that was lost is made again.
 
     Args:
         path: What it held before stays until the new one is complete.
         settings: Whatever determines the run's result, as JSON can hold it.
         content: The state to continue from: tensors, numbers, text, and lists and dicts of them.
+
+    Raises:
+        OSError: It cannot be written; names it.
     """
     buffer = io.BytesIO()
     torch.save({"settings": json.dumps(settings), "content": dict(content)}, buffer)
     data = buffer.getvalue()
-    partial = path.with_name(f"{path.name}.part")  # same folder: replace is atomic
     try:
-        partial.write_bytes(data + hashlib.sha256(data).digest())
-        partial.replace(path)
+        write_whole(path, data + hashlib.sha256(data).digest())
+    except OSError as error:
+        if path.exists():
+            error.strerror = f"{error.strerror}; the one before is kept, --resume goes on from it"
+        raise
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file at once or not at all; OSError names it. Missing folders are made."""
+    special = path.is_symlink() or (path.exists() and not path.is_file())  # such as /dev/stdout
+    partial = path if special else path.with_name(f"{path.name}.part")  # same folder: atomic
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)  # nothing for a special file
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if not special:
+            with suppress(OSError):
+                partial.unlink()
+
+
+def put_aside(path: Path) -> None:
+    """Rename an old run's checkpoint by its step, so that no shorter run's takes its place."""
+    try:
+        step = str(_read(path)[1].get("step"))
+    except RuntimeError:
+        step = "unreadable"
+    path.replace(path.with_name(f"{path.stem}.old-{step}{path.suffix}"))
 
 
 def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,11 +68,12 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         RuntimeError: the file is cut short, altered or no checkpoint; names it.
-        ValueError: its settings differ; names those that do.
+        ValueError: its settings differ; names those that do. Data may: see
+            `RandomCrops.continue_from`.
     """
     then, content = _read(path)
     now = json.loads(json.dumps(settings))
-    odd = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    odd = [name for name in {**then, **now} if then.get(name) != now.get(name) and name != "data"]
     if odd:
         seen = ", ".join(f"{name} was {then.get(name)}, is {now.get(name)}" for name in odd)
         raise ValueError(f"{path} is of a run with other settings: {seen}")
@@ -68,16 +98,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if not isinstance(saved, dict):
             raise TypeError(f"it holds a {type(saved).__name__}")
         return json.loads(saved["settings"]), dict(saved["content"])
-    except (
-        pickle.UnpicklingError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:
+    except Exception as error:  # an altered file whose digest was made anew raises anything
+        said = str(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to execute it
+            said = "it holds more than tensors, numbers and text"
         raise RuntimeError(
-            f"{path}: cut short, altered or not a checkpoint of this script: {error}; "
+            f"{path}: cut short, altered or not a checkpoint of this script: {said}; "
             "once it is removed the run starts anew"
         ) from error
 

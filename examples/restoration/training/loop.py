@@ -17,7 +17,15 @@ from ..data.crops import Batches, RandomCrops
 from ..recipe import Recipe
 from ..results.metrics import NotFiniteError
 from . import checkpoint
-from .console import DivergedError, Progress, RefusedError, StoppedError, refusing, stop_signals
+from .console import (
+    DivergedError,
+    Progress,
+    RefusedError,
+    StoppedError,
+    claim,
+    refusing,
+    stop_signals,
+)
 
 LOG_EVERY = 20  # steps
 VALIDATIONS = 10  # a run
@@ -33,7 +41,7 @@ class Run:
     """A student in training: its devices, optimizer, moving average, log and checkpoint.
 
     Args:
-        folder: Where the checkpoint goes; it is made.
+        folder: Where the checkpoint goes; it is made, and other processes are kept out of it.
         recipe: The numbers of the training.
         student: What is trained, in place.
         crops: What it is trained on; the recipe says which of them a step takes.
@@ -75,7 +83,8 @@ class Run:
             update = get_ema_multi_avg_fn(recipe.ema)
             self.average = AveragedModel(student, multi_avg_fn=update)
         self.model, self.optimizer = accelerator.prepare(student, optimizer_of(recipe, student))
-        folder.mkdir(parents=True, exist_ok=True)
+        if accelerator.is_main_process:
+            self.lock = claim(folder / ".run.lock")
 
     @property
     def checkpoint(self) -> Path:
@@ -142,7 +151,7 @@ def train(run: Run, step: Step, *, dckd: Any = None, resume: bool) -> None:
                 _log(run, terms, progress, record=_due(run, run.step, *log_steps))
             if keep and main:
                 content = {name: part.state_dict() for name, part in states.items()}
-                content |= {"step": run.step, "records": run.records}
+                content |= {"step": run.step, "records": run.records, "images": run.crops.drawn}
                 checkpoint.save(run.checkpoint, run.settings, content)
             if stop:
                 accelerator.wait_for_everyone()  # launchers end the others once one has left
@@ -171,10 +180,16 @@ def _begin(run: Run, states: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         if run.accelerator.is_main_process:
-            run.checkpoint.replace(run.folder / "checkpoint.old.pt")
+            checkpoint.put_aside(run.checkpoint)
         return
     with refusing():
         content = checkpoint.load(run.checkpoint, run.settings)
+        try:
+            changes = run.crops.continue_from(content.get("images", run.crops.drawn))
+        except ValueError as error:
+            raise ValueError(f"{run.checkpoint} is of a run with other data: {error}") from error
+    if changes and run.accelerator.is_main_process:
+        print(f"data since the checkpoint: {changes}", flush=True)
     run.step, run.records = content["step"], content["records"]
     for name, part in states.items():
         part.load_state_dict(content[name])
@@ -209,7 +224,7 @@ def _batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
     try:
         for lq, hq in loader:
             yield lq.to(device, non_blocking=True), hq.to(device, non_blocking=True)
-    except ValueError as error:  # an image; a reading process sends it with its traceback
+    except (ValueError, RuntimeError) as error:  # an image, with its traceback, or a dead process
         last = str(error).strip().splitlines()[-1]
         raise RefusedError(last.rpartition("Error: ")[2]) from error
 
@@ -253,7 +268,8 @@ def _log(run: Run, terms: dict[str, Tensor], progress: Progress, record: bool) -
     """Require finite terms; show them, record them, and more rarely the PSNR."""
     numbers = {name: term.item() for name, term in terms.items() if term.ndim == 0}
     text = " ".join(f"{name} {value:.3g}" for name, value in numbers.items())
-    if not all(map(math.isfinite, numbers.values())):
+    losses = [value for name, value in numbers.items() if name != "ratio"]  # of a zero, perhaps
+    if not all(map(math.isfinite, losses)):
         raise DivergedError(f"step {run.step}: got losses {text}; expected finite ones")
     validation = _due(run, run.step, run.recipe.iterations // VALIDATIONS)
     if record:
