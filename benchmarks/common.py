@@ -109,6 +109,18 @@ def write_json(path: Path, content: object) -> None:
     partial.replace(path)
 
 
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: it is no JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
+
+
 def _finite(content: Any) -> Any:
     """The same with None for numbers that JSON does not have."""
     if isinstance(content, Mapping):
