@@ -8,10 +8,10 @@ Each part is a command of its own with a limit, and leaves the time that it does
 parts after it. Its file is there as soon as it ends, also where it was stopped; whatever fails is
 told in `summary.md`, which is printed last. Without a clone, DCKD_COMMIT names the commit.
 
-`--tables` trains the small tables, Table 5 with the student of 152,332 parameters first, says
-beforehand what it will get done, and stops in time. `--store` (default: runs/device, which git
-ignores) holds the runs. All of it also lies packed in DIR, as `store_*.tar.gz`; a call unpacks what
-it finds of these in its store. DCKD_DATA names the images (benchmarks/tables/data.py); without it,
+`--tables` trains the small tables, Table 5 with the student of 152,332 parameters first, prints
+each plan beforehand, and stops in time. `--store` (default: runs/device, which git ignores) holds
+the runs. All of it also lies packed in DIR, as `store_*.tar.gz`; a call unpacks what it finds of
+these in its store. DCKD_DATA names the images (benchmarks/tables/data.py); without it,
 or with `--tiny`, the smoke budget is trained.
 """
 
@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -83,8 +82,7 @@ def parts(device: str, tiny: bool, work: Path) -> list[Part]:
     mine = ["benchmarks.device", "--out", str(work), "--device", device, *["--tiny"] * tiny]
     speed = ["benchmarks.speed", "--device", device, "--json", str(work / "speed.json")]
     speed += ["--encoder", "compact", "--rounds", "1"] if tiny else []
-    sizes = ["1x32"] if tiny else ["16x192", "4x64", "32x256"]
-    compiled = ["--append", "--compiled", "--sizes", sizes[0], "--precisions", "float16", "tf32"]
+    speed += ["--compiled", "--sizes", *(["1x32"] if tiny else ["16x192", "4x64", "32x256"])]
     precision = ["benchmarks.precision", "--device", device]
     precision += ["--json", str(work / "precision.json")]
     if tiny:
@@ -95,8 +93,7 @@ def parts(device: str, tiny: bool, work: Path) -> list[Part]:
         Part("facts", 12, "facts.json", [*mine, "--part", "facts"]),
         Part("ceilings", 30, "ceilings.json", [*mine, "--part", "ceilings"]),
         Part("tests", 130, "tests.txt", ["pytest", "-q", "-m", "cuda", "--maxfail=30", *tests]),
-        Part("speed", 110, "speed.json", [*speed, "--sizes", *sizes]),
-        Part("compiled", 60, "speed.json", [*speed, *compiled]),
+        Part("speed", 170, "speed.json", speed),
         Part("sweep", 50, "sweep.json", [*mine, "--part", "sweep"]),
         Part("profile", 30, "profile.json", [*mine, "--part", "profile"]),
         Part("precision", 100, "precision.json", precision),
@@ -255,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.part:
         MEASURES[args.part](args.out, torch.device(args.device), args.tiny)
         return 0
-    start = time.monotonic() - age()
+    start = time.monotonic() - START
     args.out.mkdir(parents=True, exist_ok=True)
     if args.tables:
         lines = tables(args, start + args.seconds)
@@ -265,15 +262,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     (args.out / "summary.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
-
-
-def age() -> float:
-    """Seconds since this process began, as far as the system tells: imports take their time."""
-    stat = Path("/proc/self/stat")
-    if not stat.is_file():
-        return START
-    ticks = float(stat.read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -408,12 +396,9 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
         full = [*command, "--student", "small", "--output", str(args.store)]
         full += ["--budget", "smoke"] if smoke else []
         lines += [f"- python -m benchmarks.tables {' '.join(full)}"]
-        left = max(1.0, end - spare - time.monotonic())
-        plan = run(["benchmarks.tables", *full, "--plan"], left)[1]
+        plan = run(["benchmarks.tables", *full, "--plan"], end - spare - time.monotonic())[1]
         print(plan, flush=True)
         lines += [f"  {line}" for line in plan.splitlines() if line.startswith("  ")]
-        lines.append(promise(plan, end - spare - time.monotonic(), processes))
-        print(lines[-1], flush=True)
         finished = train(full, processes, end - spare)
         lines.append(f"  {'finished' if finished else 'stopped in time; call again'}")
         if not finished:
@@ -423,19 +408,6 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
     packed = pack(args.store, args.out)
     lines.append(f"packed: {', '.join(packed)}; put them into {args.store} and call again")
     return lines
-
-
-def promise(plan: str, seconds: float, processes: int) -> str:
-    """What a call will get done of a plan, by the steps that the plan has measured."""
-    found = re.search(r"in all: (\S+) ", plan)
-    if found is None or float(found[1]) == 0:
-        return f"  {seconds:.0f} s are left of this call"
-    share = seconds / 3600 / float(found[1])
-    parts = [f"{min(1, count * share):.0%}" for count in sorted({1, processes})]
-    return (
-        f"  {seconds:.0f} s are left of this call, in which {processes} processes train at once: "
-        f"{' to '.join(parts)} of it"
-    )
 
 
 def unpack(store: Path) -> None:
@@ -452,21 +424,14 @@ def pack(store: Path, out: Path) -> list[str]:
         old.unlink()
     kept = {".json", ".md", ".pt", ".safetensors"}
     files = sorted(path for path in store.rglob("*") if path.suffix in kept and path.is_file())
-    parts: list[list[Path]] = [[]]
-    room = TAR_BYTES
-    for path in files:
-        size = path.stat().st_size
-        if size > room and parts[-1]:
-            parts.append([])
-            room = TAR_BYTES
-        parts[-1].append(path)
-        room -= size
-    names = []
-    for number, part in enumerate(parts):
-        names.append(f"store_{number}.tar.gz")
+    names: list[str] = []
+    while files:
+        names.append(f"store_{len(names)}.tar.gz")
+        size = 0
         with tarfile.open(out / names[-1], "w:gz") as tar:
-            for path in part:
-                tar.add(path, path.relative_to(store))
+            while files and (size == 0 or size + files[0].stat().st_size <= TAR_BYTES):
+                size += files[0].stat().st_size
+                tar.add(files[0], files.pop(0).relative_to(store))
     return names
 
 
