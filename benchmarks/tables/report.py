@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import common
-from benchmarks.tables.data import restored, score
-from benchmarks.tables.runs import CONTRASTIVE, Given, Job, Options, Part
+from benchmarks.tables.data import score
+from benchmarks.tables.runs import CONTRASTIVE, Job, Options, Part
 from benchmarks.tables.specs import Table
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses import VQGANEncoder
 from dckd_losses.negatives import NUM_NEGATIVES
 from examples.restoration import networks
-from examples.restoration.data.images import Image
 from examples.restoration.networks import SPECIFICATIONS
-from examples.restoration.results.metrics import protocol, psnr
 
 Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
 Arms = dict[str, dict[str, Scores]]  # by arm and set
@@ -108,7 +106,7 @@ def encoder_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str,
 
     The steps are measured in turns with the reference arm's.
     """
-    firsts = {name: runs[0] for name, runs in part.arms.items() if isinstance(runs[0], Job)}
+    firsts = {name: runs[0] for name, runs in part.arms.items()}
     reference = firsts.get(table.reference)
     jobs = {arm.name: firsts[arm.name] for arm in table.arms if arm.encoder and arm.name in firsts}
     if reference is None:
@@ -157,8 +155,8 @@ def write_table(
     made = {"commit": machine["commit"], "device": machine["device"]}
     encoders = {"encoders": costs} if costs else {}
     common.write_json(_file(stem, ".json"), {**head, **made, "arms": arms, **encoders})
-    runs = [r for p in parts for rs in p.arms.values() for r in rs if isinstance(r, Job)]
-    told = {**head, **machine, "seeds": sorted({run.seed for run in runs})}
+    seeds = {run.seed for part in parts for runs in part.arms.values() for run in runs}
+    told = {**head, **machine, "seeds": sorted(seeds)}
     details = {
         "references": {part.block.label: scores for part, _, scores in found},
         "runs": {
@@ -175,7 +173,7 @@ def write_table(
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
     for part, by_arm, _ in found:
         place = stem if len(parts) == 1 else _file(stem, f"_{part.block.label.replace(' ', '_')}")
-        files += _draw(table, part, by_arm, costs, store, place)
+        files += _draw(table, part, by_arm, store, place)
     return files
 
 
@@ -190,9 +188,7 @@ def _recipes(parts: list[Part]) -> dict[str, str]:
     """What all arms of a block have in common, in words."""
     facts = {}
     for part in parts:
-        runs = [run for runs in part.arms.values() for run in runs if isinstance(run, Job)]
-        if not runs:
-            continue
+        runs = [run for runs in part.arms.values() for run in runs]
         label = "" if len(parts) == 1 else f"{part.block.label}, "
         recipe, images = runs[0].recipe, part.images.train
         facts[f"{label}student, teacher"] = f"{part.block.student}, {part.block.teacher}"
@@ -224,40 +220,30 @@ def _convergence(parts: list[Part], store: Store) -> dict[str, str]:
 
 def _results(part: Part, store: Store) -> Results:
     """What the runs that were trained to their end say of themselves, of arms that have any."""
-    every = {
-        name: [store.result(run) or {} for run in runs if isinstance(run, Job)]
-        for name, runs in part.arms.items()
-    }
-    ended = {name: [r for r in rs if r and "diverged" not in r] for name, rs in every.items()}
+    every = {name: [store.result(run) or {} for run in runs] for name, runs in part.arms.items()}
+    ended = {name: [r for r in rs if "diverged" not in r] for name, rs in every.items()}
     return {name: found for name, found in ended.items() if found}
 
 
-def _told(run: Job | Given, store: Store) -> dict[str, Any]:
+def _told(run: Job, store: Store) -> dict[str, Any]:
     """What a run says of itself: settings, speed, its validation curve."""
-    if isinstance(run, Given):
-        return {"file": run.source, "weights": run.identity}
-    result = store.result(run)
-    assert result is not None
+    result = dict(store.result(run) or {})
     looks = [r for r in result.pop("records") if "psnr" in r]
     return {**result, "curve": [[r["step"], r["psnr"]] for r in looks]}
 
 
-def _draw(
-    table: Table, part: Part, arms: Arms, costs: EncoderCosts, store: Store, stem: Path
-) -> list[Path]:
+def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> list[Path]:
     """The pictures of one block; none where matplotlib is not installed."""
     try:
         from benchmarks.tables import plots
     except ImportError as error:
         print(f"no pictures: {error}")
         return []
-    files = [_file(stem, ".png"), _file(stem, "_crops.png")]
-    results = _results(part, store)
+    files, results = [_file(stem, ".png")], _results(part, store)
     if table.x is None:
         plots.gains(arms, table.reference, files[0])
     else:
         plots.against_number(arms, _step_costs(results), table.x, files[0])
-    plots.crops(_versions(part, store), files[1])
     if results:
         files.append(_file(stem, "_curves.png"))
         records = {name: [r["records"] for r in found] for name, found in results.items()}
@@ -268,9 +254,6 @@ def _draw(
             count = result["settings"]["losses"].get("num_negatives", NUM_NEGATIVES)
             plots.distances(result["records"], count, files[-1])
             break
-    if costs:
-        files.append(_file(stem, "_cost.png"))
-        plots.gain_over_cost(arms, costs, table.reference, files[-1])
     return files
 
 
@@ -280,23 +263,6 @@ def _step_costs(results: Results) -> dict[str, dict[str, float]]:
     costs = {"ms a step": {name: 1e3 * r["seconds_per_step"] for name, r in first.items()}}
     costs["peak MB"] = {name: r["peak_mb"] for name, r in first.items() if r["peak_mb"]}
     return {unit: found for unit, found in costs.items() if found}
-
-
-def _versions(part: Part, store: Store) -> dict[str, dict[str, tuple[Image, float | None]]]:
-    """The first image of each set as input, teacher and every arm's first seed make it."""
-    block, found = part.block, {}
-    firsts = {name: runs[0] for name, runs in part.arms.items() if not store.diverged(runs[0])}
-    models = {"input": None, **{name: store.network(run) for name, run in firsts.items()}}
-    models["Teacher"] = store.network(part.teacher)
-    rules = protocol(block.task, block.scale)
-    for images in part.sets:
-        pair = images.pairs[0]
-        versions: dict[str, tuple[Image, float | None]] = {}
-        for name, model in models.items():
-            image = restored(model, pair, block.scale)
-            versions[name] = image, psnr(image, pair.hq, rules)
-        found[f"{images.name}: {pair.name}"] = {**versions, "ground truth": (pair.hq, None)}
-    return found
 
 
 def _file(stem: Path, end: str) -> Path:

@@ -132,6 +132,15 @@ def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypat
     assert stopped.steps_left(job) == 0
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_damaged_result_is_named(store, content):
+    job = make("logits", teacher=None)[1]
+    store.folder(job).mkdir(parents=True)
+    (store.folder(job) / "result.json").write_text(content)
+    with pytest.raises(ValueError, match=r"result\.json: no "):
+        store.complete([job])
+
+
 @pytest.mark.slow
 def test_what_another_process_trains_comes_last(store):
     """And is then taken over where that process has left it."""
@@ -365,7 +374,9 @@ def test_a_report_tells_where_its_runs_were_trained_if_elsewhere(store):
     for seed, commit in enumerate((here, "0ldc0de")):
         _, job = make("logits", seed=seed)
         store.folder(job).mkdir(parents=True)
-        (store.folder(job) / "result.json").write_text(json.dumps({"commit": commit}))
+        (store.folder(job) / "result.json").write_text(
+            json.dumps({"commit": commit, "records": []})
+        )
         trained.append(job)
     blocks = [[SimpleNamespace(jobs={"Logits": found})] for found in (trained[:1], trained)]
     assert report.commits(blocks[0], store) == {}
@@ -378,7 +389,7 @@ def test_a_recorded_command_can_be_typed_again(monkeypatch):
     assert shlex.split(common.command()) == ["python", "-m", "benchmarks.tables", *said]
 
 
-def test_figure_8_without_what_a_given_students_step_costs(tmp_path):
+def test_figure_8_without_what_a_step_costs(tmp_path):
     arms = {n: {"Set5": {"psnr": [30.0], "ssim": [0.9]}} for n in ("3", "5")}
     plots = pytest.importorskip("benchmarks.tables.plots", exc_type=ImportError)
     for costs in ({}, {"ms a step": {"3": 20.0}}):
