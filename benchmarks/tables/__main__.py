@@ -158,12 +158,13 @@ def run(args: argparse.Namespace, chosen: Options) -> None:
     for part in found:
         jobs = part.jobs
         store.complete(jobs.pop("Teacher", []))
-        longest = max(map(len, jobs.values()), default=0)
         # seed by seed, so that what is there on the way can be compared
-        store.complete(runs[i] for i in range(longest) for runs in jobs.values() if i < len(runs))
-    files = report.write_table(table, chosen, found, store, stem(args))
-    print(stem(args).with_name(f"{stem(args).name}.md").read_text(encoding="utf-8"))
-    print("written: " + ", ".join(map(str, files)))
+        store.complete(run for runs in zip(*jobs.values(), strict=True) for run in runs)
+        label = f"_{part.block.label.replace(' ', '_')}" if len(found) > 1 else ""
+        place = stem(args).with_name(stem(args).name + label)
+        files = report.write_table(table, chosen, part, store, place)
+        print(place.with_name(f"{place.name}.md").read_text(encoding="utf-8"))
+        print("written: " + ", ".join(map(str, files)))
 
 
 def chosen_table(args: argparse.Namespace) -> Table:

@@ -378,7 +378,7 @@ def test_a_report_tells_where_its_runs_were_trained_if_elsewhere(store):
             json.dumps({"commit": commit, "records": []})
         )
         trained.append(job)
-    blocks = [[SimpleNamespace(jobs={"Logits": found})] for found in (trained[:1], trained)]
+    blocks = [SimpleNamespace(jobs={"Logits": found}) for found in (trained[:1], trained)]
     assert report.commits(blocks[0], store) == {}
     assert set(report.commits(blocks[1], store)["trained at"].split(", ")) == {here, "0ldc0de"}
 
