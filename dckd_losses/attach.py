@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
-from dckd_losses.checks import check_origin, is_compiling_or_capturing
+from dckd_losses.checks import check_module, check_origin, is_compiling_or_capturing
 from dckd_losses.frozen import unwrap_module
 from dckd_losses.history import HistoryModel
 
@@ -72,8 +72,7 @@ class Attachable(nn.Module):
             _check_trains(inner, followed)
         if self.history is not None:
             self.history.check(followed, devices=False)  # .to(device) may still follow
-        if self._step_handle is not None:
-            self._step_handle.remove()  # two hooks would count every step twice
+        self._stop_counting()
         self._step_hook = StepHook(self.history, self._student if source is None else source)
         self._step_handle = inner.register_step_post_hook(self._step_hook)
         self._values_checked = self._origin_checked = False
@@ -95,6 +94,7 @@ class Attachable(nn.Module):
         Raises:
             ValueError: the loss watches a module already.
         """
+        check_module("what is watched", module)
         if self._watch is not None:
             raise ValueError("this loss watches a module already: detach() it first")
         self._watch = InputWatch()
@@ -103,12 +103,19 @@ class Attachable(nn.Module):
 
     def detach(self) -> Self:
         """Remove every hook that `attach` and `watch` have left."""
-        for handle in (self._step_handle, self._watch_handle):
-            if handle is not None:
-                handle.remove()
-        self._step_handle = self._watch_handle = self._watch = None
+        self._stop_counting()
         self._step_hook = StepHook(None, self._student)
+        if self._watch_handle is not None:
+            self._watch_handle.remove()
+        self._watch_handle = self._watch = None
         return self
+
+    def _stop_counting(self) -> None:
+        if self._step_handle is not None:
+            self._step_handle.remove()
+        self._step_handle = None
+        if self.history is not None:
+            self.history.release(self._step_hook)
 
     def _input(self, lq: Tensor | None) -> Tensor | None:
         """The lq that was passed, or the one that `watch` holds, which is dropped."""
@@ -154,26 +161,17 @@ class StepHook:
     def __init__(self, history: HistoryModel | None, source: nn.Module | StudentReference) -> None:
         self.history = history
         self.source = source
-        self._first = True
 
     def followed(self) -> nn.Module | None:
         """The source, unless it is a student that is gone."""
         return self.source() if isinstance(self.source, StudentReference) else self.source
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self.history is None or _skipped(optimizer):
+        if self.history is None or _skipped(optimizer) or not self.history.counted_by(self):
             return
-        hooks = [
-            h for h in optimizer._optimizer_step_post_hooks.values() if isinstance(h, StepHook)
-        ]
-        if self is not next(hook for hook in hooks if hook.history is self.history):
-            return  # losses that share a history count a step once
         source = self.followed()
         if source is None:
             raise RuntimeError("the student is gone: detach() the loss before dropping its student")
-        if self._first:
-            self.history.check(source)  # not only when an update is due, a thousand steps later
-            self._first = False
         self.history.step(source)
 
 

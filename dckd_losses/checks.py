@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
+import sys
 import warnings
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -228,7 +229,7 @@ def check_number(
     typed = isinstance(value, Integral if whole else Real)
     if (
         typed
-        and (whole or math.isfinite(number))
+        and (whole or abs(number) <= sys.float_info.max)
         and (at_least is None or number >= at_least)
         and (above is None or number > above)
         and (at_most is None or number <= at_most)
@@ -243,6 +244,19 @@ def check_number(
     expected = (kind + " and ".join(words)).removesuffix(", ") + (", or None" if or_none else "")
     hint = " as text (in YAML, 1e-3 is text and 1.0e-3 a number)" if isinstance(value, str) else ""
     raise ValueError(f"{name} must be {expected}, got {value!r}{hint}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str], more: str = "") -> None:
+    """Require one of some words; `more` says what else would do."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}{more}, got {value!r}")
+
+
+def check_module(name: str, value: object) -> None:
+    """Require a torch module."""
+    if not isinstance(value, nn.Module):
+        raise ValueError(f"{name} must be a module, got {value!r}")
 
 
 def is_compiling_or_capturing() -> bool:

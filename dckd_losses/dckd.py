@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dckd_losses.attach import Attachable
-from dckd_losses.balance import normalize_gradient, restore_scale
+from dckd_losses.balance import BALANCE, normalize_gradient, restore_scale
 from dckd_losses.checks import (
     as_loss,
     check_batch,
@@ -25,18 +25,19 @@ from dckd_losses.encoder import FeatureEncoder, VQGANEncoder, as_encoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
 
-DCR_WEIGHT = 0.1  # paper, Table 7
-# Paper, Table 7; tuned with the released code's doubled softmax. With "compact" the gradient of
-# that is 10 times that of both L1 terms, Eq. 9's 6 to 11 times (benchmarks/results/gradients.json).
-# With another encoder look first: `gradient_ratio`.
-DMM_WEIGHT = 1e-3
+# Paper, Table 7, for its encoder. With "compact" DCR's gradient is 27 times that of both L1 terms
+# before weights, Eq. 9's 6 to 11 times (benchmarks/results/gradients.json).
+DCR_WEIGHT = 0.1
+DMM_WEIGHT = 1e-3  # tuned with the released code's doubled softmax
 
 
 class DCKDLoss(Attachable):
     """What DCKD adds to a training step: `dcr_weight * DCR + dmm_weight * DMM` (Eq. 10).
 
     The reconstruction loss and the plain distillation loss stay the trainer's. The student's output
-    passes the encoder once with gradient, the teacher's and the negatives together without.
+    passes the encoder once with gradient, the teacher's and the negatives together without. By
+    default the gradient is balanced, which the paper does not do; `DCKDLoss.paper` has its fixed
+    weights.
 
     Args:
         student: the network in training, all of lq to image. Its history is a copy; of itself the
@@ -50,7 +51,7 @@ class DCKDLoss(Attachable):
         form: "cross_entropy" or "released", as in `DMMLoss`.
         level_weights: one for each level, from fine to coarse, as in `DCRLoss`.
         balance: the gradient's norm at student_out as a fraction of a mean L1's there, which the
-            two weights then only share; None, the paper's way, for fixed weights. See `balance.py`.
+            two weights then only share; None for fixed weights. See `balance.py`.
 
     Shape:
         student_out and teacher_out (B, 3, H, W), lq (B, C, h, w), all in [0, 1] nominally, H and W
@@ -94,11 +95,13 @@ class DCKDLoss(Attachable):
         negatives: Callable[[Tensor], Tensor] | None = None,
         form: str = "cross_entropy",
         level_weights: tuple[float, ...] = LEVEL_WEIGHTS,
-        balance: float | None = None,
+        balance: float | None = BALANCE,
     ) -> None:
         super().__init__(student)
         for name, weight in (("dcr_weight", dcr_weight), ("dmm_weight", dmm_weight)):
             check_number(name, weight, at_least=0)
+        if not (history is None or isinstance(history, HistoryModel)):
+            raise ValueError(f"history must be a HistoryModel, got {history!r}")
         if isinstance(negatives, NegativeGenerator):
             if history is not None and history is not negatives.history:
                 raise ValueError("negatives has a history of its own: pass one of the two")
@@ -106,16 +109,36 @@ class DCKDLoss(Attachable):
         elif negatives is None:
             history = HistoryModel(student) if history is None else history
             negatives = NegativeGenerator(history)
+        elif not callable(negatives):
+            raise ValueError(
+                f"negatives must be a NegativeGenerator or a callable of lq, got {negatives!r}"
+            )
         check_number("balance", balance, above=0, or_none=True)
         self.encoder = as_encoder(encoder)
         self.dcr = DCRLoss(self.encoder, level_weights=level_weights)
         self.dmm = DMMLoss(self.encoder, form=form)
-        self.dcr_weight = dcr_weight
-        self.dmm_weight = dmm_weight
+        self.dcr_weight = float(dcr_weight)
+        self.dmm_weight = float(dmm_weight)
         self.balance = balance
         self.history = history
         self.negatives = negatives
         self.last: dict[str, Tensor] = {}
+
+    @classmethod
+    def paper(
+        cls,
+        student: nn.Module,
+        encoder: str | PathLike[str] | nn.Module,
+        *,
+        history: HistoryModel | None = None,
+        negatives: Callable[[Tensor], Tensor] | None = None,
+    ) -> DCKDLoss:
+        """The paper's fixed weights, 0.1 for DCR and 1e-3 for DMM, and no balance.
+
+        They belong to the paper's encoder, "vqgan-f16-1024": with "compact" every measured student
+        was behind plain distillation. Arguments are as in `DCKDLoss`.
+        """
+        return cls(student, encoder, history=history, negatives=negatives, balance=None)
 
     @classmethod
     def released(
@@ -128,8 +151,9 @@ class DCKDLoss(Attachable):
     ) -> DCKDLoss:
         """The settings of DCKD's released code, where they differ from its paper.
 
-        The encoder sees raw [0, 1] images, DMM is the doubled softmax, one of five negatives is
-        made from the undegraded input. `attach(..., source=ema_model)` for the release's history.
+        Weights are fixed, the encoder sees raw [0, 1] images, DMM is the doubled softmax, one of
+        five negatives is made from the undegraded input. For the release's history, pass
+        `source=ema_model` to `attach`.
         Arguments are as in `DCKDLoss` and `NegativeGenerator`; encoder is a name or a path.
         """
         history = HistoryModel(student) if history is None else history
@@ -138,15 +162,26 @@ class DCKDLoss(Attachable):
             VQGANEncoder.from_pretrained(encoder, input_range=(0.0, 1.0)),
             negatives=NegativeGenerator(history, include_clean=True, seed=seed),
             form="released",
+            balance=None,
         )
 
-    def forward(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        student_out: Tensor,
+        teacher_out: Tensor,
+        lq: Tensor | None = None,
+        *,
+        pixel_loss: Tensor | None = None,
+    ) -> Tensor:
         """The loss of one step.
 
         Args:
             student_out: what the student made of lq.
             teacher_out: what the teacher made of lq.
             lq: the degraded input; may be left out after `watch`.
+            pixel_loss: the step's other losses, computed from student_out; `balance` is a fraction
+                of their gradient's norm then, and not of a mean L1's. For losses unlike L1, such
+                as NAFNet's PSNR loss, whose gradient is far larger.
         """
         lq = self._input(lq)
         self._check_batch(student_out, teacher_out, lq)
@@ -164,7 +199,7 @@ class DCKDLoss(Attachable):
             check_negatives(negatives, student_out)
         # Through balance.py, encoder/vqgan.py, encoder/stream.py, network.py; gradients come back
         # the same way.
-        student, unit = normalize_gradient(student_out, self.balance, teacher_out)
+        student, unit = normalize_gradient(student_out, self.balance, teacher_out, pixel_loss)
         found = self.encoder.compare(
             student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
         )

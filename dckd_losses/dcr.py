@@ -87,7 +87,7 @@ class DCRLoss(nn.Module):
         check_number("eps", eps, above=0)
         self.encoder = as_encoder(encoder)
         self.level_weights = tuple(float(weight) for weight in level_weights)
-        self.eps = eps
+        self.eps = float(eps)
 
     def forward(self, student: Tensor, teacher: Tensor, negatives: Tensor) -> Tensor:
         """The loss of a student's output beside its teacher's and the negatives."""

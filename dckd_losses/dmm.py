@@ -7,7 +7,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import as_loss, check_batch, check_number
+from dckd_losses.checks import as_loss, check_batch, check_choice, check_number
 from dckd_losses.encoder import FeatureEncoder, as_encoder
 
 
@@ -88,10 +88,9 @@ class DMMLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_number("temperature", temperature, above=0)
-        if form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        check_choice("form", form, FORMS)
         self.encoder = as_encoder(encoder)
-        self.temperature = temperature
+        self.temperature = float(temperature)
         self.form = form
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

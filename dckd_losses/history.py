@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import check_device, check_images, check_number
+from dckd_losses.checks import check_device, check_images, check_module, check_number
 from dckd_losses.frozen import at_least_float32, frozen_copy, unwrap_module
 
 DECAY = 0.1  # paper: "attenuation rate" alpha
@@ -87,6 +88,7 @@ class HistoryModel(nn.Module):
         self.moves = 0  # how often this object was stepped or updated since it was made
         self.stepped = False  # whether by `step`, and so at every step of an optimizer
         self._known: tuple[Tensor, int, int] | None = None  # spares a device read a step
+        self._counter: weakref.ref[object] | None = None  # who counts for all that share this
         self._warned_not_finite = False
         super().train(False)
 
@@ -113,12 +115,25 @@ class HistoryModel(nn.Module):
         Returns:
             whether history was updated.
         """
+        if not self.moves:
+            self.check(source)  # not only when an update is due, a thousand steps later
         self.moves += 1
         self.stepped = True
         count = self._count() + 1
         self.iteration.fill_(count)
         self._known = (self.iteration, self.iteration._version, count)
         return self.due(count) and self.update(source)
+
+    def counted_by(self, hook: object) -> bool:
+        """Whether this hook counts the steps: of losses that share a history, the first to step."""
+        if self._counter is None or self._counter() is None:
+            self._counter = weakref.ref(hook)
+        return self._counter() is hook
+
+    def release(self, hook: object) -> None:
+        """Let another hook count if this one did."""
+        if self._counter is not None and self._counter() is hook:
+            self._counter = None
 
     def due(self, step: int) -> bool:
         """Whether history is updated after optimizer step `step`, counted from 1."""
@@ -195,6 +210,7 @@ class HistoryModel(nn.Module):
         Raises:
             ValueError: names the first tensor that differs, and what to do.
         """
+        check_module("source", source)
         mine, theirs = _tensors(self.model), _tensors(unwrap_module(source))
         odd = sorted(mine.keys() ^ theirs.keys())
         if odd:
@@ -226,7 +242,13 @@ class HistoryModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy's counter is another tensor, whose writes were not watched."""
-        return {**self.__dict__, "_known": None, "moves": 0, "stepped": False}
+        return {
+            **self.__dict__,
+            "_known": None,
+            "_counter": None,
+            "moves": 0,
+            "stepped": False,
+        }
 
     def _weights_of(self, source: nn.Module) -> dict[str, Tensor]:
         """A source's tensors by name: whole, parameters in the history's dtypes."""

@@ -149,7 +149,14 @@ class RandomMix(Degradation):
         resize: RandomResize | None = None,
         noise: RandomNoise | None = None,
     ) -> None:
-        self.steps = (blur or RandomBlur(), resize or RandomResize(), noise or RandomNoise())
+        self.steps = (
+            RandomBlur() if blur is None else blur,
+            RandomResize() if resize is None else resize,
+            RandomNoise() if noise is None else noise,
+        )
+        for step in self.steps:
+            if not isinstance(step, Degradation):
+                raise ValueError(f"blur, resize and noise must be degradations, got {step!r}")
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         subset = 1 + draws.integers(7, len(images), 1, 1, 1)  # the subsets but the empty one

@@ -49,13 +49,13 @@ class Draws:
         key = torch.full_like(counter, seed % (1 << 63))
         for part in (rank, counter):
             key = _mix(key + _GAMMA) ^ part
-        self._key = key
+        self._key = _mix(key + _GAMMA)
         self._streams = 0
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Numbers in [low, high), float32."""
         self._streams += 1
-        key = _mix(_mix(self._key + _GAMMA) ^ self._streams)
+        key = _mix(self._key ^ self._streams)
         index = torch.arange(1, math.prod(shape) + 1, device=key.device)
         # key + index * gamma, but torch.compile would take a product of an index for an address
         state = (key * _GAMMA_INVERSE + index) * _GAMMA

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.checks import check_device, check_images, check_match, check_number
+from dckd_losses.checks import check_choice, check_device, check_images, check_match, check_number
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives.degradations import DEGRADATIONS, Degradation
 from dckd_losses.negatives.draws import Draws, process_rank
@@ -61,6 +61,8 @@ class NegativeGenerator(nn.Module):
             raise ValueError(f"history must be a HistoryModel, got {type(history).__name__}")
         check_number("num_negatives", num_negatives, whole=True)
         check_number("seed", seed, whole=True)
+        if not isinstance(include_clean, bool):
+            raise ValueError(f"include_clean must be True or False, got {include_clean!r}")
         if num_negatives < 1 + include_clean:
             raise ValueError(
                 f"num_negatives must leave at least one degraded, got {num_negatives} with "
@@ -68,11 +70,7 @@ class NegativeGenerator(nn.Module):
                 "negative alone would divide by zero"
             )
         if isinstance(degradation, str):
-            if degradation not in DEGRADATIONS:
-                raise ValueError(
-                    f"degradation must be one of {', '.join(DEGRADATIONS)} or a callable, "
-                    f"got {degradation!r}"
-                )
+            check_choice("degradation", degradation, DEGRADATIONS, " or a callable")
             degradation = DEGRADATIONS[degradation]()
         elif isinstance(degradation, type):
             name = degradation.__name__

@@ -90,6 +90,18 @@ def test_losses_that_share_a_history_count_a_step_once(dckd, student, encoder, o
     assert dckd.history.iteration == 2
 
 
+def test_losses_that_share_a_history_count_once_for_two_optimizers(dckd, student, encoder):
+    """As where a student's parts have an optimizer each."""
+    both = [torch.optim.SGD([p], 0.1) for p in student.parameters()]
+    losses = [dckd, DCKDLoss(student, encoder, history=dckd.history)]
+    for number in (1, 2):
+        for loss, optimizer in zip(losses, both, strict=True):
+            loss.attach(optimizer)  # again, as trainers do
+        for optimizer in both:
+            step(student, optimizer)
+        assert dckd.history.iteration == number
+
+
 def test_two_losses_on_one_student_count_each(dckd, student, encoder, optimizer):
     other = DCKDLoss(student, encoder).attach(optimizer).watch(student)
     dckd.attach(optimizer).watch(student)

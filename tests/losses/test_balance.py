@@ -56,6 +56,34 @@ def test_norm_is_the_fraction_of_l1s_on_every_path(student, tensors, batch, mode
     assert fraction_of_l1(grad) == pytest.approx(0.5, rel=1e-5)
 
 
+def test_balance_is_the_default_and_the_papers_weights_are_fixed(student, weights_file, batch):
+    default, paper, released = (
+        make(student, weights_file) for make in (DCKDLoss, DCKDLoss.paper, DCKDLoss.released)
+    )
+    assert fraction_of_l1(gradient(default, batch)) == pytest.approx(0.3, rel=1e-5)
+    assert (paper.dcr_weight, paper.dmm_weight, paper.dmm.form) == (0.1, 1e-3, "cross_entropy")
+    for loss in (paper, released):
+        once = gradient(copy.deepcopy(loss), batch)
+        loss.dcr_weight, loss.dmm_weight = 0.2, 2e-3
+        torch.testing.assert_close(gradient(loss, batch), 2 * once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_norm_is_the_fraction_of_a_pixel_loss_that_is_passed(student, encoder, batch, dtype):
+    """As NAFNet's, in decibels: its gradient is many times an L1's and grows as the error falls."""
+    dckd, grads = DCKDLoss(student, encoder, balance=0.5), []
+    student_out = batch[0].to(dtype).requires_grad_()
+    decibels = 10 * (student_out.float() - batch[1]).square().mean().log10()
+    for loss in (decibels, dckd(student_out, *batch[1:], pixel_loss=decibels)):
+        (grad,) = torch.autograd.grad(1024 * loss, student_out, retain_graph=True)
+        grads.append(grad.float().norm())
+    torch.testing.assert_close(grads[1], 0.5 * grads[0], rtol=1e-3, atol=0)
+    with torch.no_grad():  # validation
+        dckd(student_out, *batch[1:], pixel_loss=decibels)
+    with pytest.raises(ValueError, match="pixel_loss was not computed from this student_out"):
+        dckd(student_out, *batch[1:], pixel_loss=student(batch[2]).mean())
+
+
 def test_norm_is_the_fraction_of_l1s_for_other_encoders(student, batch):
     dckd = DCKDLoss(student, Pyramid(), dmm_weight=0, balance=0.5)
     assert fraction_of_l1(gradient(dckd, batch)) == pytest.approx(0.5, rel=1e-5)

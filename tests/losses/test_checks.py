@@ -2,8 +2,19 @@
 
 import pytest
 import torch
+from conftest import Pyramid
+from torch import nn
 
+from dckd_losses import (
+    DCKDLoss,
+    DCRLoss,
+    DMMLoss,
+    HistoryModel,
+    NegativeGenerator,
+    gradient_ratio,
+)
 from dckd_losses.checks import as_loss, check_batch, check_number, check_step_values
+from dckd_losses.negatives import RandomMix, RandomNoise
 
 NAN, INF = float("nan"), float("inf")
 
@@ -12,6 +23,7 @@ NAN, INF = float("nan"), float("inf")
     ("value", "bounds", "expected"),
     [
         (-1, {"at_least": 0}, "finite and at least 0, got -1"),
+        (10**400, {"above": 0}, "finite and above 0, got 10000"),
         (INF, {"at_least": 0}, "finite and at least 0, got inf"),
         (NAN, {"above": 0}, "finite and above 0, got nan"),
         (NAN, {"at_least": 0, "at_most": 1}, "at least 0 and at most 1, got nan"),
@@ -34,6 +46,41 @@ def test_a_number_within_bounds_passes():
     check_number("x", torch.tensor(2).item(), whole=True, above=1, below=3)
     check_number("x", None, above=0, or_none=True)
     check_number("x", 10**400, whole=True)
+
+
+def tiny():
+    return nn.Conv2d(3, 3, 3, padding=1)
+
+
+ODD = ["x", -1, [], {}, object(), torch.ones(2), 2 + 3j, 10**400, NAN]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda odd: DCRLoss(Pyramid(), level_weights=odd),
+        lambda odd: DCRLoss(Pyramid(), eps=odd),
+        lambda odd: DMMLoss(Pyramid(), form=odd),
+        lambda odd: DCKDLoss(odd, Pyramid()),
+        lambda odd: DCKDLoss(tiny(), Pyramid(), history=odd),
+        lambda odd: DCKDLoss(tiny(), Pyramid(), negatives=odd),
+        lambda odd: DCKDLoss(tiny(), Pyramid()).watch(odd),
+        lambda odd: DCKDLoss(tiny(), Pyramid()).attach(odd),
+        lambda odd: HistoryModel(tiny()).step(odd),
+        lambda odd: HistoryModel(tiny(), decay=odd),
+        lambda odd: NegativeGenerator(odd),
+        lambda odd: NegativeGenerator(HistoryModel(tiny()), include_clean=odd),
+        lambda odd: NegativeGenerator(HistoryModel(tiny()), degradation=odd),
+        lambda odd: RandomMix(noise=odd),
+        lambda odd: RandomNoise(sigma=odd),
+        lambda odd: gradient_ratio(odd, torch.ones(()), torch.ones(1)),
+    ],
+)
+def test_odd_arguments_end_in_a_sentence(make):
+    """In a ValueError, not in whatever Python or torch says of them later."""
+    for odd in ODD:
+        with pytest.raises(ValueError, match=r"[a-z_' ]{12}"):
+            make(odd)
 
 
 def test_a_step_is_named_after_its_arguments():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from dckd_losses.negatives.degradations import (
     DEGRADATIONS,
+    Degradation,
     RandomBlur,
     RandomMix,
     RandomNoise,
@@ -134,13 +135,19 @@ def test_resize_keeps_flat_images_flat():
     torch.testing.assert_close(RandomResize()(lq, draws()), lq)
 
 
+class Mark(Degradation):
+    """Leaves a number on each image that has been through it, and its call in a list."""
+
+    def __init__(self, value, calls=None):
+        self.value, self.calls = value, [] if calls is None else calls
+
+    def __call__(self, images, draws):
+        self.calls.append(self.value)
+        return images + self.value
+
+
 def test_mix_applies_a_random_subset_but_never_none():
-    """Marks instead of real steps: which of them each image has been through."""
-
-    def mark(value):
-        return lambda images, draws: images + value
-
-    mix = RandomMix(mark(1), mark(10), mark(100))
+    mix = RandomMix(Mark(1), Mark(10), Mark(100))
     seen = mix(torch.zeros(7000, 3, 2, 2), draws())[:, 0, 0, 0]
     values, counts = seen.unique(return_counts=True)
     assert values.tolist() == [1, 10, 11, 100, 101, 110, 111]
@@ -149,12 +156,8 @@ def test_mix_applies_a_random_subset_but_never_none():
 
 def test_mix_goes_blur_resize_noise():
     order = []
-
-    def step(name):
-        return lambda images, draws: order.append(name) or images
-
-    RandomMix(step("blur"), step("resize"), step("noise"))(torch.zeros(1, 3, 2, 2), draws())
-    assert order == ["blur", "resize", "noise"]
+    RandomMix(*(Mark(value, order) for value in (1, 2, 3)))(torch.zeros(1, 3, 2, 2), draws())
+    assert order == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ALL)

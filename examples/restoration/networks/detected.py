@@ -1,0 +1,81 @@
+"""Networks that spandrel recognises by their tensors' names and shapes; no code of a file runs."""
+
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+class Detected(nn.Module):
+    """A recognised network, frozen: (B, 3, H, W) to (B, 3, H scale, W scale), both in [0, 1].
+
+    Images are padded as the network needs; the result is cropped and clamped.
+
+    Attributes:
+        backbone: The architecture's name.
+        scale: Output size over input size.
+    """
+
+    def __init__(self, descriptor: "spandrel.ImageModelDescriptor") -> None:  # noqa: F821
+        super().__init__()
+        self.backbone, self.scale = descriptor.architecture.name, descriptor.scale
+        self.model = descriptor.model.eval().requires_grad_(False)
+        self._restore = descriptor
+
+    @torch.no_grad()
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore images; under autocast too, where the network bears half precision."""
+        bears = self._restore.supports_half
+        with nullcontext() if bears else torch.autocast(lq.device.type, enabled=False):
+            restored: Tensor = self._restore(lq.float())
+        return restored.clone()  # of an inference tensor, which backward could not keep
+
+
+def detect(tensors: Mapping[str, Tensor], source: str, scale: int) -> Detected:
+    """The network that tensors belong to.
+
+    Args:
+        tensors: As its authors or a trainer saved them.
+        source: Where they are from, for messages.
+        scale: Output size over input size that it has to have.
+
+    Raises:
+        ValueError: spandrel does not know it, or it is for another scale, channels or purpose.
+        RuntimeError: spandrel cannot be imported.
+    """
+    try:
+        import spandrel  # here: torchvision is heavy
+        from spandrel_extra_arches import EXTRA_REGISTRY
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision raises all of them
+        raise RuntimeError(
+            f"{source} is to be recognised by spandrel, which cannot be imported ({error}): pip "
+            "install spandrel spandrel-extra-arches, and the torchvision that belongs to torch "
+            f"{torch.__version__}, from the same index"
+        ) from error
+    state = spandrel.canonicalize_state_dict(dict(tensors))
+    found = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what torch will deprecate
+        for registry in (spandrel.MAIN_REGISTRY, EXTRA_REGISTRY):
+            try:
+                found = registry.load(state)
+                break
+            except Exception:  # it tries to build whatever a few names suggest
+                continue
+    if found is None:
+        raise ValueError(
+            f"{source}: spandrel recognises no network in its {len(tensors)} tensors: name the "
+            "code that makes it, as in file.py:Network"
+        )
+    what = f"{source} is {found.architecture.name} for x{found.scale}"
+    if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose == "FaceSR":
+        raise ValueError(f"{what}, made for another purpose than restoring images")
+    if (found.input_channels, found.output_channels) != (3, 3):
+        raise ValueError(
+            f"{what}, from {found.input_channels} to {found.output_channels} channels; expected 3"
+        )
+    if found.scale != scale:
+        raise ValueError(f"{what}; expected one for x{scale}")
+    return Detected(found)
