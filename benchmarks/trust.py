@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--steps", type=int, default=20_000, help="(default: 20000)")
     add("--json", type=Path, default=RESULT, help="a table is written beside it")
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # processes that are forked have no others
     rows: list[Row] = []
     facts = {"command": common.command("benchmarks.trust"), **common.machine(torch.device("cpu"))}
     for name in args.only:
@@ -129,14 +130,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def steps(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """In a process of their own, whose memory is theirs alone."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        yield pool.submit(take_steps, args.steps).result()
-
-
-def take_steps(count: int) -> Row:
     """Train a tiny student; memory and CPU time of the last fifth beside those of the second."""
-    torch.set_num_threads(1)
+    count = args.steps
     student = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
     optimizer = torch.optim.Adam(student.parameters(), 1e-4)
     negatives = NegativeGenerator(HistoryModel(student, interval=100))
@@ -161,7 +156,7 @@ def take_steps(count: int) -> Row:
         row.survived = count
     else:
         row.failed.append(f"finite: {finite}; counters {counters}")
-    return row
+    yield row
 
 
 # Kills
@@ -201,33 +196,26 @@ def kill(line: Sequence[Any], folder: Path, draw: random.Random, seconds: float)
     """Start a run and kill it at a random moment; how it ended, and when that was."""
     while True:
         sent, moment = draw.choice(SIGNALS), draw.uniform(0, seconds)
-        with started([*line, folder]) as process:
-            try:
-                process.wait(moment)
-                shutil.rmtree(folder)  # it was done before: once more
-            except subprocess.TimeoutExpired:
-                process.send_signal(sent)
-                said = process.communicate()[0]
-                ending = f"...{said[-300:]}" if "Traceback" in said else "survived"
-                return ending, f"{sent.name} after {moment:.2f} s"
+        code, said = run([*line, folder], moment, sent)
+        if code is None:
+            ending = f"...{said[-300:]}" if "Traceback" in said else "survived"
+            return ending, f"{sent.name} after {moment:.2f} s"
+        shutil.rmtree(folder)  # it was done before: once more
 
 
-def started(line: Sequence[Any], **environment: str) -> subprocess.Popen[str]:
-    """A command with one thread; all that it says comes together."""
-    known = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        list(map(str, line)), cwd=ROOT, env=known, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def run(line: Sequence[Any], **environment: str) -> tuple[int | None, str]:
-    """A command's code, None where it hangs, and what it says."""
-    with started(line, **environment) as process:
+def run(
+    line: Sequence[Any], limit: float = SECONDS, sent: int = signal.SIGKILL, **environment: str
+) -> tuple[int | None, str]:
+    """Run a command with one thread; its code, None if it got a signal, and all that it says."""
+    with subprocess.Popen(
+        list(map(str, line)), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    ) as process:  # fmt: skip
         try:
-            return process.wait(SECONDS), process.communicate()[0]
+            said = process.communicate(timeout=limit)[0]
+            return process.returncode, said
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.send_signal(sent)
             return None, process.communicate()[0]
 
 
@@ -397,43 +385,33 @@ TOKENS = (b"\0", b"\xff" * 8, b"\xff\xff\xff\x7f", b"-1", b"1e999", b"NaN", b"nu
 
 
 def fuzz(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """Readers take turns, in a process that may die or hang without ending this one."""
+    """Readers take turns, each in a process that may die or hang without ending this one."""
     rows = [Row(f"{reader.name}, damaged at random") for reader in READERS]
     end, batch = time.monotonic() + 60 * args.minutes, 0
     while time.monotonic() < end:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context, initializer=limit_memory) as pool:
-            while time.monotonic() < end:
-                row = rows[batch % len(READERS)]
-                batch += 1
-                try:
-                    endings = pool.submit(read_damaged, batch, folder).result()
-                except BrokenProcessPool:
-                    row.note("the process died or hung", f"batch {batch}")
-                    break
-                for number, ending in enumerate(endings):
-                    row.note(ending, f"batch {batch}, file {number}")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+            try:
+                endings = pool.submit(read_damaged, batch, folder).result()
+            except BrokenProcessPool:
+                endings = ["the process died or hung"]
+        for number, ending in enumerate(endings):
+            rows[batch % len(READERS)].note(ending, f"batch {batch}, file {number}")
+        batch += 1
     yield from rows
-
-
-def limit_memory() -> None:
-    """For this process, from now on."""
-    torch.set_num_threads(1)
-    most = psutil.Process().memory_info().vms + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def read_damaged(batch: int, folder: Path) -> list[str]:
     """How reading ends of each file of a batch, whose number determines them."""
     signal.alarm(BATCH_SECONDS)  # ends the process
-    reader, draw = READERS[(batch - 1) % len(READERS)], random.Random(batch)
+    most = psutil.Process().memory_info().vms + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    reader, draw = READERS[batch % len(READERS)], random.Random(batch)
     path, endings = folder / reader.name, []
     reader.write(path)
     data, expected = path.read_bytes(), reader.read(path)
     for _ in range(BATCH):
         path.write_bytes(damaged(data, draw))
-        endings.append(reader.ending(path, expected if reader.told is not None else None))
-    signal.alarm(0)
+        endings.append(reader.ending(path, expected))
     return endings
 
 

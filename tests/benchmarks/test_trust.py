@@ -2,9 +2,11 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,10 +59,11 @@ def test_files_are_damaged_in_many_ways_and_again_alike():
 
 def test_steps_grow_where_they_do(monkeypatch):
     monkeypatch.setattr(trust, "SLOWER", 100)
-    row = trust.take_steps(5)
+    (row,) = trust.steps(SimpleNamespace(steps=5), None)
     assert (row.tried, row.survived, row.failed) == (5, 5, [])
     monkeypatch.setattr(trust, "GROWTH", -(1 << 40))
-    assert "counters [5, 5]" in trust.take_steps(5).failed[0]
+    (row,) = trust.steps(SimpleNamespace(steps=5), None)
+    assert row.failed == ["finite: True; counters [5, 5]"]
 
 
 def test_failures_are_listed_and_end_with_1(tmp_path, monkeypatch, capsys):
@@ -77,31 +80,26 @@ def test_failures_are_listed_and_end_with_1(tmp_path, monkeypatch, capsys):
     assert path.with_suffix(".md").read_text().endswith("\n- something, byte 3: KeyError: 'x'\n")
 
 
+def test_a_command_gets_its_signal():
+    line = [sys.executable, "-uc", "import time; print('on'); time.sleep(60)"]
+    assert trust.run(line, 0.01, signal.SIGTERM)[0] is None
+    assert trust.run([sys.executable, "-c", "raise SystemExit('said')"]) == (1, "said\n")
+
+
 @pytest.mark.parametrize("said", ["stopped after step 3", "Traceback (most recent call last)"])
 def test_a_kill_ends_a_command_that_was_not_done(said, tmp_path, monkeypatch):
     """One that was done before is started once more; a traceback is no good ending."""
-    sent, left = [], iter([False, True])
+    sent, codes = [], iter([0, None])
 
-    class Process:
-        def __enter__(self):
-            return self
+    def run(line, moment, number):
+        assert line == ["x", tmp_path / "run"] and 0 <= moment <= 5
+        (tmp_path / "run").mkdir()
+        sent.append(number)
+        return next(codes), said
 
-        def __exit__(self, *_):
-            pass
-
-        def wait(self, seconds):
-            (tmp_path / "run").mkdir()
-            if next(left):
-                raise subprocess.TimeoutExpired("x", seconds)
-
-        def communicate(self):
-            return said, None
-
-        send_signal = sent.append
-
-    monkeypatch.setattr(trust, "started", lambda line: Process())
+    monkeypatch.setattr(trust, "run", run)
     ending, where = trust.kill(["x"], tmp_path / "run", random.Random(0), 5.0)
-    assert len(sent) == 1 and where.startswith(f"{sent[0].name} after ")
+    assert len(sent) == 2 and where.startswith(f"{sent[1].name} after ")
     assert ending == (f"...{said}" if said.startswith("Traceback") else "survived")
 
 
