@@ -17,6 +17,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from accelerate import Accelerator
 from benchmarks import common
 from benchmarks.tables import report
 from benchmarks.tables.runs import Options, parts
-from benchmarks.tables.specs import BUDGETS, TABLES, Table, encoder_study
+from benchmarks.tables.specs import BUDGETS, TABLES, encoder_study
 from benchmarks.tables.store import Store, plan
 from dckd_losses.negatives import DEGRADATIONS
 from examples.restoration import networks
@@ -109,15 +110,9 @@ def options(args: argparse.Namespace) -> Options:
         raise ValueError(f"got --seeds {' '.join(map(str, seeds))}; expected different numbers")
     if args.name and Path(args.name).name != args.name:
         raise ValueError(f"got --name {args.name}; expected one without folders")
-    return Options(
-        args.table,
-        args.budget,
-        recipe=_set(args, RECIPE),
-        losses=_set(args, LOSSES),
-        **{name: getattr(args, name) for name in (
-            "block", "arms", "seeds", "encoder", "student", "teacher", "development",
-        )},
-    )  # fmt: skip
+    changes = {"recipe": _set(args, RECIPE), "losses": _set(args, LOSSES)}
+    known = {each.name: getattr(args, each.name, None) for each in fields(Options)}
+    return Options(**{**known, **changes})
 
 
 def _set(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -146,7 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, chosen: Options) -> None:
     """Plan, train what is missing, evaluate, write."""
-    table = chosen_table(args)
+    if args.encoders and args.table != "study":
+        raise ValueError(f"got --encoders for {args.table}; expected it for study only")
+    table = encoder_study(args.encoders) if args.encoders else TABLES[args.table]
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     store = Store(Path(args.output) / "runs", accelerator, args.workers)
     found = parts(table, chosen, accelerator.device.type)
@@ -165,17 +162,6 @@ def run(args: argparse.Namespace, chosen: Options) -> None:
         files = report.write_table(table, chosen, part, store, place)
         print(place.with_name(f"{place.name}.md").read_text(encoding="utf-8"))
         print("written: " + ", ".join(map(str, files)))
-
-
-def chosen_table(args: argparse.Namespace) -> Table:
-    """What is to be compared.
-
-    Raises:
-        ValueError: Encoders are named for another table than `study`, or alike.
-    """
-    if args.encoders and args.table != "study":
-        raise ValueError(f"got --encoders for {args.table}; expected it for study only")
-    return encoder_study(args.encoders) if args.encoders else TABLES[args.table]
 
 
 def table1(args: argparse.Namespace) -> None:

@@ -155,7 +155,11 @@ def write_table(table: Table, options: Options, part: Part, store: Store, stem: 
     common.write_json(files[1], {**told, "references": {label: others}, "runs": {label: by_arm}})
     facts = {**told, **commits(part, store), **_recipe(part, runs), **_convergence(part, store)}
     files[2].write_text(markdown(table, facts, part, arms, others, options.table, costs), "utf-8")
-    return files + _draw(table, part, arms, store, stem)
+    try:
+        files += _draw(table, part, arms, store, stem)
+    except (ImportError, ValueError) as error:  # no matplotlib, or one that is set up oddly
+        print(f"no pictures: {error}")
+    return files
 
 
 def commits(part: Part, store: Store) -> dict[str, str]:
@@ -208,12 +212,9 @@ def _told(run: Job, store: Store) -> dict[str, Any]:
 
 
 def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> list[Path]:
-    """The pictures of one block; none where matplotlib is not installed."""
-    try:
-        from benchmarks.tables import plots
-    except ImportError as error:
-        print(f"no pictures: {error}")
-        return []
+    """The pictures of one block."""
+    from benchmarks.tables import plots  # here: the rest does without matplotlib
+
     files, results = [_file(stem, ".png")], _results(part, store)
     if table.x is None:
         plots.gains(arms, table.reference, files[0])
