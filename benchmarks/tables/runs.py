@@ -23,12 +23,12 @@ from benchmarks import baselines
 from benchmarks.tables.data import Images, ImageSet, images, mean_psnr
 from benchmarks.tables.specs import BUDGETS, Arm, Block, Table, reduced
 from dckd_losses import HistoryModel, NegativeGenerator
+from dckd_losses.checks import MIN_SIZE
 from dckd_losses.dckd import DCR_WEIGHT, DMM_WEIGHT
 from dckd_losses.dcr import LEVEL_WEIGHTS
 from dckd_losses.negatives import NUM_NEGATIVES
 from dckd_losses.weights import COMPACT
 from examples.restoration import networks
-from examples.restoration.command import MIN_OUTPUT
 from examples.restoration.data.crops import RandomCrops
 from examples.restoration.data.datasets import lq_sizes
 from examples.restoration.networks import KNOWN, SPECIFICATIONS
@@ -269,9 +269,9 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
     block = replace(block, student=options.student or block.student)
     recipe, teacher_recipe = budget.recipes(block, options.recipe)
     side = block.scale * min(stage.crop for stage in recipe.all_stages)
-    if side < MIN_OUTPUT:
+    if side < MIN_SIZE:
         raise ValueError(
-            f"got --crop {recipe.crop}, outputs of {side}x{side} pixels; expected {MIN_OUTPUT}"
+            f"got --crop {recipe.crop}, outputs of {side}x{side} pixels; expected {MIN_SIZE}"
         )
     source = options.teacher or (None if teacher_recipe else _known(block))
     found = images(options.budget, block.task, block.scale, block.sets)
