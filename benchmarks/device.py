@@ -217,25 +217,23 @@ def sweep(out: Path, device: torch.device, tiny: bool) -> None:
 def profiled(out: Path, device: torch.device, tiny: bool) -> None:
     """Kernels of one loss by time, of ours with default settings and of the released way."""
     torch.backends.cudnn.benchmark = True
-    measured, content, cuda = bench(device, tiny), {}, device.type == "cuda"
+    measured, rows, cuda = bench(device, tiny), [], device.type == "cuda"
     activities = [ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
-    ours, theirs = ("float16", "tf32") if cuda else ("float32", "float32")
-    for spec in (Spec("stream", ours), Spec("released", theirs)):
+    key = f"self_{'device' if cuda else 'cpu'}_time_total"
+    for spec in (Spec("stream", "float16" if cuda else "float32"), Spec("released", "tf32")):
         job = measured.job(spec, measured.way(spec))
         with profile(activities=activities) as record:
             job()
             common.wait(device)
-        key = f"self_{'device' if cuda else 'cpu'}_time_total"
-        events = [
-            {"name": e.key[:120], "calls": e.count, "ms": getattr(e, key) / 1e3}
+        found = [
+            {"way": spec.mode, "ms": getattr(e, key) / 1e3, "calls": e.count, "kernel": e.key[:120]}
             for e in record.key_averages()
             if e.device_type.name == ("CUDA" if cuda else "CPU")  # not what launches kernels
         ]
-        events = sorted((e for e in events if e["ms"]), key=lambda e: -e["ms"])
-        total, calls = (sum(e[key] for e in events) for key in ("ms", "calls"))
-        found = {"ms": total, "calls": calls, "kernels": events[:40]}
-        content[f"{spec.mode}, {spec.precision}"] = found
-        write(out / "profile.json", device, content)
+        total = {"way": spec.mode, "precision": spec.precision}
+        total |= {key: sum(row[key] for row in found) for key in ("ms", "calls")}
+        rows += [total, *sorted(found, key=lambda row: -row["ms"])[:40]]
+        write(out / "profile.json", device, {"rows": rows})
 
 
 MEASURES: Mapping[str, Callable[[Path, torch.device, bool], None]] = {
@@ -348,31 +346,18 @@ def summary(out: Path) -> Iterator[str]:
         lines = (out / "tests.txt").read_text("utf-8").strip().splitlines()
         yield f"- tests: {lines[-1] if lines else 'no output'}"
         yield from (f"  - {line}" for line in lines if line.startswith(("FAILED", "ERROR")))
-    yield from _listed("Ceilings", content.get("ceilings", {}).get("rows", []))
+    for name in ("ceilings", "sweep", "profile"):
+        yield from ["", f"## {name.capitalize()}", ""]
+        for row in content.get(name, {}).get("rows", []):
+            cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            yield f"- {', '.join(cells)}"
     if content.get("speed", {}).get("rows"):
         yield from ["", "## Speed", "", table(content["speed"]["rows"])]
-    yield from _listed("Sweep", content.get("sweep", {}).get("rows", []))
-    for name, found in content.get("profile", {}).items():
-        if isinstance(found, dict) and "kernels" in found:
-            yield from ["", f"## {name}: {found['ms']:.2f} ms, {found['calls']} kernels", ""]
-            yield from (
-                f"- {k['ms']:.3f} ms, {k['calls']}x {k['name']}" for k in found["kernels"][:15]
-            )
     if content.get("precision", {}).get("rows"):
         from benchmarks.precision import table as precision_table
 
         rows = [r for r in content["precision"]["rows"] if r["term"] == "both"]
         yield from ["", "## Precision", "", precision_table(rows)]
-
-
-def _listed(title: str, rows: Sequence[Row]) -> Iterator[str]:
-    if rows:
-        yield from ["", f"## {title}", ""]
-    for row in rows:
-        cells = (
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if v
-        )
-        yield f"- {', '.join(cells)}"
 
 
 # Small tables, in calls of ten minutes
