@@ -176,10 +176,17 @@ def kills(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
         expected = results(line, folder / task)
         seconds = time.monotonic() - start
         while row.tried < share:
-            broken = folder / f"{task}_{row.tried}"
-            count = min(share - row.tried, KILLS_OF_A_RUN)
-            killed = [kill(line, broken, draw, seconds) for _ in range(count)]
-            same = results(line, broken) == expected
+            killed = []
+            for _ in range(min(share - row.tried, KILLS_OF_A_RUN)):
+                sent, moment = draw.choice(SIGNALS), draw.uniform(0, seconds)
+                code, said = run([*line, folder / "broken"], moment, sent)
+                if code is not None:  # it was done before
+                    seconds *= 0.8
+                    break
+                ending = f"...{said[-300:]}" if "Traceback" in said else "survived"
+                killed.append((ending, f"{sent.name} after {moment:.2f} s"))
+            same = results(line, folder / "broken") == expected
+            shutil.rmtree(folder / "broken")
             for ending, where in killed:
                 row.note(ending if same else "the run then ended otherwise", where)
         yield row
@@ -190,17 +197,6 @@ def results(line: Sequence[Any], folder: Path) -> list[Any]:
     code = run([*line, folder])[0]
     names = ("student.safetensors", "log.json", "metrics.json")
     return [code, *((folder / n).read_bytes() if (folder / n).is_file() else None for n in names)]
-
-
-def kill(line: Sequence[Any], folder: Path, draw: random.Random, seconds: float) -> tuple[str, str]:
-    """Start a run and kill it at a random moment; how it ended, and when that was."""
-    while True:
-        sent, moment = draw.choice(SIGNALS), draw.uniform(0, seconds)
-        code, said = run([*line, folder], moment, sent)
-        if code is None:
-            ending = f"...{said[-300:]}" if "Traceback" in said else "survived"
-            return ending, f"{sent.name} after {moment:.2f} s"
-        shutil.rmtree(folder)  # it was done before: once more
 
 
 def run(

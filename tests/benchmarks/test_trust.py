@@ -86,21 +86,25 @@ def test_a_command_gets_its_signal():
     assert trust.run([sys.executable, "-c", "raise SystemExit('said')"]) == (1, "said\n")
 
 
-@pytest.mark.parametrize("said", ["stopped after step 3", "Traceback (most recent call last)"])
-def test_a_kill_ends_a_command_that_was_not_done(said, tmp_path, monkeypatch):
-    """One that was done before is started once more; a traceback is no good ending."""
-    sent, codes = [], iter([0, None])
+def test_kills_are_compared_with_what_was_not_killed(tmp_path, monkeypatch):
+    """Also those of a run that was done before its next signal; a traceback is no good ending."""
+    codes = iter([0, None, None, 0, 0, None, 0, 0, None, 0])
+    said = iter(["", "", "Traceback", *[""] * 7])
+    content = iter(["straight", "straight", "other", "straight"])
 
-    def run(line, moment, number):
-        assert line == ["x", tmp_path / "run"] and 0 <= moment <= 5
-        (tmp_path / "run").mkdir()
-        sent.append(number)
-        return next(codes), said
+    def run(line, limit=None, sent=None):
+        code = next(codes)
+        line[-1].mkdir(exist_ok=True)
+        if limit is None:  # to its end
+            (line[-1] / "student.safetensors").write_text(next(content))
+        return code, next(said)
 
     monkeypatch.setattr(trust, "run", run)
-    ending, where = trust.kill(["x"], tmp_path / "run", random.Random(0), 5.0)
-    assert len(sent) == 2 and where.startswith(f"{sent[1].name} after ")
-    assert ending == (f"...{said}" if said.startswith("Traceback") else "survived")
+    monkeypatch.setattr(trust, "SCRIPTS", {"sr": 8})
+    (row,) = trust.kills(SimpleNamespace(kills=4), tmp_path)
+    assert (row.tried, row.survived) == (4, 2)
+    assert row.failed[0].endswith("s: ...Traceback")
+    assert row.failed[1].endswith("s: the run then ended otherwise")
 
 
 @posix
