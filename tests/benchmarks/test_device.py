@@ -115,6 +115,13 @@ def test_what_fails_or_hangs_does_not_stop_the_rest(tmp_path, monkeypatch):
     assert "| tests | done |" in lines and "- tests: 3 passed in 1s" in lines
 
 
+def test_imports_count_as_time_that_is_spent():
+    code = "import time; time.sleep(0.5); from benchmarks import device; print(device.age())"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert 0.5 < float(done.stdout) < time.monotonic() - start + 0.1
+
+
 def test_a_summary_holds_every_file(tmp_path):
     spent = {"way": "stream", "ms": 3.5, "calls": 2, "kernel": "conv"}
     row = {"cosine": 1.0, "cosine_worst": 1.0, "rel_l2": 0.1, "rel_l2_worst": 0.2}
@@ -180,6 +187,7 @@ def test_in_miniature_everything_ends_within_a_minute(tmp_path):
 @pytest.mark.slow
 def test_tables_go_on_with_what_the_last_call_packed(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "SMALL_TABLES", (("table5", "--arms", "neither", "--seeds", "0"),))
+    monkeypatch.setattr(device, "age", lambda: 0)  # this process is older
     store, first, second = (tmp_path / name for name in ("store", "first", "second"))
     options = ["--store", str(store), "--device", "cpu", "--tables", "--tiny", "--seconds", "300"]
     assert device.main(["--out", str(first), *options]) == 0
