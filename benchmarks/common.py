@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -105,8 +105,23 @@ def write_json(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write it, too
     text = json.dumps(_finite(content), indent=1, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: it is no JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
 
 
 def _finite(content: Any) -> Any:
@@ -121,41 +136,21 @@ def _finite(content: Any) -> Any:
 # Time and memory of a loss, and how far its gradient is from the true one
 
 
-class Times(NamedTuple):
-    """Milliseconds of forward, of backward, and of both; of a CUDA graph only of both."""
-
-    forward: float
-    backward: float
-    both: float
-
-
-def clock(way: Way, student: Tensor) -> Times:
-    """Run forward and backward once; a GPU is not waited for between them."""
+def clock(way: Way, student: Tensor) -> float:
+    """Milliseconds of forward and backward."""
     x = student.clone().requires_grad_()
     wait(x.device)
-    if x.is_cuda:
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
-        marks[0].record()
-        loss = way(x)
-        marks[1].record()
-        loss.backward()
-        marks[2].record()
-        marks[2].synchronize()
-        pairs = ((0, 1), (1, 2), (0, 2))
-        return Times(*(marks[one].elapsed_time(marks[other]) for one, other in pairs))
     start = time.perf_counter()
-    loss = way(x)
-    middle = time.perf_counter()
-    loss.backward()
-    end = time.perf_counter()
-    return Times(1e3 * (middle - start), 1e3 * (end - middle), 1e3 * (end - start))
+    way(x).backward()
+    wait(x.device)
+    return 1e3 * (time.perf_counter() - start)
 
 
-def graphed(way: Way, student: Tensor) -> Callable[[], Times]:
+def graphed(way: Way, student: Tensor) -> Callable[[], float]:
     """Capture forward and backward as one CUDA graph.
 
     Returns:
-        what replays it once and says how long that took.
+        what replays it once and says how many milliseconds that took.
     """
     x = student.clone().requires_grad_()
     side = torch.cuda.Stream()
@@ -170,13 +165,12 @@ def graphed(way: Way, student: Tensor) -> Callable[[], Times]:
     with torch.cuda.graph(graph):
         way(x).backward()
 
-    def replay() -> Times:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    def replay() -> float:
+        wait(x.device)
+        start = time.perf_counter()
         graph.replay()
-        end.record()
-        end.synchronize()
-        return Times(math.nan, math.nan, start.elapsed_time(end))
+        wait(x.device)
+        return 1e3 * (time.perf_counter() - start)
 
     return replay
 
@@ -199,25 +193,19 @@ def tf32(allowed: bool) -> Iterator[None]:
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
-def in_turns(jobs: Mapping[Key, Callable[[], Times]], rounds: int) -> dict[Key, list[Times]]:
+def in_turns(jobs: Mapping[Key, Callable[[], float]], rounds: int) -> dict[Key, list[float]]:
     """Do all jobs, warmed up, in each round: what else a machine does meets all of them."""
-    times: dict[Key, list[Times]] = {name: [] for name in jobs}
+    times: dict[Key, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
             times[name].append(job())
     return times
 
 
-def summary(times: list[Times]) -> dict[str, float]:
-    """Medians, and the interquartile range of the whole, in milliseconds."""
-    forward, backward, both = zip(*times, strict=True)
-    quarters = statistics.quantiles(both, n=4) if len(both) > 1 else [both[0]] * 3
-    return {
-        "ms_median": statistics.median(both),
-        "ms_iqr": quarters[2] - quarters[0],
-        "ms_forward": statistics.median(forward),
-        "ms_backward": statistics.median(backward),
-    }
+def summary(times: list[float]) -> dict[str, float]:
+    """Median and interquartile range, in milliseconds."""
+    quarters = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return {"ms_median": statistics.median(times), "ms_iqr": quarters[2] - quarters[0]}
 
 
 def gradient(way: Way, student: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ Each part is a command of its own with a limit, and leaves the time that it does
 parts after it. Its file is there as soon as it ends, also where it was stopped; whatever fails is
 told in `summary.md`, which is printed last. Without a clone, DCKD_COMMIT names the commit.
 
-`--tables` trains the small tables, Table 5 with the student of 152,332 parameters first, says
-beforehand what it will get done, and stops in time. `--store` (default: runs/device, which git
-ignores) holds the runs. All of it also lies packed in DIR, as `store_*.tar.gz`; a call unpacks what
-it finds of these in its store. DCKD_DATA names the images (benchmarks/tables/data.py); without it,
+`--tables` trains the small tables, Table 5 with the student of 152,332 parameters first, prints
+each plan beforehand, and stops in time. `--store` (default: runs/device, which git ignores) holds
+the runs. All of it also lies packed in DIR, as `store_*.tar.gz`; a call unpacks what it finds of
+these in its store. DCKD_DATA names the images (benchmarks/tables/data.py); without it,
 or with `--tiny`, the smoke budget is trained.
 """
 
@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -83,8 +83,7 @@ def parts(device: str, tiny: bool, work: Path) -> list[Part]:
     mine = ["benchmarks.device", "--out", str(work), "--device", device, *["--tiny"] * tiny]
     speed = ["benchmarks.speed", "--device", device, "--json", str(work / "speed.json")]
     speed += ["--encoder", "compact", "--rounds", "1"] if tiny else []
-    sizes = ["1x32"] if tiny else ["16x192", "4x64", "32x256"]
-    compiled = ["--append", "--compiled", "--sizes", sizes[0], "--precisions", "float16", "tf32"]
+    speed += ["--compiled", "--sizes", *(["1x32"] if tiny else ["16x192", "4x64", "32x256"])]
     precision = ["benchmarks.precision", "--device", device]
     precision += ["--json", str(work / "precision.json")]
     if tiny:
@@ -95,8 +94,7 @@ def parts(device: str, tiny: bool, work: Path) -> list[Part]:
         Part("facts", 12, "facts.json", [*mine, "--part", "facts"]),
         Part("ceilings", 30, "ceilings.json", [*mine, "--part", "ceilings"]),
         Part("tests", 130, "tests.txt", ["pytest", "-q", "-m", "cuda", "--maxfail=30", *tests]),
-        Part("speed", 110, "speed.json", [*speed, "--sizes", *sizes]),
-        Part("compiled", 60, "speed.json", [*speed, *compiled]),
+        Part("speed", 170, "speed.json", speed),
         Part("sweep", 50, "sweep.json", [*mine, "--part", "sweep"]),
         Part("profile", 30, "profile.json", [*mine, "--part", "profile"]),
         Part("precision", 100, "precision.json", precision),
@@ -220,25 +218,23 @@ def sweep(out: Path, device: torch.device, tiny: bool) -> None:
 def profiled(out: Path, device: torch.device, tiny: bool) -> None:
     """Kernels of one loss by time, of ours with default settings and of the released way."""
     torch.backends.cudnn.benchmark = True
-    measured, content, cuda = bench(device, tiny), {}, device.type == "cuda"
+    measured, rows, cuda = bench(device, tiny), [], device.type == "cuda"
     activities = [ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
-    ours, theirs = ("float16", "tf32") if cuda else ("float32", "float32")
-    for spec in (Spec("stream", ours), Spec("released", theirs)):
+    key = f"self_{'device' if cuda else 'cpu'}_time_total"
+    for spec in (Spec("stream", "float16" if cuda else "float32"), Spec("released", "tf32")):
         job = measured.job(spec, measured.way(spec))
         with profile(activities=activities) as record:
             job()
             common.wait(device)
-        key = f"self_{'device' if cuda else 'cpu'}_time_total"
-        events = [
-            {"name": e.key[:120], "calls": e.count, "ms": getattr(e, key) / 1e3}
+        found = [
+            {"way": spec.mode, "ms": getattr(e, key) / 1e3, "calls": e.count, "kernel": e.key[:120]}
             for e in record.key_averages()
             if e.device_type.name == ("CUDA" if cuda else "CPU")  # not what launches kernels
         ]
-        events = sorted((e for e in events if e["ms"]), key=lambda e: -e["ms"])
-        total, calls = (sum(e[key] for e in events) for key in ("ms", "calls"))
-        found = {"ms": total, "calls": calls, "kernels": events[:40]}
-        content[f"{spec.mode}, {spec.precision}"] = found
-        write(out / "profile.json", device, content)
+        total = {"way": spec.mode, "precision": spec.precision}
+        total |= {key: sum(row[key] for row in found) for key in ("ms", "calls")}
+        rows += [total, *sorted(found, key=lambda row: -row["ms"])[:40]]
+        write(out / "profile.json", device, {"rows": rows})
 
 
 MEASURES: Mapping[str, Callable[[Path, torch.device, bool], None]] = {
@@ -268,12 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def age() -> float:
-    """Seconds since this process began, as far as the system tells: imports take their time."""
-    stat = Path("/proc/self/stat")
-    if not stat.is_file():
-        return START
-    ticks = float(stat.read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    """Seconds since this process began: imports take their time."""
+    return time.time() - psutil.Process().create_time()
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -360,31 +352,18 @@ def summary(out: Path) -> Iterator[str]:
         lines = (out / "tests.txt").read_text("utf-8").strip().splitlines()
         yield f"- tests: {lines[-1] if lines else 'no output'}"
         yield from (f"  - {line}" for line in lines if line.startswith(("FAILED", "ERROR")))
-    yield from _listed("Ceilings", content.get("ceilings", {}).get("rows", []))
+    for name in ("ceilings", "sweep", "profile"):
+        yield from ["", f"## {name.capitalize()}", ""]
+        for row in content.get(name, {}).get("rows", []):
+            cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            yield f"- {', '.join(cells)}"
     if content.get("speed", {}).get("rows"):
         yield from ["", "## Speed", "", table(content["speed"]["rows"])]
-    yield from _listed("Sweep", content.get("sweep", {}).get("rows", []))
-    for name, found in content.get("profile", {}).items():
-        if isinstance(found, dict) and "kernels" in found:
-            yield from ["", f"## {name}: {found['ms']:.2f} ms, {found['calls']} kernels", ""]
-            yield from (
-                f"- {k['ms']:.3f} ms, {k['calls']}x {k['name']}" for k in found["kernels"][:15]
-            )
     if content.get("precision", {}).get("rows"):
         from benchmarks.precision import table as precision_table
 
         rows = [r for r in content["precision"]["rows"] if r["term"] == "both"]
         yield from ["", "## Precision", "", precision_table(rows)]
-
-
-def _listed(title: str, rows: Sequence[Row]) -> Iterator[str]:
-    if rows:
-        yield from ["", f"## {title}", ""]
-    for row in rows:
-        cells = (
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if v
-        )
-        yield f"- {', '.join(cells)}"
 
 
 # Small tables, in calls of ten minutes
@@ -408,12 +387,9 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
         full = [*command, "--student", "small", "--output", str(args.store)]
         full += ["--budget", "smoke"] if smoke else []
         lines += [f"- python -m benchmarks.tables {' '.join(full)}"]
-        left = max(1.0, end - spare - time.monotonic())
-        plan = run(["benchmarks.tables", *full, "--plan"], left)[1]
+        plan = run(["benchmarks.tables", *full, "--plan"], end - spare - time.monotonic())[1]
         print(plan, flush=True)
         lines += [f"  {line}" for line in plan.splitlines() if line.startswith("  ")]
-        lines.append(promise(plan, end - spare - time.monotonic(), processes))
-        print(lines[-1], flush=True)
         finished = train(full, processes, end - spare)
         lines.append(f"  {'finished' if finished else 'stopped in time; call again'}")
         if not finished:
@@ -423,19 +399,6 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
     packed = pack(args.store, args.out)
     lines.append(f"packed: {', '.join(packed)}; put them into {args.store} and call again")
     return lines
-
-
-def promise(plan: str, seconds: float, processes: int) -> str:
-    """What a call will get done of a plan, by the steps that the plan has measured."""
-    found = re.search(r"in all: (\S+) ", plan)
-    if found is None or float(found[1]) == 0:
-        return f"  {seconds:.0f} s are left of this call"
-    share = seconds / 3600 / float(found[1])
-    parts = [f"{min(1, count * share):.0%}" for count in sorted({1, processes})]
-    return (
-        f"  {seconds:.0f} s are left of this call, in which {processes} processes train at once: "
-        f"{' to '.join(parts)} of it"
-    )
 
 
 def unpack(store: Path) -> None:
@@ -452,21 +415,14 @@ def pack(store: Path, out: Path) -> list[str]:
         old.unlink()
     kept = {".json", ".md", ".pt", ".safetensors"}
     files = sorted(path for path in store.rglob("*") if path.suffix in kept and path.is_file())
-    parts: list[list[Path]] = [[]]
-    room = TAR_BYTES
-    for path in files:
-        size = path.stat().st_size
-        if size > room and parts[-1]:
-            parts.append([])
-            room = TAR_BYTES
-        parts[-1].append(path)
-        room -= size
-    names = []
-    for number, part in enumerate(parts):
-        names.append(f"store_{number}.tar.gz")
+    names: list[str] = []
+    while files:
+        names.append(f"store_{len(names)}.tar.gz")
+        size = 0
         with tarfile.open(out / names[-1], "w:gz") as tar:
-            for path in part:
-                tar.add(path, path.relative_to(store))
+            while files and (size == 0 or size + files[0].stat().st_size <= TAR_BYTES):
+                size += files[0].stat().st_size
+                tar.add(files[0], files.pop(0).relative_to(store))
     return names
 
 

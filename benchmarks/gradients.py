@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,12 @@ def main() -> None:
         common.write_json(args.json, {**facts, "rows": rows})
 
 
+def crops_of(split: Literal["train", "held_out"], crop: int, count: int, seed: int) -> RandomCrops:
+    """Random crops of scikit-image's photographs; `crop` is the LQ pixels a side."""
+    pairs = pairs_from_images(photographs(split), SCALE)
+    return RandomCrops(pairs, crop=crop, scale=SCALE, length=count, seed=seed)
+
+
 class SmallTraining:
     """The small super-resolution student on the pixel losses, beside its teacher and its history.
 
@@ -68,13 +75,7 @@ class SmallTraining:
         parameters = self.student.parameters()
         self._optimizer = torch.optim.Adam(parameters, SMALL_SR.lr, betas=SMALL_SR.betas)
         size = SMALL_SR.batch_size
-        crops = RandomCrops(
-            pairs_from_images(photographs("train"), SCALE),
-            crop=SMALL_SR.crop,
-            scale=SCALE,
-            length=size * batches,
-            seed=seed,
-        )
+        crops = crops_of("train", SMALL_SR.crop, size * batches, seed)
         self.batches = iter(torch.utils.data.DataLoader(crops, batch_size=size))
 
     def train(self, steps: int) -> None:

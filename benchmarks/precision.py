@@ -14,22 +14,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import Row
-from benchmarks.gradients import SCALE, SmallTraining
+from benchmarks.gradients import SCALE, SmallTraining, crops_of
 from dckd_losses import DCKDLoss, NegativeGenerator, VQGANEncoder
-from examples.restoration.data.crops import RandomCrops
-from examples.restoration.data.datasets import pairs_from_images
-from examples.restoration.data.images import photographs
 
 ENCODERS = ("compact", "f16-random")
 STEPS = 325  # the history, updated every 50, is half an interval behind the student then
@@ -86,14 +82,7 @@ def make_steps(steps: int, crops: int, side: int) -> list[Step]:
     training = SmallTraining(steps)
     training.train(steps)
     negatives = NegativeGenerator(training.history)
-    data = RandomCrops(
-        pairs_from_images(photographs("held_out"), SCALE),
-        crop=side // SCALE,
-        scale=SCALE,
-        length=crops,
-        seed=0,
-    )
-    lqs = [lq[None] for lq, _ in data]
+    lqs = [lq[None] for lq, _ in crops_of("held_out", side // SCALE, crops, seed=0)]
     with torch.no_grad():
         return [Step(training.student(lq), training.teacher(lq), negatives(lq)) for lq in lqs]
 
@@ -141,24 +130,20 @@ def apart(step: Step) -> float:
     return 255 * (step.student - step.teacher).square().mean().sqrt().item()
 
 
-def distances(seen: Iterable[tuple[float, Tensor]], truths: Iterable[tuple[float, Tensor]]) -> Row:
+def distances(seen: Sequence[tuple[float, Tensor]], truths: Sequence[tuple[float, Tensor]]) -> Row:
     """Every distance to float64: its median over the crops, its worst, and cosines one by one."""
-    cosine, rel_l2, loss_rel = zip(*_pairs(seen, truths), strict=True)
-    row: Row = {"cosines": list(cosine)}
-    for key, values in (("cosine", cosine), ("rel_l2", rel_l2), ("loss_rel", loss_rel)):
-        row[key] = statistics.median(values)
-        row[f"{key}_worst"] = min(values) if key == "cosine" else max(values)
+    pairs = list(zip(seen, truths, strict=True))
+    found = [common.distance(grad, true) for (_, grad), (_, true) in pairs]
+    values = {
+        "cosine": [each["grad_cos"] for each in found],
+        "rel_l2": [each["grad_rel_l2"] for each in found],
+        "loss_rel": [abs(loss / true - 1) for (loss, _), (true, _) in pairs],
+    }
+    row: Row = {"cosines": values["cosine"]}
+    for key, each in values.items():
+        row[key] = statistics.median(each)
+        row[f"{key}_worst"] = min(each) if key == "cosine" else max(each)
     return row
-
-
-def _pairs(
-    seen: Iterable[tuple[float, Tensor]], truths: Iterable[tuple[float, Tensor]]
-) -> Iterator[tuple[float, float, float]]:
-    """Cosine, relative L2 distance and the loss's relative error of each crop."""
-    for (loss, grad), (true_loss, true_grad) in zip(seen, truths, strict=True):
-        cosine = F.cosine_similarity(grad, true_grad, dim=0).item()
-        rel_l2 = ((grad - true_grad).norm() / true_grad.norm()).item()
-        yield cosine, rel_l2, abs(loss / true_loss - 1)
 
 
 def table(rows: list[Row]) -> str:

@@ -5,28 +5,25 @@
     python -m benchmarks.speed --negatives 5 1 20 ...  # the first for all sizes, the rest for one
     python -m benchmarks.speed --students tiny swinir-student rcan-student ...  # whole steps
     python -m benchmarks.speed --rivals tiny ...       # the same with each method
-    python -m benchmarks.speed --loading               # random crops from memory and from files
 
 All ways run in one process, taking turns after each has warmed up. Times are medians with
 interquartile ranges. The encoder has the architecture of the paper's f16-1024 with random weights,
 the images are smooth noise. On a GPU cudnn.benchmark is on for every way (`--no-benchmark`: off),
 float32 is strict float32, and each precision also runs as a CUDA graph. Beside the JSON a Markdown
-table and a plot are written from it.
+table is written from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import sys
-import tempfile
-import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import common, released
-from benchmarks.common import Row, Times, Way
+from benchmarks.common import Row, Way
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
@@ -49,6 +46,7 @@ PATHS: dict[str, dict[str, Any]] = {  # settings of VQGANEncoder
     "twopass, chunk 1": {"mode": "twopass", "chunk": 1},
 }
 MODES = ("default", "max-autotune-no-cudagraphs")  # of torch.compile
+COMPILED = ("float16", "tf32")  # the precisions of the compiled path
 SCALE, NEGATIVES = 2, 5  # of whole steps
 NORMS = "dckd_losses.ops.norm.use_triton"  # where the library asks whether Triton is to do them
 DCKD = ("released", "stream", "twopass", "dckd", "dckd_star")
@@ -80,18 +78,11 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]],
                   {**os.environ, **MALLOC})  # fmt: skip
     rows: list[Row] = []
-    if args.append and args.json.is_file():
-        rows = json.loads(args.json.read_text()).get("rows", [])
     torch.backends.cudnn.benchmark = args.benchmark
     for found in measured(args, torch.device(args.device)):
         print(table(found), flush=True)
         rows += found
         write(args, rows)
-    if args.json and not args.loading:
-        try:
-            plot(rows, args.json.with_suffix(".png"))
-        except ImportError as error:
-            print(f"no plot: {error}")
 
 
 def arguments() -> argparse.Namespace:
@@ -101,38 +92,38 @@ def arguments() -> argparse.Namespace:
     add("--negatives", nargs="+", type=int, default=[5], metavar="N")
     add("--precisions", nargs="*", metavar="P", help="default: those the device is good at")
     add("--encoder", metavar="NAME", help="default: f16-1024's architecture, random weights")
-    add("--compiled", action="store_true", help="the plain path under torch.compile, nothing else")
+    add("--compiled", action="store_true", help="last, the first size's plain path compiled")
     add("--students", nargs="*", default=[], metavar="NAME", help="for whole training steps")
     add("--rivals", metavar="NAME", help="a student to compare all methods' steps with")
     add("--step-size", default="2x96", metavar="BxS", help="of their output")
-    add("--loading", action="store_true", help="time the reading of crops, nothing else")
-    add("--crops", type=int, default=100, help="that each way of loading reads")
     add("--rounds", type=int, default=5, help="after one that warms up")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--benchmark", action=argparse.BooleanOptionalAction, default=True, help="cuDNN's")
     add("--tuned-malloc", action="store_true", help="glibc keeps freed memory")
-    add("--append", action="store_true", help="to the rows that are in the file already")
     add("--json", type=Path)
     return parser.parse_args()
 
 
 def measured(args: argparse.Namespace, device: torch.device) -> Iterator[list[Row]]:
     """Rows, a group at a time: what came first is there whatever happens to the rest."""
-    if args.loading:
-        yield loading(args.crops)
-        return
     usual_ones = PRECISIONS.get(device.type, [])
     precisions = usual_ones if args.precisions is None else args.precisions
+    precisions = [precision for precision in precisions if precision != "float32"]  # always there
     usual, *others = args.negatives
     settings = [(size, usual) for size in args.sizes] + [(args.sizes[0], n) for n in others]
     for size, negatives in settings:
         bench = Bench(size, negatives, device, encoder=args.encoder)
-        for specs in all_specs(device, precisions, args.compiled):
+        for specs in all_specs(device, precisions):
             yield bench.rows(specs, args.rounds)
     for name in args.students:
         yield steps(name, args.step_size, args.rounds, device)
     if args.rivals:
         yield steps(args.rivals, args.step_size, args.rounds, device, rivals=True)
+    if args.compiled:
+        bench = Bench(args.sizes[0], usual, device, encoder=args.encoder)
+        for mode, precision in product(MODES, COMPILED):
+            spec = Spec("plain", precision, PATHS["plain"], compiled=mode)
+            yield bench.rows([spec], args.rounds)
 
 
 def write(args: argparse.Namespace, rows: list[Row]) -> None:
@@ -147,13 +138,8 @@ def write(args: argparse.Namespace, rows: list[Row]) -> None:
 # The loss alone
 
 
-def all_specs(
-    device: torch.device, precisions: Sequence[str], compiled: bool = False
-) -> list[list[Spec]]:
+def all_specs(device: torch.device, precisions: Sequence[str]) -> list[list[Spec]]:
     """The ways that are compared: on a GPU the main ones in every precision, and as graphs."""
-    if compiled:
-        plain = PATHS["plain"]
-        return [[Spec("plain", p, plain, compiled=mode)] for mode in MODES for p in precisions]
     ways: list[Spec] = [Spec("released"), *(Spec(name, settings=s) for name, s in PATHS.items())]
     if device.type != "cuda":
         return [[*ways, *(replace(ways[2], precision=p) for p in precisions)]]
@@ -225,61 +211,52 @@ class Bench:
         return torch.compile(ours, mode=spec.compiled) if spec.compiled else ours
 
     def rows(self, specs: Sequence[Spec], rounds: int) -> list[Row]:
-        """One row a way; what cannot run here says why in `skipped`.
-
-        Args:
-            specs: the ways.
-            rounds: how many, after the warm-up.
-        """
+        """One row a way, timed in turns after a warm-up; what cannot run here says why."""
         eager = [spec for spec in specs if not spec.graph]
         graphs = [[spec] for spec in specs if spec.graph]  # each holds memory of its own
         return [row for group in (eager, *graphs) for row in self._in_turns(group, rounds)]
 
     def _in_turns(self, specs: Sequence[Spec], rounds: int) -> list[Row]:
-        found, jobs, reasons = {spec: self.way(spec) for spec in specs}, {}, {}
-        for spec, way in found.items():
+        ways, jobs, skipped = {spec: self.way(spec) for spec in specs}, {}, {}
+        for spec, way in ways.items():
+            if (spec.graph or spec.compiled) and self.device.type != "cuda":
+                skipped[spec] = "needs a CUDA device"
+                continue
             try:
                 jobs[spec] = self.job(spec, way)
-            except (torch.OutOfMemoryError, Skip) as error:
-                reasons[spec] = str(error).partition(". ")[0]
+            except torch.OutOfMemoryError as error:
+                skipped[spec] = str(error).partition(". ")[0]
         times = common.in_turns(jobs, rounds)
         rows = []
-        for spec, way in found.items():
-            row = self.label(spec)
-            if spec in reasons:
-                rows.append({**row, "skipped": reasons[spec]})
+        for spec, way in ways.items():
+            row = label(self.batch, self.side, spec.name, spec.precision, len(self.negatives))
+            rows.append(row)
+            if spec in skipped:
+                row["skipped"] = skipped[spec]
                 continue
             row |= common.summary(times[spec])
-            if not spec.graph:
-                with self._state(spec):
-                    job = partial(common.clock, way, self.student)
-                    row["peak_mb"] = common.peak(job, self.device) / 1e6
-                    if not spec.compiled:
-                        row["saved_mb"] = common.saved(way, self.student) / 1e6
-                    if self.truth is not None:
-                        row |= common.distance(common.gradient(way, self.student), self.truth)
-            rows.append(row)
+            if spec.graph:
+                continue
+            with self._state(spec):
+                row["peak_mb"] = common.peak(jobs[spec], self.device) / 1e6
+                if not spec.compiled:
+                    row["saved_mb"] = common.saved(way, self.student) / 1e6
+                if self.truth is not None:
+                    row |= common.distance(common.gradient(way, self.student), self.truth)
         torch.cuda.empty_cache()  # nothing where there is no GPU
         return rows
 
-    def job(self, spec: Spec, way: Way) -> Callable[[], Times]:
-        """What runs a way once; warmed up.
+    def job(self, spec: Spec, way: Way) -> Callable[[], float]:
+        """What runs a way once and says how long that took; warmed up."""
 
-        Raises:
-            Skip: it cannot run here.
-        """
-        if (spec.graph or spec.compiled) and self.device.type != "cuda":
-            raise Skip("needs a CUDA device")
-
-        def job() -> Times:
+        def job() -> float:
             with self._state(spec):
-                return run()
+                return once()
 
         with self._state(spec):
-            run = partial(common.clock, way, self.student)
-            if spec.graph:
-                run = common.graphed(way, self.student)
-            run()
+            prepare = common.graphed if spec.graph else partial(partial, common.clock)
+            once = prepare(way, self.student)
+        job()
         return job
 
     @contextmanager
@@ -289,19 +266,15 @@ class Bench:
         with common.tf32(spec.precision == "tf32"), norms:
             yield
 
-    def label(self, spec: Spec) -> Row:
-        """What a way's row begins with."""
-        impl = "released" if spec.mode == "released" else spec.settings.get("impl", "fused")
-        empty = dict.fromkeys(("saved_mb", "peak_mb", "grad_cos", "grad_rel_l2"))
-        return {
-            "way": "released" if spec.mode == "released" else "dckd-losses", "impl": impl,
-            "mode": spec.name, "precision": spec.precision, "student": None, "batch": self.batch,
-            "size": self.side, "negatives": len(self.negatives), **empty,
-        }  # fmt: skip
 
-
-class Skip(Exception):  # noqa: N818 - it is no error
-    """A way that is not measured, and why."""
+def label(
+    batch: int, side: int, mode: str, precision: str, negatives: int | None, student: Any = None
+) -> Row:
+    """What a row begins with."""
+    return {
+        "mode": mode, "precision": precision, "student": student, "batch": batch, "size": side,
+        "negatives": negatives,
+    }  # fmt: skip
 
 
 def make_images(batch: int, side: int, negatives: int) -> list[Tensor]:
@@ -323,7 +296,7 @@ def steps(
     """One row a method: student, teacher, history, loss, backward and optimizer together.
 
     Args:
-        name: the student's, of `backbones`.
+        name: the student's, of `networks`.
         size: batch x pixels of its output.
         rounds: after one that warms up.
         device: where.
@@ -339,28 +312,23 @@ def steps(
     teacher = teacher.to(device).eval().requires_grad_(False)
     lq = torch.rand(batch, 3, side // SCALE, side // SCALE, device=device)
     target = torch.rand(batch, 3, side, side, device=device)
-    ours = ("released", "logits", "stream", "twopass")
-    jobs: dict[str, Callable[[], Times]] = {}
-    for method in baselines.METHODS if rivals else ours:
+    jobs: dict[str, Callable[[], float]] = {}
+    for method in baselines.METHODS if rivals else ("released", "logits", "stream", "twopass"):
         model = copy.deepcopy(student).to(device).train()
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-4)
         distill = _distillation(method, model, teacher, optimizer, device)
-        jobs[method] = partial(
-            common.clock, partial(_step, model, teacher, optimizer, distill, target), lq
-        )
+        step = partial(_step, model, teacher, optimizer, distill, target)
+        jobs[method] = partial(common.clock, step, lq)
         jobs[method]()
     times = common.in_turns(jobs, rounds)
     return [
         {
-            "way": "released" if method == "released" else "dckd-losses",
-            "impl": "step", "mode": method, "precision": "float32", "student": name,
-            "batch": batch, "size": side, "negatives": NEGATIVES if method in DCKD else None,
+            **label(batch, side, method, "float32", NEGATIVES if method in DCKD else None, name),
             **common.summary(times[method]),
-            "saved_mb": None, "peak_mb": common.peak(job, device) / 1e6,
-            "grad_cos": None, "grad_rel_l2": None,
+            "peak_mb": common.peak(job, device) / 1e6,
         }
         for method, job in jobs.items()
-    ]  # fmt: skip
+    ]
 
 
 def _distillation(
@@ -409,64 +377,6 @@ def _step(
     return F.l1_loss(output, target) + distill(output, teacher_output, lq, target=target)
 
 
-# Random crops
-
-CROP, HEIGHT, WIDTH = 48, 1356, 2040  # pixels of a crop, and of DIV2K's photographs
-
-
-def loading(count: int) -> list[Row]:
-    """Milliseconds a crop for x2, from memory, from sub-images and from whole photographs.
-
-    Photographs of DIV2K's size are made of scikit-image's. "bytes" reads the files and decodes none
-    of them: what a database of encoded images, such as LMDB, could save at most is a part of that.
-    """
-    import numpy as np
-
-    from examples.restoration.data.crops import RandomCrops
-    from examples.restoration.data.datasets import PairFiles, load_pairs
-    from examples.restoration.data.images import photographs, write_png
-    from examples.restoration.data.layouts import find_pairs
-    from examples.restoration.data.subimages import HR, plan, write_crops
-    from examples.restoration.data.synthetic import matlab_bicubic
-
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for name, image in photographs("train").items():  # as much detail: mosaics of mirrored ones
-            down, right = max(0, HEIGHT - image.shape[0]), max(0, WIDTH - image.shape[1])
-            large = np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric")
-            large = large[:HEIGHT, :WIDTH]
-            write_png(large, root / HR / f"{name}.png")
-            lr = root / f"DIV2K_train_LR_bicubic/X{SCALE}/{name}x{SCALE}.png"
-            write_png(matlab_bicubic(large, 1 / SCALE), lr)
-        for cut in plan(root, [SCALE]):
-            write_crops(cut)
-        parts, whole = find_pairs(root, SCALE), find_pairs(root, SCALE, parts=False)
-        files = [path for pair in parts for path in (pair.hq, pair.lq) if path]
-
-        def crops(pairs: Any) -> Callable[[int], object]:
-            return RandomCrops(pairs, crop=CROP, scale=SCALE, length=count, seed=0).__getitem__
-
-        def read(item: int) -> object:
-            return [files[2 * item % len(files) + k].read_bytes() for k in (0, 1)]
-
-        sources = {
-            "memory": crops(load_pairs(root, SCALE)),
-            "sub-images": crops(PairFiles(parts, SCALE)),
-            "sub-images, bytes": read,
-            "photographs": crops(PairFiles(whole, SCALE)),
-        }
-        rows = []
-        for name, take in sources.items():
-            seconds = timeit.repeat(
-                lambda take=take: [take(i) for i in range(count)], number=1, repeat=3
-            )
-            rows.append({
-                "way": "loading", "mode": name, "precision": "uint8", "student": None, "batch": 1,
-                "size": CROP, "negatives": None, "ms_median": 1e3 * sorted(seconds)[1] / count,
-            })  # fmt: skip
-        return rows
-
-
 # Reports
 
 
@@ -484,58 +394,26 @@ def table(rows: list[Row]) -> str:
         way = r["mode"] if r["student"] is None else f"{r['student']}: {r['mode']}"
         if "skipped" in r:
             way = f"{way} ({r['skipped']})"
-        digits = ".2f" if r.get("ms_median", 10) < 10 else ".0f"
-        ms, spread = (_number(r.get(key), digits) for key in ("ms_median", "ms_iqr"))
+        ms, spread = _number(r, "ms_median", ".0f"), _number(r, "ms_iqr", ".0f")
         cells = [
-            f"{r['batch']}x{r['size']}x{r['size']}", _number(r["negatives"], "d"),
+            f"{r['batch']}x{r['size']}x{r['size']}", _number(r, "negatives", "d"),
             way, r["precision"], f"{ms} ({spread})" if spread else ms,
             _less(base, r, "ms_median", 2),
-            _number(r.get("saved_mb"), ".1f"), _less(base, r, "saved_mb"),
-            _number(r.get("peak_mb"), ".0f"), _less(base, r, "peak_mb"),
-            _number(r.get("grad_rel_l2"), ".0e"),
+            _number(r, "saved_mb", ".1f"), _less(base, r, "saved_mb"),
+            _number(r, "peak_mb", ".0f"), _less(base, r, "peak_mb"),
+            _number(r, "grad_rel_l2", ".0e"),
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _number(value: object, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _number(row: Row, key: str, form: str) -> str:
+    return "" if row.get(key) is None else format(row[key], form)
 
 
 def _less(base: Row, row: Row, key: str, digits: int = 1) -> str:
-    one, other = base.get(key), row.get(key)
-    if not isinstance(one, float) or not isinstance(other, float):
-        return ""
-    return f"{one / other:.{digits}f}"
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    """Time and peak memory against pixels and negatives, a line for each way; a PNG."""
-    from matplotlib.figure import Figure  # here: the table needs none of it
-
-    rows = [r for r in rows if r["student"] is None and "ms_median" in r]
-    by_size = [r for r in rows if r["negatives"] == rows[0]["negatives"]]
-    by_count = [r for r in rows if all(r[key] == rows[0][key] for key in ("batch", "size"))]
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    axes = figure.subplots(2, 2)
-    for row, (key, label) in zip(
-        axes, (("ms_median", "forward and backward, ms"), ("peak_mb", "peak memory, MB")),
-        strict=True,
-    ):  # fmt: skip
-        for axis, found, x in zip(row, (by_size, by_count), ("pixels", "negatives"), strict=True):
-            for way in dict.fromkeys((r["mode"], r["precision"]) for r in found):
-                line = sorted(
-                    (r["batch"] * r["size"] ** 2 if x == "pixels" else r["negatives"], r[key])
-                    for r in found
-                    if (r["mode"], r["precision"]) == way and r[key] is not None
-                )
-                if line:
-                    axis.plot(*zip(*line, strict=True), marker="o", label=", ".join(way))
-            axis.set(xlabel=f"{x} in a batch" if x == "pixels" else x, ylabel=label)
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-    axes[0, 0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    known = base.get(key) is not None and row.get(key) is not None
+    return f"{base[key] / row[key]:.{digits}f}" if known else ""
 
 
 if __name__ == "__main__":

@@ -96,19 +96,14 @@ def build(
 
     Args:
         name: one of `METHODS`.
-        student: the network to be trained; keep it, arms only refer to it.
-        teacher: the network whose outputs are distilled, frozen, in eval mode; keep it likewise.
+        student: the network to be trained.
+        teacher: the network whose outputs are distilled, frozen, in eval mode.
         encoder: of the contrastive methods: a name, a path or a module, one for all in a fair
             comparison; by default each method's own (VGG19, VGG16, `vqgan-f16-1024`).
         logits_weight: of the L1 to the teacher; as published by default.
         settings: what the method's losses take by keyword; of DCKD* also `consistency_weight`
             and `consistency_seed`.
-
-    Raises:
-        ValueError: there is no such method, or a setting is refused.
     """
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
     method = METHODS[name]
     weight = method.logits_weight if logits_weight is None else logits_weight
-    return Arm(Logits(weight=weight), *method.terms(student, teacher, encoder, **settings))
+    return Arm(Logits(weight), *method.terms(student, teacher, encoder, **settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -12,87 +12,59 @@ from typing_extensions import Self
 
 from dckd_losses import DCKDLoss
 from dckd_losses.balance import normalize_gradient, restore_scale
-from dckd_losses.checks import (
-    VALUE_RANGE,
-    as_loss,
-    check_device,
-    check_images,
-    check_match,
-    check_number,
-    check_values,
-)
+from dckd_losses.checks import as_loss
 from dckd_losses.negatives.draws import Draws, process_rank
 
 LOGITS_WEIGHT = 1.0  # released configurations of DCKD and DUKD: as much as the ground truth
 
 
 class Baseline(nn.Module):
-    """One weighted term of a method, called as `DCKDLoss` is.
+    """One weighted term of a method, called as `DCKDLoss` is, with the ground truth beside.
 
-    Images are (B, 3, H, W), lq (B, 3, h, w), nominally in [0, 1]; the loss is a float32 scalar
-    (float64 for float64 images), whose gradient reaches the student only: through student_out or,
-    where a subclass says so, through its features or a further pass of it.
+    Images are (B, 3, H, W), lq (B, 3, h, w), in [0, 1]; the loss is a float32 scalar (float64 for
+    float64 images), whose gradient reaches the student only: through student_out or, where a
+    subclass says so, through its features or a further pass of it. Student and teacher are used,
+    not owned: they are in no `state_dict`.
 
     Args:
-        weight: at least 0. At 0 nothing is computed: no network runs, nothing is drawn.
+        weight: At 0 nothing is computed: no network runs, nothing is drawn.
         balance: norm of the gradient at student_out, as of `DCKDLoss`. For terms that reach the
             student through it alone.
 
     Attributes:
         name: of the term in `last`.
-        needs_target: whether the ground truth must be passed.
         last: the term of the last call, unweighted and detached, by its name; empty at weight 0.
     """
 
     name: str
-    needs_target = False
 
-    def __init__(self, weight: float, balance: float | None = None) -> None:
+    def __init__(self, weight: float, balance: float | None = None, **networks: nn.Module) -> None:
         super().__init__()
-        check_number("weight", weight, at_least=0)
-        check_number("balance", balance, above=0, or_none=True)
         self.weight, self.balance = weight, balance
         self.last: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
+        for name, network in networks.items():
+            object.__setattr__(self, name, network)  # not as a submodule
 
     def forward(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, *, target: Tensor | None = None
+        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, *, target: Tensor
     ) -> Tensor:
-        """The weighted term of one step; target is the ground truth.
-
-        Raises:
-            ValueError: shapes or devices do not fit, or the target is missing.
-        """
-        self._check_tensors(student_out, teacher_out, lq, target)
+        """The weighted term of one step."""
         if self.weight == 0:
             self.last = {}
             return as_loss(0 * student_out.sum(), student_out)
-        if target is None and self.needs_target:
-            raise ValueError(f"target is missing: {self.name} needs the ground truth")
-        target = target if target is None else target.detach()
         images, unit = normalize_gradient(student_out, self.balance, teacher_out)
-        value = self.term(images, teacher_out.detach(), lq.detach(), target)
+        value = self.term(images, teacher_out.detach(), lq.detach(), target.detach())
         self.last = {self.name: value.detach()}
         return as_loss(restore_scale(self.weight * value, unit), student_out)
 
-    def term(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> Tensor:
+    def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
         """The term without its weight; all but student_out come detached."""
         raise NotImplementedError
 
-    def attach(self, optimizer: object = None) -> Self:
-        """Put the hooks that the term needs, if any; a term of weight 0 needs none.
-
-        Args:
-            optimizer: the student's, for the methods that follow its steps.
-
-        Raises:
-            ValueError: it is attached already.
-        """
-        if self._handles:
-            raise ValueError(f"{self.name} is attached already: detach() it first")
-        self._handles = self._hooks(optimizer) if self.weight else []
+    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
+        """Put the hooks that the term needs, if any; a term of weight 0 needs none."""
+        self._handles = list(self.hooks(optimizer)) if self.weight else []
         return self
 
     def detach(self) -> Self:
@@ -102,34 +74,9 @@ class Baseline(nn.Module):
         self._handles = []
         return self
 
-    def check(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> None:
-        """Check shapes, devices and values now; reads from the device."""
-        self._check_tensors(student_out, teacher_out, lq, None)
-        check_values("student_out", student_out)
-        check_values("teacher_out", teacher_out, VALUE_RANGE)
-        check_values("lq", lq, VALUE_RANGE)
-
-    def _hooks(self, optimizer: object) -> list[RemovableHandle]:
-        return []
-
-    def _check_tensors(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> None:
-        check_images("student_out", student_out, min_size=1)
-        check_match("teacher_out", teacher_out, "student_out", student_out)
-        check_images("lq", lq, min_size=1)
-        check_device("lq", lq, "student_out", student_out)
-        if len(lq) != len(student_out):
-            raise ValueError(f"lq has {len(lq)} images, student_out has {len(student_out)}")
-        if target is not None:
-            check_match("target", target, "student_out", student_out)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy has no hooks anywhere, so it is detached."""
-        return {**self.__dict__, "_handles": []}
-
-    def extra_repr(self) -> str:
-        return f"weight={self.weight}, balance={self.balance}"
+    def hooks(self, optimizer: torch.optim.Optimizer) -> Iterator[RemovableHandle]:
+        """Put them."""
+        yield from ()
 
 
 class Logits(Baseline):
@@ -137,12 +84,7 @@ class Logits(Baseline):
 
     name = "logits"
 
-    def __init__(self, *, weight: float = LOGITS_WEIGHT) -> None:
-        super().__init__(weight)
-
-    def term(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> Tensor:
+    def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
         """See `Baseline.term`."""
         return F.l1_loss(student_out, teacher_out)
 
@@ -155,14 +97,13 @@ class RandomBaseline(Baseline):
 
     counter: Tensor
 
-    def __init__(self, weight: float, seed: int) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float, seed: int, **networks: nn.Module) -> None:
+        super().__init__(weight, **networks)
         self.seed = seed
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
 
-    def draws(self, lq: Tensor) -> Draws:
+    def draws(self) -> Draws:
         """The random numbers of this call."""
-        check_device("lq", lq, f"the counter of {self.name}", self.counter)
         draws = Draws(self.seed, process_rank(), self.counter)
         self.counter.add_(1)
         return draws
@@ -180,7 +121,7 @@ class Arm(nn.Module):
         self.terms = nn.ModuleList(terms)
 
     def forward(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, *, target: Tensor | None = None
+        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, *, target: Tensor
     ) -> Tensor:
         """The sum for one step; for the arguments see `Baseline`."""
         total = as_loss(0 * student_out.sum(), student_out)
@@ -194,7 +135,7 @@ class Arm(nn.Module):
         """What the terms say of the last call, together."""
         return {name: value for term in self.terms for name, value in term.last.items()}
 
-    def attach(self, optimizer: object) -> Self:
+    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
         """Attach every term."""
         for term in self.terms:
             term.attach(optimizer)
@@ -207,6 +148,7 @@ class Arm(nn.Module):
         return self
 
     def check(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor) -> None:
-        """Let every term look at the values."""
+        """Let DCKD look at the values."""
         for term in self.terms:
-            term.check(student_out, teacher_out, lq)
+            if isinstance(term, DCKDLoss):
+                term.check(student_out, teacher_out, lq)

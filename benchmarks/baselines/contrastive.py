@@ -6,7 +6,7 @@ at least 16 pixels a side; the papers' are those of `examples.vgg_features`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 
 import torch
@@ -16,10 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from benchmarks.baselines.base import Baseline
 from dckd_losses import DCRLoss, HistoryModel
-from dckd_losses.attach import StepHook, StudentReference, unwrap_optimizer
-from dckd_losses.checks import check_negatives, check_number
+from dckd_losses.attach import unwrap_optimizer
 from dckd_losses.encoder import FeatureEncoder, as_encoder
-from dckd_losses.frozen import unwrap_module
 
 Encoder = str | PathLike[str] | nn.Module
 CSD_WEIGHT = 200 / 255  # released command: 200 for images in [0, 255]; the ratio has no unit
@@ -56,16 +54,11 @@ class CSD(Baseline):
         balance: float | None = None,
     ) -> None:
         super().__init__(weight, balance)
-        check_number("num_negatives", num_negatives, at_least=1, whole=True)
         self.contrast = DCRLoss(encoder)
         self.num_negatives = num_negatives
 
-    def term(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> Tensor:
+    def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
         """See `Baseline.term`."""
-        if len(lq) < 2:
-            raise ValueError("csd takes negatives from the batch: it needs 2 images, got 1")
         size = student_out.shape[2:]
         same = lq.shape[2:] == size
         enlarged = lq if same else F.interpolate(lq, size=size, mode="bicubic")
@@ -87,7 +80,6 @@ class AECR(Baseline):
     """
 
     name = "aecr"
-    needs_target = True
 
     def __init__(
         self, encoder: Encoder, *, weight: float = AECR_WEIGHT, balance: float | None = None
@@ -95,11 +87,8 @@ class AECR(Baseline):
         super().__init__(weight, balance)
         self.contrast = DCRLoss(encoder)
 
-    def term(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> Tensor:
+    def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
         """See `Baseline.term`."""
-        assert target is not None
         size = student_out.shape[2:]
         negative = lq if lq.shape[2:] == size else F.interpolate(lq, size=size, mode="nearest")
         return self.contrast(student_out, target, negative[None])
@@ -117,8 +106,7 @@ class MCLIR(Baseline):
     step. Its settings for super-resolution were not published.
 
     Args:
-        student: the network in training; each negative model is a copy, itself it is only referred
-            to.
+        student: the network in training; each negative model begins as a copy.
         encoder: see the module.
         weight: see `Baseline`.
         intervals: steps between updates, one for each of at least two negative models.
@@ -128,6 +116,7 @@ class MCLIR(Baseline):
     """
 
     name = "mclir"
+    student: nn.Module
     encoder: FeatureEncoder
 
     def __init__(
@@ -141,37 +130,27 @@ class MCLIR(Baseline):
         level_weights: Sequence[float] = MCLIR_LEVEL_WEIGHTS,
         balance: float | None = None,
     ) -> None:
-        super().__init__(weight, balance)
-        if len(intervals) < 2:
-            raise ValueError(f"intervals must be at least two, got {tuple(intervals)}")
+        super().__init__(weight, balance, student=student)
         self.encoder = as_encoder(encoder)
         self.level_weights = tuple(float(w) for w in level_weights)
         self.histories = nn.ModuleList(
             HistoryModel(student, decay=decay, interval=n, interval_growth=0, max_interval=n)
             for n in intervals
         )
-        self._student = StudentReference(unwrap_module(student))
 
-    def _hooks(self, optimizer: object) -> list[RemovableHandle]:
-        inner = unwrap_optimizer(optimizer)
-        return [
-            inner.register_step_post_hook(StepHook(history, self._student))  # type: ignore[arg-type]
-            for history in self.histories
-        ]
+    def hooks(self, optimizer: torch.optim.Optimizer) -> Iterator[RemovableHandle]:
+        """See `Baseline.hooks`."""
+        yield unwrap_optimizer(optimizer).register_step_post_hook(self._step)
 
-    def term(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> Tensor:
+    def _step(self, *_: object) -> None:
+        for history in self.histories:
+            history.step(self.student)
+
+    def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
         """See `Baseline.term`."""
         negatives = torch.stack([history(lq) for history in self.histories])
-        check_negatives(negatives, student_out)
         # the encoder compares with a teacher and with negatives; here all are negatives
         found = self.encoder.compare(student_out, negatives[0], negatives[1:])
-        if len(found.positive) < len(self.level_weights):
-            raise ValueError(
-                f"the encoder gives {len(found.positive)} levels, level_weights has "
-                f"{len(self.level_weights)}"
-            )
         levels = zip(self.level_weights, found.positive, found.negative, strict=False)
         total = torch.stack([w * (first + others) for w, first, others in levels]).sum()
         return -total / len(self.histories)

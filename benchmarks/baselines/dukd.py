@@ -12,9 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.baselines.base import RandomBaseline
-from dckd_losses.attach import StudentReference
-from dckd_losses.checks import check_number
-from dckd_losses.frozen import unwrap_module
 from dckd_losses.negatives.draws import Draws
 
 WEIGHT = 1.0  # released RCAN configurations, x2 and x4
@@ -89,7 +86,7 @@ class LabelConsistency(RandomBaseline):
     that DCKD* "incorporates DUKD"; its code has this term in every configuration.
 
     Args:
-        teacher: the network whose outputs are distilled, in eval mode; used, not owned.
+        teacher: the network whose outputs are distilled, in eval mode.
         weight: see `Baseline`.
         probability: of each of the four transforms.
         seed: see `RandomBaseline`.
@@ -106,16 +103,12 @@ class LabelConsistency(RandomBaseline):
         probability: float = CONSISTENCY_PROBABILITY,
         seed: int = SEED,
     ) -> None:
-        super().__init__(weight, seed)
-        check_number("probability", probability, at_least=0, at_most=1)
-        object.__setattr__(self, "teacher", teacher)
+        super().__init__(weight, seed, teacher=teacher)
         self.probability = probability
 
-    def term(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> Tensor:
+    def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
         """See `Baseline.term`."""
-        transform = Transform.draw(self.draws(lq), self.probability, lq)
+        transform = Transform.draw(self.draws(), self.probability, lq)
         with torch.no_grad():
             wanted = transform.through(self.teacher, lq)
         return F.l1_loss(student_out, wanted)
@@ -136,9 +129,9 @@ class DUKD(RandomBaseline):
     from torch's antialiased bicubic, which treats the border unlike MATLAB's.
 
     Args:
-        student: the network in training; only referred to. Each call runs it once more (twice with
-            zoom_out), as it is, past wrappers such as DistributedDataParallel.
-        teacher: the network whose outputs are distilled, in eval mode; used, not owned.
+        student: the network in training. Each call runs it once more (twice with zoom_out), past
+            wrappers such as DistributedDataParallel.
+        teacher: the network whose outputs are distilled, in eval mode.
         weight: 1 beside an L1 to the ground truth of 1, as in the released configurations of RCAN
             x2 and x4. Those of SwinIR and EDSR weigh the ground truth by 5, which is 0.2 here, of
             `Logits` too.
@@ -151,11 +144,11 @@ class DUKD(RandomBaseline):
         to the student through a pass of its own; student_out is not looked at.
 
     Raises:
-        ValueError: the target is missing, or not lq's size times a whole scale of at least 2.
+        ValueError: the target is not lq's size times a whole scale of at least 2.
     """
 
     name = "dukd"
-    needs_target = True
+    student: nn.Module
     teacher: nn.Module
 
     def __init__(
@@ -168,41 +161,31 @@ class DUKD(RandomBaseline):
         zoom_out: bool = False,
         seed: int = SEED,
     ) -> None:
-        super().__init__(weight, seed)
-        check_number("probability", probability, at_least=0, at_most=1)
-        self._student = StudentReference(unwrap_module(student))
-        object.__setattr__(self, "teacher", teacher)
+        super().__init__(weight, seed, student=student, teacher=teacher)
         self.probability = probability
         self.zoom_out = zoom_out
 
-    def term(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> Tensor:
+    def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
         """See `Baseline.term`."""
-        student, draws = self._student(), self.draws(lq)
-        if student is None:
-            raise RuntimeError("the student is gone: keep it while this loss is used")
-        assert target is not None
+        draws = self.draws()
         zoomed = random_cells(target, lq, draws)
         transform = Transform.draw(draws, self.probability, zoomed)
         with torch.no_grad():
             wanted = self.teacher(zoomed.clone())  # some networks write into their input
-        loss = F.l1_loss(transform.through(student, zoomed), wanted)
+        loss = F.l1_loss(transform.through(self.student, zoomed), wanted)
         if self.zoom_out:
-            loss = loss + self._zoomed_out(student, lq, target.shape[2] // lq.shape[2])
+            loss = loss + self._zoomed_out(lq, target.shape[2] // lq.shape[2])
         return loss
 
-    def _zoomed_out(self, student: nn.Module, lq: Tensor, scale: int) -> Tensor:
+    def _zoomed_out(self, lq: Tensor, scale: int) -> Tensor:
         """Both distances on the shrunk input, which is cropped to whole pixels first."""
         lq = lq[..., : lq.shape[2] // scale * scale, : lq.shape[3] // scale * scale]
-        if lq.numel() == 0:
-            raise ValueError(f"lq must be at least {scale}x{scale} pixels to be zoomed out")
         small = F.interpolate(
             lq, scale_factor=1 / scale, mode="bicubic", antialias=True, recompute_scale_factor=True
         ).clamp(0, 1)
         with torch.no_grad():
             wanted = self.teacher(small.clone())
-        restored = student(small.clone())
+        restored = self.student(small.clone())
         return F.l1_loss(restored, lq) / self.weight + F.l1_loss(restored, wanted)
 
 

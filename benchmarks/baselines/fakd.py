@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from benchmarks.baselines.base import Baseline
-from dckd_losses.attach import StudentReference
-from dckd_losses.frozen import unwrap_module
 
 # Released: 0.5 to ground truth, 0.5 to teacher, 10 to features, for images in [0, 255]. Here the
 # first two are 1 and images in [0, 1]; Adam does not mind the common factor.
@@ -34,25 +32,26 @@ class FAKD(Baseline):
     into a new tensor, which cuts their gradient; here the gradient reaches the student.
 
     Args:
-        student: the network in training; only referred to.
-        teacher: the network whose outputs are distilled; only referred to.
+        student: the network in training.
+        teacher: the network whose outputs are distilled.
         student_layers: names of the student's modules, as in `named_modules()`, whose output is
             (B, C, H, W) or tokens (B, HW, C). By default the ends of the thirds of its `body`, as
             the paper takes them from EDSR; for RCAN the released code takes the outputs of groups
             2 and 6 and of the body.
         teacher_layers: likewise, as many.
         weight: 20/255 beside two L1 terms of weight 1: the released command's 10 beside 0.5 and
-            0.5, for images in [0, 1].
+            0.5, for images in [0, 255].
 
     Gradient:
         to the student through its features; student_out is not looked at.
 
     Raises:
-        ValueError: no such layers, or not as many of both; in a call also where a network has not
-            run since the last call, or features do not fit each other.
+        KeyError: in a call, if a network has not run since the last call.
     """
 
     name = "fakd"
+    student: nn.Module
+    teacher: nn.Module
 
     def __init__(
         self,
@@ -63,92 +62,39 @@ class FAKD(Baseline):
         teacher_layers: Sequence[str] | None = None,
         weight: float = WEIGHT,
     ) -> None:
-        super().__init__(weight)
-        networks = [unwrap_module(student), unwrap_module(teacher)]
-        self.layers = [
-            body_thirds(network) if names is None else list(names)
-            for network, names in zip(networks, (student_layers, teacher_layers), strict=True)
-        ]
-        if not self.layers[0] or len(self.layers[0]) != len(self.layers[1]):
-            raise ValueError(f"layers must be as many in both networks, got {self.layers}")
-        for network, names in zip(networks, self.layers, strict=True):
-            unknown = set(names) - {name for name, _ in network.named_modules()}
-            if unknown:
-                raise ValueError(f"{type(network).__name__} has no modules {sorted(unknown)}")
-        self._networks = [StudentReference(network) for network in networks]
-        self._watches = [[OutputWatch(detach) for _ in self.layers[0]] for detach in (False, True)]
+        super().__init__(weight, student=student, teacher=teacher)
+        self.student_layers = student_layers or body_thirds(student)
+        self.teacher_layers = teacher_layers or body_thirds(teacher)
+        self._outputs: dict[nn.Module, Tensor] = {}  # by layer
 
-    def _hooks(self, optimizer: object) -> list[RemovableHandle]:
-        handles = []
-        for reference, names, watches in zip(
-            self._networks, self.layers, self._watches, strict=True
-        ):
-            network = reference()
-            if network is None:
-                raise RuntimeError("student or teacher is gone: keep both while this loss is used")
-            for name, watch in zip(names, watches, strict=True):
-                watch.active = True  # a copy's are not
-                handles.append(network.get_submodule(name).register_forward_hook(watch))
-        return handles
+    def hooks(self, optimizer: torch.optim.Optimizer) -> Iterator[RemovableHandle]:
+        """See `Baseline.hooks`."""
+        for name in self.student_layers:
+            yield self.student.get_submodule(name).register_forward_hook(self._keep)
+        for name in self.teacher_layers:
+            yield self.teacher.get_submodule(name).register_forward_hook(self._keep_detached)
+
+    def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if torch.is_grad_enabled():  # not of a validation
+            self._outputs[module] = output
+
+    def _keep_detached(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._outputs[module] = output.detach()
 
     def detach(self) -> FAKD:
         """Remove the hooks and let go of the features."""
-        for watch in (*self._watches[0], *self._watches[1]):
-            watch.output = None
-        super().detach()
-        return self
+        self._outputs.clear()
+        return super().detach()
 
-    def term(
-        self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor | None
-    ) -> Tensor:
+    def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
         """See `Baseline.term`."""
         terms = []
-        for mine, theirs in zip(*self._watches, strict=True):
-            ours = affinity(mine.take("the student", len(lq)))
+        for mine, theirs in zip(self.student_layers, self.teacher_layers, strict=True):
+            ours = affinity(self._outputs.pop(self.student.get_submodule(mine)))
             with torch.no_grad():
-                wanted = affinity(theirs.take("the teacher", len(lq)))
-            if ours.shape != wanted.shape:
-                sizes = f"{ours.shape[1]} and {wanted.shape[1]}"
-                raise ValueError(f"features of student and teacher have {sizes} pixels")
+                wanted = affinity(self._outputs.pop(self.teacher.get_submodule(theirs)))
             terms.append((ours - wanted).abs().mean())
         return torch.stack(terms).sum()
-
-
-class OutputWatch:
-    """Keeps a module's last output; a forward hook.
-
-    Args:
-        detached: keep it without its graph, always; otherwise only where gradient is recorded.
-        active: an inactive one keeps nothing; copies of a watched module get such a one.
-    """
-
-    def __init__(self, detached: bool, active: bool = True) -> None:
-        self.detached = detached
-        self.active = active
-        self.output: Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if self.active and (self.detached or torch.is_grad_enabled()):
-            self.output = output.detach() if self.detached else output
-
-    def take(self, whose: str, batch: int) -> Tensor:
-        """The output, which is let go of.
-
-        Raises:
-            ValueError: there is none, or not of so many images.
-        """
-        output, self.output = self.output, None
-        if output is None:
-            raise ValueError(f"{whose} has not run since the last call: attach() before it runs")
-        if len(output) != batch or output.ndim not in (3, 4):
-            raise ValueError(
-                f"features of {whose} must be ({batch}, C, H, W) or ({batch}, HW, C), got "
-                f"{tuple(output.shape)}"
-            )
-        return output
-
-    def __reduce__(self) -> tuple[type[OutputWatch], tuple[bool, bool]]:
-        return OutputWatch, (self.detached, False)
 
 
 def affinity(features: Tensor) -> Tensor:
@@ -161,12 +107,6 @@ def affinity(features: Tensor) -> Tensor:
 
 
 def body_thirds(network: nn.Module) -> list[str]:
-    """The last module of each third of a network's `body`.
-
-    Raises:
-        ValueError: it has no such body of at least three modules.
-    """
-    body = getattr(network, "body", None)
-    if not isinstance(body, (nn.Sequential, nn.ModuleList)) or len(body) < TAPS:
-        raise ValueError(f"{type(network).__name__} has no body of {TAPS} modules: name the layers")
-    return [f"body.{round(third * len(body) / TAPS) - 1}" for third in range(1, TAPS + 1)]
+    """The last module of each third of a network's `body`."""
+    count = len(network.get_submodule("body"))  # type: ignore[arg-type]
+    return [f"body.{round(third * count / TAPS) - 1}" for third in range(1, TAPS + 1)]

@@ -14,8 +14,10 @@ what each gains beside plain distillation of the same seed, and what it adds to 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,13 @@ from accelerate import Accelerator
 from benchmarks import common
 from benchmarks.tables import report
 from benchmarks.tables.runs import Options, parts
-from benchmarks.tables.specs import BUDGETS, TABLES, Table, encoder_study
+from benchmarks.tables.specs import BUDGETS, TABLES, encoder_study
 from benchmarks.tables.store import Store, plan
 from dckd_losses.negatives import DEGRADATIONS
 from examples.restoration import networks
 from examples.restoration.training.console import exit_status, refusing
 
+LEAST = {"num_negatives": 1, "interval": 1, "iterations": 1, "batch_size": 1, "crop": 1}  # else 0
 RECIPE: Mapping[str, tuple[type, str]] = {
     "iterations": (int, "optimizer steps of each student"),
     "batch_size": (int, "crops a step"),
@@ -69,14 +72,13 @@ def parser() -> argparse.ArgumentParser:
         default="small",
         help="how large the runs are (default: small)",
     )
-    add("--output", type=Path, default=Path("runs/tables"), help="folder (default: runs/tables)")
+    add("--output", default="runs/tables", help="folder (default: runs/tables)")
     add("--name", help="of the files (default: TABLE_BUDGET)")
     add("--plan", action="store_true", help="say what there is to do, and stop")
     add("--block", metavar="LABEL", help='one of the networks of --budget paper, as in "RCAN x2"')
     add("--arms", nargs="+", metavar="ARM", help="only these")
     add("--seeds", nargs="+", type=int, metavar="N", help="of weights, crops and negatives")
     add("--development", action="store_true", help="score on development images, to choose by")
-    add("--given", nargs="+", default=[], metavar="ARM=FILE", help="students that are trained")
     add("--student", choices=networks.NAMES, help="another network (default: the budget's)")
     add("--teacher", metavar="FILE", help="file, URL or name (default: the budget's)")
     add("--encoder", metavar="NAME", help="name or path, of all contrastive methods")
@@ -95,37 +97,25 @@ def options(args: argparse.Namespace) -> Options:
     """What the command line asks for.
 
     Raises:
-        ValueError: An arm's file is not written ARM=FILE, or a seed is below 0 or said twice.
+        ValueError: A text is empty, a number below what it may be or not finite, a seed said twice.
     """
-    given = dict(item.partition("=")[::2] for item in args.given)
-    if not all(given.values()):
-        raise ValueError(f"got --given {' '.join(args.given)}; expected ARM=FILE")
-    check_seeds(args.seeds or ())
-    return Options(
-        args.table,
-        args.budget,
-        recipe=_set(args, RECIPE),
-        losses=_set(args, LOSSES),
-        given=given,
-        **{name: getattr(args, name) for name in (
-            "block", "arms", "seeds", "encoder", "student", "teacher", "development",
-        )},
-    )  # fmt: skip
+    for name, value in vars(args).items():
+        for each in value if isinstance(value, list) else [value]:
+            least, number = LEAST.get(name, 0), isinstance(each, (int, float))
+            if each == "" or (number and not least <= each < math.inf):
+                expected = f"a number from {least}" if number else "a text"
+                raise ValueError(f"got {_flag(name)} {each!r}; expected {expected}")
+    seeds = args.seeds or ()
+    if len(set(seeds)) < len(seeds):  # equal runs, whose spread would be none
+        raise ValueError(f"got --seeds {' '.join(map(str, seeds))}; expected different numbers")
+    if args.name and Path(args.name).name != args.name:
+        raise ValueError(f"got --name {args.name}; expected one without folders")
+    changes = {"recipe": _set(args, RECIPE), "losses": _set(args, LOSSES)}
+    known = {each.name: getattr(args, each.name, None) for each in fields(Options)}
+    return Options(**{**known, **changes})
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Require different seeds: equal ones make equal runs, whose spread would be none.
-
-    Raises:
-        ValueError: Two are equal, or one is below 0.
-    """
-    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"got --seeds {' '.join(map(str, seeds))}; expected different numbers from 0"
-        )
-
-
-def _set(args: argparse.Namespace, names: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+def _set(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     found = {name: getattr(args, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -140,19 +130,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def whole() -> None:
         with refusing():
+            chosen = options(args)
             if args.table == "table1":
                 table1(args)
             else:
-                run(args, options(args))
+                run(args, chosen)
 
     return exit_status(whole, again="the same command")
 
 
 def run(args: argparse.Namespace, chosen: Options) -> None:
     """Plan, train what is missing, evaluate, write."""
-    table = chosen_table(args)
+    if args.encoders and args.table != "study":
+        raise ValueError(f"got --encoders for {args.table}; expected it for study only")
+    table = encoder_study(args.encoders) if args.encoders else TABLES[args.table]
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    store = Store(args.output / "runs", accelerator, args.workers)
+    store = Store(Path(args.output) / "runs", accelerator, args.workers)
     found = parts(table, chosen, accelerator.device.type)
     for part in found:
         print(f"{chosen.table}, {part.block.label}, {part.block.student}", flush=True)
@@ -162,23 +155,13 @@ def run(args: argparse.Namespace, chosen: Options) -> None:
     for part in found:
         jobs = part.jobs
         store.complete(jobs.pop("Teacher", []))
-        longest = max(map(len, jobs.values()), default=0)
         # seed by seed, so that what is there on the way can be compared
-        store.complete(runs[i] for i in range(longest) for runs in jobs.values() if i < len(runs))
-    files = report.write_table(table, chosen, found, store, stem(args))
-    print(stem(args).with_name(f"{stem(args).name}.md").read_text(encoding="utf-8"))
-    print("written: " + ", ".join(map(str, files)))
-
-
-def chosen_table(args: argparse.Namespace) -> Table:
-    """What is to be compared.
-
-    Raises:
-        ValueError: Encoders are named for another table than `study`, or alike.
-    """
-    if args.encoders and args.table != "study":
-        raise ValueError(f"got --encoders for {args.table}; expected it for study only")
-    return encoder_study(args.encoders) if args.encoders else TABLES[args.table]
+        store.complete(run for runs in zip(*jobs.values(), strict=True) for run in runs)
+        label = f"_{part.block.label.replace(' ', '_')}" if len(found) > 1 else ""
+        place = stem(args).with_name(stem(args).name + label)
+        files = report.write_table(table, chosen, part, store, place)
+        print(place.with_name(f"{place.name}.md").read_text(encoding="utf-8"))
+        print("written: " + ", ".join(map(str, files)))
 
 
 def table1(args: argparse.Namespace) -> None:
@@ -195,8 +178,7 @@ def table1(args: argparse.Namespace) -> None:
 def stem(args: argparse.Namespace) -> Path:
     """Path of the files without their ends."""
     usual = args.table if args.table == "table1" else f"{args.table}_{args.budget}"
-    path: Path = args.output / (args.name or usual)
-    return path
+    return Path(args.output) / (args.name or usual)
 
 
 if __name__ == "__main__":

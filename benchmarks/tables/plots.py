@@ -1,4 +1,4 @@
-"""Pictures of a finished table: gains, curves, distances, Figure 8's plots, crops side by side."""
+"""Pictures of a finished table: gains, curves, distances, and Figure 8's plots."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from benchmarks.tables.report import Arms, EncoderCosts, gain, mean
-from examples.restoration.data.images import Image
-from examples.restoration.results.figures import SIZE, telling_crop
+from benchmarks.tables.report import Arms, mean
 
 COLOURS, STYLES = 10, ("-", "--", ":")  # matplotlib's cycle, and what comes after its end
 Records = Sequence[Mapping[str, Any]]
@@ -131,28 +128,9 @@ def against_number(
         axis.errorbar(x, [value.mean for value in found], errors, marker="o", capsize=3)
         _finish(axis, x, label, f"{images}, PSNR (dB)")
     for (unit, by_arm), axis in zip(costs.items(), axes[len(sets) :], strict=True):
-        measured = [name for name in arms if name in by_arm]  # not of given students
+        measured = [name for name in arms if name in by_arm]  # not of those that diverged
         axis.plot([*map(float, measured)], [by_arm[name] for name in measured], "o-", color="gray")
         _finish(axis, x, label, unit)
-    figure.savefig(path, dpi=120)
-
-
-def gain_over_cost(arms: Arms, costs: EncoderCosts, reference: str, path: Path) -> None:
-    """What each encoder gains against what it adds to a step, one panel a set."""
-    sets = list(next(iter(arms.values())))
-    figure = Figure(figsize=(1 + 4 * len(sets), 4), layout="constrained")
-    axes = figure.subplots(1, len(sets), squeeze=False)[0]
-    for axis, images in zip(axes, sets, strict=True):
-        axis.axhline(0, color="gray", linewidth=0.8)
-        for name, cost in costs.items():
-            found = gain(arms[name][images]["psnr"], arms[reference][images]["psnr"])
-            if found is not None:
-                error = np.nan_to_num(found.deviation)
-                axis.errorbar(cost["ms"], found.mean, error, fmt="o", capsize=3, label=name)
-        axis.set_title(images)
-        times = [cost["ms"] for cost in costs.values()]
-        _finish(axis, times, "ms added to a step", f"dB beyond {reference}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 
@@ -161,36 +139,3 @@ def _finish(axis: Axes, x: list[float], label: str, unit: str) -> None:
     axis.grid(alpha=0.3)
     if max(x) > 20 * min(x) > 0:
         axis.set_xscale("log")
-
-
-def crops(images: Mapping[str, Mapping[str, tuple[Image, float | None]]], path: Path) -> None:
-    """As the paper's Figures 4 to 7: the input with a box, and what is made of it, enlarged.
-
-    The box is where the first version is farthest from the last. Below each crop stands the PSNR of
-    its whole image.
-
-    Args:
-        images: By name, each image's versions by title, the input's first, the ground truth's
-            last: uint8 RGB (H, W, 3) with the PSNR in dB, None for the truth.
-        path: PNG to write.
-    """
-    columns = (max(len(versions) for versions in images.values()) + 1) // 2
-    figure = Figure(figsize=(4.4 + 2 * columns, 4.6 * len(images)), layout="constrained")
-    parts = figure.subfigures(len(images), 2, width_ratios=(4, 2 * columns), squeeze=False)
-    for (left, right), (name, versions) in zip(parts, images.items(), strict=True):
-        pixels = [image for image, _ in versions.values()]
-        top, start = telling_crop(pixels[0], pixels[-1])
-        box = slice(top, top + SIZE), slice(start, start + SIZE)
-        axis = left.subplots()
-        axis.imshow(pixels[0])
-        size = pixels[0][box].shape
-        axis.add_patch(Rectangle((start, top), size[1], size[0], fill=False, color="red"))
-        axis.set_xlabel(name)
-        axes = list(right.subplots(2, columns, squeeze=False).flat)
-        for place, (title, (image, psnr)) in zip(axes, versions.items(), strict=False):
-            place.imshow(image[box], interpolation="nearest")
-            place.set_xlabel(f"{title}\n{'PSNR' if psnr is None else f'{psnr:.2f} dB'}")
-        for place in (axis, *axes):
-            place.set(xticks=[], yticks=[])
-            place.set_frame_on(bool(place.images))
-    figure.savefig(path, dpi=120)

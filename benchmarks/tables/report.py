@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import common
-from benchmarks.tables.data import restored, score
-from benchmarks.tables.runs import CONTRASTIVE, Given, Job, Options, Part
+from benchmarks.tables.data import score
+from benchmarks.tables.runs import CONTRASTIVE, Job, Options, Part
 from benchmarks.tables.specs import Table
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses import VQGANEncoder
 from dckd_losses.negatives import NUM_NEGATIVES
 from examples.restoration import networks
-from examples.restoration.data.images import Image
 from examples.restoration.networks import SPECIFICATIONS
-from examples.restoration.results.metrics import protocol, psnr
 
 Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
 Arms = dict[str, dict[str, Scores]]  # by arm and set
@@ -108,7 +106,7 @@ def encoder_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str,
 
     The steps are measured in turns with the reference arm's.
     """
-    firsts = {name: runs[0] for name, runs in part.arms.items() if isinstance(runs[0], Job)}
+    firsts = {name: runs[0] for name, runs in part.arms.items()}
     reference = firsts.get(table.reference)
     jobs = {arm.name: firsts[arm.name] for arm in table.arms if arm.encoder and arm.name in firsts}
     if reference is None:
@@ -129,91 +127,68 @@ def encoder_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str,
 # Files
 
 
-def write_table(
-    table: Table, options: Options, parts: list[Part], store: Store, stem: Path
-) -> list[Path]:
-    """Everything that a table leaves behind.
+def write_table(table: Table, options: Options, part: Part, store: Store, stem: Path) -> list[Path]:
+    """Everything that a block of a table leaves behind.
 
     Args:
         table: What was asked for.
         options: How.
-        parts: Its blocks, all trained.
+        part: The block, all trained.
         store: Where.
         stem: Path of the files without their ends.
 
     Returns:
         the files.
     """
-    found = [(part, *scored(part, store)) for part in parts]
-    costs = encoder_costs(table, parts[0], store)
+    arms, others = scored(part, store)
+    costs = encoder_costs(table, part, store)
     machine = common.machine(store.accelerator.device)
     head = {"table": options.table, "command": common.command()}
-    arms: Arms = {}
-    for part, by_arm, _ in found:
-        label = "" if len(parts) == 1 else f"{part.block.label} "
-        for name, by_set in by_arm.items():
-            known = {f"{label}{images}": value for images, value in by_set.items()}
-            arms.setdefault(name, {}).update(known)
     made = {"commit": machine["commit"], "device": machine["device"]}
     encoders = {"encoders": costs} if costs else {}
-    common.write_json(_file(stem, ".json"), {**head, **made, "arms": arms, **encoders})
-    runs = [r for p in parts for rs in p.arms.values() for r in rs if isinstance(r, Job)]
-    told = {**head, **machine, "seeds": sorted({run.seed for run in runs})}
-    details = {
-        "references": {part.block.label: scores for part, _, scores in found},
-        "runs": {
-            part.block.label: {
-                name: [_told(r, store) for r in rs] for name, rs in part.arms.items()
-            }
-            for part in parts
-        },
-    }
-    common.write_json(_file(stem, "_details.json"), {**told, **details})
-    facts = {**told, **commits(parts, store), **_recipes(parts), **_convergence(parts, store)}
-    text = markdown(table, facts, found, options.table, costs)
-    _file(stem, ".md").write_text(text, encoding="utf-8")
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
-    for part, by_arm, _ in found:
-        place = stem if len(parts) == 1 else _file(stem, f"_{part.block.label.replace(' ', '_')}")
-        files += _draw(table, part, by_arm, costs, store, place)
+    common.write_json(files[0], {**head, **made, "arms": arms, **encoders})
+    runs = [run for runs in part.arms.values() for run in runs]
+    told = {**head, **machine, "seeds": sorted({run.seed for run in runs})}
+    by_arm = {name: [_told(run, store) for run in runs] for name, runs in part.arms.items()}
+    label = part.block.label
+    common.write_json(files[1], {**told, "references": {label: others}, "runs": {label: by_arm}})
+    facts = {**told, **commits(part, store), **_recipe(part, runs), **_convergence(part, store)}
+    files[2].write_text(markdown(table, facts, part, arms, others, options.table, costs), "utf-8")
+    try:
+        files += _draw(table, part, arms, store, stem)
+    except (ImportError, ValueError) as error:  # no matplotlib, or one that is set up oddly
+        print(f"no pictures: {error}")
     return files
 
 
-def commits(parts: list[Part], store: Store) -> dict[str, str]:
+def commits(part: Part, store: Store) -> dict[str, str]:
     """Where the runs were trained, if not all at the report's own commit."""
-    runs = (run for part in parts for found in part.jobs.values() for run in found)
+    runs = [run for found in part.jobs.values() for run in found]
     known = sorted({str((store.result(run) or {}).get("commit")) for run in runs})
-    return {} if known in ([], [common.commit()]) else {"trained at": ", ".join(known)}
+    return {} if known == [common.commit()] else {"trained at": ", ".join(known)}
 
 
-def _recipes(parts: list[Part]) -> dict[str, str]:
-    """What all arms of a block have in common, in words."""
-    facts = {}
-    for part in parts:
-        runs = [run for runs in part.arms.values() for run in runs if isinstance(run, Job)]
-        if not runs:
-            continue
-        label = "" if len(parts) == 1 else f"{part.block.label}, "
-        recipe, images = runs[0].recipe, part.images.train
-        facts[f"{label}student, teacher"] = f"{part.block.student}, {part.block.teacher}"
-        facts[f"{label}training"] = (
-            f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} pixels, "
-            f"learning rate {recipe.lr:g}, on {images.name} ({len(images.files)} images)"
-        )
-        encoders = dict.fromkeys(r.encoder or "each one's own" for r in runs)
-        facts[f"{label}encoder of all contrastive methods"] = ", ".join(encoders)
-        norms = dict.fromkeys(r.settings.get("balance") for r in runs if r.method in CONTRASTIVE)
-        texts = [f"{norm:g} of an L1's" if norm else "fixed weights" for norm in norms]
-        if texts:
-            facts[f"{label}their gradient at the output"] = ", ".join(texts)
-    return facts
+def _recipe(part: Part, runs: Sequence[Job]) -> dict[str, str]:
+    """What all arms have in common, in words."""
+    recipe, images = runs[0].recipe, part.images.train
+    encoders = dict.fromkeys(r.encoder or "each one's own" for r in runs)
+    norms = dict.fromkeys(r.settings.get("balance") for r in runs if r.method in CONTRASTIVE)
+    texts = [f"{norm:g} of an L1's" if norm else "fixed weights" for norm in norms]
+    facts = {
+        "student, teacher": f"{part.block.student}, {part.block.teacher}",
+        "training": f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} "
+        f"pixels, learning rate {recipe.lr:g}, on {images.name} ({len(images.files)} images)",
+        "encoder of all contrastive methods": ", ".join(encoders),
+        "their gradient at the output": ", ".join(texts),
+    }
+    return {name: text for name, text in facts.items() if text}
 
 
-def _convergence(parts: list[Part], store: Store) -> dict[str, str]:
+def _convergence(part: Part, store: Store) -> dict[str, str]:
     """How much the arms' last steps still changed, each arm's mean over seeds."""
     gains = [
         statistics.fmean(late_gain(result["records"]) for result in found)
-        for part in parts
         for found in _results(part, store).values()
     ]
     if not gains:
@@ -224,40 +199,27 @@ def _convergence(parts: list[Part], store: Store) -> dict[str, str]:
 
 def _results(part: Part, store: Store) -> Results:
     """What the runs that were trained to their end say of themselves, of arms that have any."""
-    every = {
-        name: [store.result(run) or {} for run in runs if isinstance(run, Job)]
-        for name, runs in part.arms.items()
-    }
-    ended = {name: [r for r in rs if r and "diverged" not in r] for name, rs in every.items()}
+    every = {name: [store.result(run) or {} for run in runs] for name, runs in part.arms.items()}
+    ended = {name: [r for r in rs if "diverged" not in r] for name, rs in every.items()}
     return {name: found for name, found in ended.items() if found}
 
 
-def _told(run: Job | Given, store: Store) -> dict[str, Any]:
+def _told(run: Job, store: Store) -> dict[str, Any]:
     """What a run says of itself: settings, speed, its validation curve."""
-    if isinstance(run, Given):
-        return {"file": run.source, "weights": run.identity}
-    result = store.result(run)
-    assert result is not None
+    result = dict(store.result(run) or {})
     looks = [r for r in result.pop("records") if "psnr" in r]
     return {**result, "curve": [[r["step"], r["psnr"]] for r in looks]}
 
 
-def _draw(
-    table: Table, part: Part, arms: Arms, costs: EncoderCosts, store: Store, stem: Path
-) -> list[Path]:
-    """The pictures of one block; none where matplotlib is not installed."""
-    try:
-        from benchmarks.tables import plots
-    except ImportError as error:
-        print(f"no pictures: {error}")
-        return []
-    files = [_file(stem, ".png"), _file(stem, "_crops.png")]
-    results = _results(part, store)
+def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> list[Path]:
+    """The pictures of one block."""
+    from benchmarks.tables import plots  # here: the rest does without matplotlib
+
+    files, results = [_file(stem, ".png")], _results(part, store)
     if table.x is None:
         plots.gains(arms, table.reference, files[0])
     else:
         plots.against_number(arms, _step_costs(results), table.x, files[0])
-    plots.crops(_versions(part, store), files[1])
     if results:
         files.append(_file(stem, "_curves.png"))
         records = {name: [r["records"] for r in found] for name, found in results.items()}
@@ -268,9 +230,6 @@ def _draw(
             count = result["settings"]["losses"].get("num_negatives", NUM_NEGATIVES)
             plots.distances(result["records"], count, files[-1])
             break
-    if costs:
-        files.append(_file(stem, "_cost.png"))
-        plots.gain_over_cost(arms, costs, table.reference, files[-1])
     return files
 
 
@@ -280,23 +239,6 @@ def _step_costs(results: Results) -> dict[str, dict[str, float]]:
     costs = {"ms a step": {name: 1e3 * r["seconds_per_step"] for name, r in first.items()}}
     costs["peak MB"] = {name: r["peak_mb"] for name, r in first.items() if r["peak_mb"]}
     return {unit: found for unit, found in costs.items() if found}
-
-
-def _versions(part: Part, store: Store) -> dict[str, dict[str, tuple[Image, float | None]]]:
-    """The first image of each set as input, teacher and every arm's first seed make it."""
-    block, found = part.block, {}
-    firsts = {name: runs[0] for name, runs in part.arms.items() if not store.diverged(runs[0])}
-    models = {"input": None, **{name: store.network(run) for name, run in firsts.items()}}
-    models["Teacher"] = store.network(part.teacher)
-    rules = protocol(block.task, block.scale)
-    for images in part.sets:
-        pair = images.pairs[0]
-        versions: dict[str, tuple[Image, float | None]] = {}
-        for name, model in models.items():
-            image = restored(model, pair, block.scale)
-            versions[name] = image, psnr(image, pair.hq, rules)
-        found[f"{images.name}: {pair.name}"] = {**versions, "ground truth": (pair.hq, None)}
-    return found
 
 
 def _file(stem: Path, end: str) -> Path:
@@ -309,7 +251,9 @@ def _file(stem: Path, end: str) -> Path:
 def markdown(
     table: Table,
     facts: Mapping[str, Any],
-    found: list[tuple[Part, Arms, Arms]],
+    part: Part,
+    arms: Arms,
+    others: Arms,
     name: str,
     costs: EncoderCosts,
 ) -> str:
@@ -318,7 +262,9 @@ def markdown(
     Args:
         table: What is shown.
         facts: How it was measured: text by name.
-        found: Each block with the scores of its arms, and of input and teacher.
+        part: The block.
+        arms: Their scores.
+        others: Those of input and teacher.
         name: Of the table.
         costs: Of encoders, where the arms have their own.
     """
@@ -327,21 +273,17 @@ def markdown(
     for key, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         lines.append(f"- {key}: {text}")
-    labels = ", ".join(part.block.label for part, _, _ in found)
     lines += ["", NOTE.format(reference=table.reference), *textwrap.wrap(table.note, 100)]
-    if any(cited(name, part.block.label) for part, _, _ in found):
-        lines += [CITATION.format(label=labels)]
-    for part, arms, others in found:
-        numbers = cited(name, part.block.label)
-        ours = [images.name for images in part.sets]
-        theirs = [s for s in dict.fromkeys(s for a in numbers.values() for s in a) if s not in ours]
-        if len(found) > 1:
-            lines += ["", f"## {part.block.label}"]
-        for images in ours:
-            lines += ["", f"### {images}", "", *_rows(table, arms, others, numbers, images)]
-        for images in theirs:
-            title = f"### {images}, the paper's only"
-            lines += ["", title, "", *_rows(table, {}, {}, numbers, images)]
+    numbers = cited(name, part.block.label)
+    if numbers:
+        lines += [CITATION.format(label=part.block.label)]
+    ours = [images.name for images in part.sets]
+    theirs = [s for s in dict.fromkeys(s for a in numbers.values() for s in a) if s not in ours]
+    for images in ours:
+        lines += ["", f"### {images}", "", *_rows(table, arms, others, numbers, images)]
+    for images in theirs:
+        title = f"### {images}, the paper's only"
+        lines += ["", title, "", *_rows(table, {}, {}, numbers, images)]
     if costs:
         cells = [[n, f"{cost['parameters']:,}", f"{cost['ms']:.0f}"] for n, cost in costs.items()]
         head = ("encoder", "parameters", "ms added to a step")

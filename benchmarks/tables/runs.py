@@ -23,6 +23,7 @@ from benchmarks import baselines
 from benchmarks.tables.data import Images, ImageSet, images, mean_psnr
 from benchmarks.tables.specs import BUDGETS, Arm, Block, Table, reduced
 from dckd_losses import HistoryModel, NegativeGenerator
+from dckd_losses.checks import MIN_SIZE
 from dckd_losses.dckd import DCR_WEIGHT, DMM_WEIGHT
 from dckd_losses.dcr import LEVEL_WEIGHTS
 from dckd_losses.negatives import NUM_NEGATIVES
@@ -73,11 +74,10 @@ WEIGHTS = {"dcr_weight", "dmm_weight"}
 
 @dataclass(frozen=True)
 class Given:
-    """A trained network from a file, a URL or, of the paper's, a name of `networks.KNOWN`."""
+    """A trained teacher from a file, a URL or, of the paper's, a name of `networks.KNOWN`."""
 
     source: str  # which
-    # for a teacher of the paper's networks, whose; None where the file says what it is
-    student: str | None
+    student: str  # whose; of the paper's networks it says what the teacher has to be
     scale: int  # output size over input size
 
     def network(self) -> nn.Module:
@@ -220,7 +220,6 @@ class Options:
     encoder: str | None = None  # of all contrastive methods, None for the budget's
     student: str | None = None  # network to train, None for the budget's
     teacher: str | None = None  # file of the teacher, None for the budget's
-    given: Mapping[str, str] = field(default_factory=dict)  # files of trained students by arm
     development: bool = False  # scores are of development images
 
 
@@ -231,18 +230,14 @@ class Part:
     block: Block  # its networks
     images: Images  # what they are trained and tested on
     teacher: Trained  # what they learn from
-    arms: Mapping[str, Sequence[Trained]]  # the networks of each arm, one a seed
+    arms: Mapping[str, Sequence[Job]]  # the runs of each arm, one a seed
     sets: tuple[ImageSet, ...]  # what the scores are of
 
     @property
-    def jobs(self) -> dict[str, list[Job]]:
+    def jobs(self) -> dict[str, Sequence[Job]]:
         """What has to be trained, by arm, the teacher first."""
-        found = {
-            name: [run for run in runs if isinstance(run, Job)] for name, runs in self.arms.items()
-        }
-        if isinstance(self.teacher, Job):
-            found = {"Teacher": [self.teacher], **found}
-        return {name: runs for name, runs in found.items() if runs}
+        teacher = {"Teacher": [self.teacher]} if isinstance(self.teacher, Job) else {}
+        return {**teacher, **self.arms}
 
 
 def parts(table: Table, options: Options, device: str) -> list[Part]:
@@ -256,10 +251,12 @@ def parts(table: Table, options: Options, device: str) -> list[Part]:
     if options.block is not None and options.block not in labels:
         raise ValueError(f"got --block {options.block!r}; expected one of {', '.join(labels)}")
     chosen = [block for block in blocks if options.block in (None, block.label)]
-    if len(chosen) > 1 and (options.teacher or options.given):
-        raise ValueError(f"files fit one network: name it by --block, one of {', '.join(labels)}")
+    if len(chosen) > 1 and options.teacher:
+        raise ValueError(
+            f"got --teacher for several networks; expected --block with one of {', '.join(labels)}"
+        )
     names = [arm.name for arm in table.arms]
-    for name in [*(options.arms or ()), *options.given]:
+    for name in options.arms or ():
         if name not in names:
             raise ValueError(f"got arm {name!r}; expected one of {', '.join(names)}")
     return [_part(table, options, device, block) for block in chosen]
@@ -271,6 +268,11 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
     options = replace(options, losses={**budget.losses, **fixed, **options.losses})
     block = replace(block, student=options.student or block.student)
     recipe, teacher_recipe = budget.recipes(block, options.recipe)
+    side = block.scale * min(stage.crop for stage in recipe.all_stages)
+    if side < MIN_SIZE:
+        raise ValueError(
+            f"got --crop {recipe.crop}, outputs of {side}x{side} pixels; expected {MIN_SIZE}"
+        )
     source = options.teacher or (None if teacher_recipe else _known(block))
     found = images(options.budget, block.task, block.scale, block.sets)
     encoder = options.encoder or budget.encoder
@@ -280,7 +282,8 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
         assert teacher_recipe is not None
         teacher = replace(scratch, network=block.teacher, recipe=teacher_recipe)
     else:
-        teacher = _given(source, block.student, block.scale)
+        teacher = Given(source, block.student, block.scale)
+        teacher.network()  # refused now, not after hours of training
     seeds = options.seeds or budget.seeds
     arms = {
         arm.name: _runs(arm, options, replace(scratch, teacher=teacher), seeds)
@@ -291,10 +294,8 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
     return Part(block, found, teacher, arms, sets)
 
 
-def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[Trained]:
-    """An arm's networks: one a seed, or the file that is given."""
-    if arm.name in options.given:
-        return [_given(options.given[arm.name], None, like.block.scale)]
+def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[Job]:
+    """An arm's runs, one a seed."""
     settings = {**meant_for(arm.method, options.losses), **arm.settings}
     job = replace(
         like,
@@ -304,13 +305,6 @@ def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[T
         encoder=arm.encoder or like.encoder,
     )
     return [replace(job, seed=seed) for seed in seeds]
-
-
-def _given(source: str, student: str | None, scale: int) -> Given:
-    """A file's network, read once so that it is refused now, not after hours of training."""
-    given = Given(source, student, scale)
-    given.network()
-    return given
 
 
 def _known(block: Block) -> str:

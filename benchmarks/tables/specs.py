@@ -65,32 +65,27 @@ class Table:
     note: str = ""  # what a reader has to know before he compares
 
 
-def _sr(network: str, scale: int, *sets: str) -> Block:
+def _block(network: str, task: str, scale: int, *sets: str) -> Block:
     family = network.lower()
+    label = f"{network} x{scale}" if scale > 1 else network
     student = family if "-" in family else f"{family}-student"
-    teacher = f"{family.partition('-')[0]}-teacher"
-    return Block(f"{network} x{scale}", "sr", scale, student, teacher, sets)
+    return Block(label, task, scale, student, f"{family.partition('-')[0]}-teacher", sets)
 
 
-def _same_size(network: str, task: str, *sets: str) -> Block:
-    family = network.lower()
-    return Block(network, task, 1, f"{family}-student", f"{family}-teacher", sets)
+def _dckd(name: str, paper: str | None = None, **settings: Any) -> Arm:
+    return Arm(name, "dckd", settings, paper)
 
 
 SR_SETS = ("Set5", "Set14", "BSD100", "Urban100")
-ABLATION = (_sr("RCAN", 2, "Set14", "Urban100"),)
-SCRATCH, LOGITS, DCKD = Arm("Scratch", "scratch"), Arm("Logits", "logits"), Arm("DCKD", "dckd")
-RIVALS = (
-    Arm("FAKD", "fakd"),
-    Arm("DUKD", "dukd"),
-    Arm("CSD", "csd"),
-    Arm("AECR", "aecr"),
-    Arm("MCLIR", "mclir"),
-)
-FIXED = {"balance": 0}  # weights that mean themselves
-BALANCES = ("0.1", "0.3", "1")
+RAIN_SETS = ("Test100", "Rain100H", "Rain100L", "Test2800", "Test1200")
+ABLATION = (_block("RCAN", "sr", 2, "Set14", "Urban100"),)
+SCRATCH, LOGITS, DCKD = Arm("Scratch", "scratch"), Arm("Logits", "logits"), _dckd("DCKD")
+RIVALS = tuple(Arm(name, name.lower()) for name in ("FAKD", "DUKD", "CSD", "AECR", "MCLIR"))
+DEGRADATIONS = ("blur", "noise", "resize", "mix")
+BALANCES = (0.1, 0.3, 1)
 DCR_WEIGHTS = ("0.01", "0.1", "1")
 DMM_WEIGHTS = ("0.0001", "0.001", "0.01")
+FORMS = {"DMM": "cross_entropy", "released DMM": "released"}
 UPDATE_STEPS = (100, 500, 1000, 2000, 3000)  # the paper names 1000 only
 COUNTS = (1, 3, 5, 7, 9)  # the paper names 5 only
 
@@ -99,7 +94,7 @@ TABLES = {
         "Super-resolution",
         (SCRATCH, LOGITS, *RIVALS, DCKD, Arm("DCKD*", "dckd_star")),
         "Logits",
-        tuple(_sr(name, x, *SR_SETS) for name in ("SwinIR", "RCAN") for x in (2, 3, 4)),
+        tuple(_block(name, "sr", x, *SR_SETS) for name in ("SwinIR", "RCAN") for x in (2, 3, 4)),
         note="CSD's authors train a slice of the teacher together with it; here the teacher is "
         "given and fixed. AECR and MCLIR learn from no teacher, and their authors published no "
         "settings for super-resolution; `benchmarks/baselines` says what these are.",
@@ -108,49 +103,38 @@ TABLES = {
         "Deblurring",
         (SCRATCH, LOGITS, DCKD),
         "Logits",
-        tuple(_same_size(name, "deblur", "GoPro") for name in ("NAFNet", "Restormer")),
+        tuple(_block(name, "deblur", 1, "GoPro") for name in ("NAFNet", "Restormer")),
     ),
     "table4": Table(
         "Deraining",
         (SCRATCH, LOGITS, DCKD),
         "Logits",
-        (
-            _same_size(
-                "Restormer", "derain", "Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"
-            ),
-        ),
+        (_block("Restormer", "derain", 1, *RAIN_SETS),),
     ),
     "table5": Table(
         "DCKD's two losses",
         (
             Arm("neither", "logits"),
-            Arm("DCR", "dckd", {"dmm_weight": 0.0}),
-            Arm("DMM", "dckd", {"dcr_weight": 0.0}),
-            Arm("DCR+DMM", "dckd"),
+            _dckd("DCR", dmm_weight=0.0),
+            _dckd("DMM", dcr_weight=0.0),
+            _dckd("DCR+DMM"),
         ),
         "neither",
         ABLATION,
     ),
     "table6": Table(
         "Degradations of the negatives' inputs",
-        tuple(
-            Arm(name, "dckd", {"degradation": name}) for name in ("blur", "noise", "resize", "mix")
-        ),
+        tuple(_dckd(name, degradation=name) for name in DEGRADATIONS),
         "noise",
         ABLATION,
     ),
     "table7": Table(
         "Weights; the released code's DMM is a softmax of a softmax",
         (
-            *(Arm(f"DCR {w}", "dckd", {**FIXED, "dcr_weight": float(w)}) for w in DCR_WEIGHTS),
+            *(_dckd(f"DCR {w}", balance=0, dcr_weight=float(w)) for w in DCR_WEIGHTS),
             *(
-                Arm(
-                    f"{title} {w}",
-                    "dckd",
-                    {**FIXED, "dmm_weight": float(w), "form": form},
-                    paper=f"DMM {w}",
-                )
-                for title, form in (("DMM", "cross_entropy"), ("released DMM", "released"))
+                _dckd(f"{title} {w}", f"DMM {w}", balance=0, dmm_weight=float(w), form=form)
+                for title, form in FORMS.items()
                 for w in DMM_WEIGHTS
             ),
         ),
@@ -161,7 +145,7 @@ TABLES = {
         "Contrastive learning",
         (SCRATCH, Arm("MCLIR", "mclir"), DCKD),
         "Scratch",
-        (_sr("SwinIR-light", 4, "Set14", "BSD100", "Urban100", "Manga109"),),
+        (_block("SwinIR-light", "sr", 4, "Set14", "BSD100", "Urban100", "Manga109"),),
         note="Neither MCLIR's settings for super-resolution nor DCKD's recipe for SwinIR-light are "
         "published: these are MCLIR's of dehazing and SwinIR's, not the authors'.",
     ),
@@ -170,31 +154,30 @@ TABLES = {
         (
             SCRATCH,
             LOGITS,
-            Arm("fixed weights", "dckd", FIXED),
-            Arm("fixed, a tenth", "dckd", {**FIXED, "dcr_weight": 0.01, "dmm_weight": 1e-4}),
-            *(Arm(f"balance {b}", "dckd", {"balance": float(b)}) for b in BALANCES),
-            Arm("finest level", "dckd", {"level_weights": [1.0, 0.0, 0.0, 0.0, 0.0]}),
-            Arm("equal levels", "dckd", {"level_weights": [1.0] * 5}),
-            *(
-                Arm(f"{title} negatives", "dckd", {"degradation": name})
-                for title, name in (("blurred", "blur"), ("resized", "resize"), ("mixed", "mix"))
-            ),
-            Arm("history 5 times as often", "dckd", {"interval_factor": 0.2}),
-            Arm("history 10 times as rare", "dckd", {"interval_factor": 10}),
+            _dckd("fixed weights", balance=0),
+            _dckd("fixed, a tenth", balance=0, dcr_weight=0.01, dmm_weight=1e-4),
+            *(_dckd(f"balance {b}", balance=float(b)) for b in BALANCES),
+            _dckd("finest level", level_weights=[1.0, 0.0, 0.0, 0.0, 0.0]),
+            _dckd("equal levels", level_weights=[1.0] * 5),
+            _dckd("blurred negatives", degradation="blur"),
+            _dckd("resized negatives", degradation="resize"),
+            _dckd("mixed negatives", degradation="mix"),
+            _dckd("history 5 times as often", interval_factor=0.2),
+            _dckd("history 10 times as rare", interval_factor=10),
         ),
         "Logits",
         ABLATION,
     ),
     "figure8a": Table(
         "Number of negatives",
-        tuple(Arm(str(n), "dckd", {"num_negatives": n}) for n in COUNTS),
+        tuple(_dckd(str(n), num_negatives=n) for n in COUNTS),
         "5",
         ABLATION,
         x="negatives",
     ),
     "figure8b": Table(
         "Initial update step of the history",
-        tuple(Arm(str(s), "dckd", {"interval_factor": s / INTERVAL}) for s in UPDATE_STEPS),
+        tuple(_dckd(str(s), interval_factor=s / INTERVAL) for s in UPDATE_STEPS),
         "1000",
         ABLATION,
         x="initial update step, of a run of 250,000",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -47,11 +46,12 @@ class Store:
     def result(self, job: Job) -> dict[str, Any] | None:
         """What a finished run says of itself; None before."""
         path = self.folder(job) / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def diverged(self, trained: Trained) -> bool:
-        """Whether a run ended with numbers that are not finite."""
-        return isinstance(trained, Job) and "diverged" in (self.result(trained) or {})
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = common.read_json(path)
+        if not isinstance(found, dict) or "records" not in found:
+            raise ValueError(f"{path}: no run's result; without it the run is trained again")
+        return found
 
     def steps_left(self, job: Job) -> int:
         """Steps that are still to be done, by the last checkpoint."""
@@ -84,13 +84,13 @@ class Store:
         """A network's scores on a set, computed once for a run; nan for one that diverged."""
         if isinstance(trained, Given):
             return score(self.network(trained), images, task, scale)
-        if self.diverged(trained):
+        if "diverged" in (self.result(trained) or {}):
             return {"psnr": nan, "ssim": nan}
         path = self.folder(trained) / f"scores_{images.name}_{images.fingerprint}.json"
         if not path.is_file():
             found = score(self.network(trained), images, task, scale)
             common.write_json(path, found)
-        known: Score = json.loads(path.read_text())
+        known: Score = common.read_json(path)
         return known
 
     def _train(self, job: Job, wait: bool) -> bool:
