@@ -162,6 +162,7 @@ LIGHT = {"backbone": "swinir-light", "scale": "3"}
     [
         (None, "got metadata .*channels, bloc"),
         ({"channels": "4", "blocks": "1"}, "got metadata .*channels, bloc"),
+        (SMALL, "got no tensors_sha256"),  # as where its name was damaged, and perhaps more
         ({**SMALL, "channels": "four"}, "got metadata"),
         ({**SMALL, "blocks": "-1"}, "got metadata"),
         ({**SMALL, "channels": "3"}, "tensors do not fit metadata"),

@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from dckd_losses.weights import cache_dir, read_checkpoint
-from dckd_losses.weights.files import read_safetensors, write_safetensors
+from dckd_losses.weights.files import DIGEST, read_safetensors, write_safetensors
 
 from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
 from .small import ResidualNetwork
@@ -126,6 +126,8 @@ def load(path: str | Path) -> nn.Module:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise RuntimeError(f"{path}: tensors do not fit metadata {metadata}: {error}") from error
+    if DIGEST not in metadata:  # a damaged name of it must not pass for a file that never had one
+        raise RuntimeError(f"{path}: got no {DIGEST}; expected a network that the examples saved")
     return model.eval()
 
 
