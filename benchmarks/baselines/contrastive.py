@@ -18,8 +18,8 @@ from benchmarks.baselines.base import Baseline
 from dckd_losses import DCRLoss, HistoryModel
 from dckd_losses.attach import StepHook, StudentReference, unwrap_optimizer
 from dckd_losses.checks import check_negatives, check_number
+from dckd_losses.copies import unwrap_module
 from dckd_losses.encoder import FeatureEncoder, as_encoder
-from dckd_losses.frozen import unwrap_module
 
 Encoder = str | PathLike[str] | nn.Module
 CSD_WEIGHT = 200 / 255  # released command: 200 for images in [0, 255]; the ratio has no unit

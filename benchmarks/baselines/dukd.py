@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.baselines.base import RandomBaseline
 from dckd_losses.attach import StudentReference
 from dckd_losses.checks import check_number
-from dckd_losses.frozen import unwrap_module
+from dckd_losses.copies import unwrap_module
 from dckd_losses.negatives.draws import Draws
 
 WEIGHT = 1.0  # released RCAN configurations, x2 and x4

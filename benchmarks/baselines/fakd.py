@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from benchmarks.baselines.base import Baseline
 from dckd_losses.attach import StudentReference
-from dckd_losses.frozen import unwrap_module
+from dckd_losses.copies import unwrap_module
 
 # Released: 0.5 to ground truth, 0.5 to teacher, 10 to features, for images in [0, 255]. Here the
 # first two are 1 and images in [0, 1]; Adam does not mind the common factor.

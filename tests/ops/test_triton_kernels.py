@@ -370,13 +370,13 @@ def test_more_than_two_to_the_31_elements():
 @pytest.mark.parametrize(("mode", "precision"), [("stream", "float32"), ("twopass", "float16")])
 def test_carry_the_whole_loss(make_encoder, mode, precision, float32_is_exact):
     student, teacher, other = features(3, 2, 3, 32, 33).sigmoid()
+    assert use_triton(student.device, student.dtype)
     results = []
     for way in ({"impl": "plain"}, {"mode": mode, "chunk": 1, "precision": precision}):
         encoder = make_encoder(**way)
         dckd = DCKDLoss(
             torch.nn.Identity(), encoder, dmm_weight=0.05, negatives=lambda lq: other[None]
         ).to(DEVICE)
-        assert "Triton" in encoder.path.reason or encoder.path.impl == "plain"
         results.append(value_and_gradient(lambda x, dckd=dckd: dckd(x, teacher, teacher), student))
     (expected, slope), (seen, found) = results
     exact = precision == "float32"
