@@ -36,7 +36,7 @@ class EqualRate:
 
 
 def equal_rate(student, hook=None):
-    """A weight that a pre-hook makes anew in each call, as in StyleGAN's equalized learning rate."""
+    """A weight that a pre-hook makes in each call, as StyleGAN's equalized learning rate does."""
     weight = student[0].weight
     del student[0].weight
     student[0].weight_orig, student[0].weight = nn.Parameter(weight.detach()), weight.detach()

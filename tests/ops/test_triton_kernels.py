@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from numerics import FORMATS, LAYOUTS, value_and_gradient
 
 from dckd_losses import DCKDLoss
-from dckd_losses.ops import TRITON_DTYPES, distances, norm, triton_distances, triton_norm
+from dckd_losses.ops import (
+    TRITON_DTYPES,
+    distances,
+    norm,
+    triton_distances,
+    triton_norm,
+    use_triton,
+)
 from dckd_losses.ops.triton_norm import group_norm_silu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
