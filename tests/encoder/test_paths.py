@@ -180,13 +180,13 @@ def test_autocast_changes_neither_forward_nor_backward(make_encoder, batch, prec
         assert torch.equal(x.grad, results[0][1])
 
 
-@pytest.mark.parametrize(
-    ("mode", "device", "at_least", "at_most"),
-    [("stream", "cpu", 1, 2), ("stream", "cuda", 16, 128), ("twopass", "cuda", 2, 16)],
-)
-def test_default_chunk_fits_the_device(make_encoder, mode, device, at_least, at_most):
-    """A GPU would wait for the launches of single images; a CPU has nothing to wait for."""
-    images = SimpleNamespace(is_cuda=device == "cuda", shape=(16, 3, 192, 192))
-    assert at_least <= make_encoder(mode=mode)._default_chunk(images) <= at_most
-    images.shape = (1, 3, 4096, 4096)
-    assert make_encoder(mode=mode)._default_chunk(images) == 1
+def test_default_chunk_is_the_devices(make_encoder):
+    """On CUDA launches decide, elsewhere memory does; both by pixels, and at least one image."""
+    images = {
+        cuda: SimpleNamespace(is_cuda=cuda, shape=(16, 3, 192, 192)) for cuda in (True, False)
+    }
+    stream, twopass = make_encoder(), make_encoder(mode="twopass")
+    assert stream._default_chunk(images[True]) == 2**21 // 192**2 == 56
+    assert twopass._default_chunk(images[True]) == 2**18 // 192**2 == 7
+    assert stream._default_chunk(images[False]) == 1
+    assert stream._default_chunk(SimpleNamespace(is_cuda=True, shape=(1, 3, 2048, 2048))) == 1
