@@ -106,10 +106,12 @@ def test_losses_are_finite_scalars_of_untouched_images(
         results.append((value.detach(), *torch.autograd.grad(value, x)))
     (value, gradient), again = results
     assert value.shape == () and value.isfinite() and value >= 0
-    assert value.dtype == (torch.float64 if double and dtype == torch.float64 else torch.float32)
+    exact = double and dtype == torch.float64 and precision == "float32"
+    assert exact <= (value.dtype == torch.float64) <= (double and dtype == torch.float64)
     assert gradient.shape == student.shape and gradient.dtype == dtype
     assert gradient.isfinite().all()
-    assert torch.equal(value, again[0]) and torch.equal(gradient, again[1])
+    if precision == "float32" or settings != {"impl": "plain"}:  # torch's own in half may vary
+        assert torch.equal(value, again[0]) and torch.equal(gradient, again[1])
     assert all(map(torch.equal, before, (student, teacher, negatives)))
 
 
