@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from dckd_losses.checks import check_module, check_origin, is_compiling_or_capturing
-from dckd_losses.frozen import unwrap_module
+from dckd_losses.copies import unwrap_module
 from dckd_losses.history import HistoryModel
 
 

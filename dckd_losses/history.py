@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dckd_losses.checks import check_device, check_images, check_module, check_number
-from dckd_losses.frozen import at_least_float32, frozen_copy, unwrap_module
+from dckd_losses.copies import at_least_float32, frozen_copy, unwrap_module
 
 DECAY = 0.1  # paper: "attenuation rate" alpha
 INTERVAL = 1000  # paper, Figure 8b: updates every 1000 steps at first

@@ -15,17 +15,26 @@ GROUPS = 32  # of every GroupNorm in taming-transformers
 EPS = 1e-6  # of every GroupNorm in taming-transformers
 
 
-class Conv2d(nn.Conv2d):
-    """A convolution in the precision of its weight."""
+class Fusible:
+    """A layer whose operation has a fused twin."""
 
-    fused = False  # if set, the fused operation is used, except where torch.compile traces
+    fused = False
+
+    @property
+    def use_fused(self) -> bool:
+        """If `fused` is set, except where torch.compile traces."""
+        return self.fused and not torch.compiler.is_compiling()
+
+
+class Conv2d(Fusible, nn.Conv2d):
+    """A convolution in the precision of its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._convolve(x.to(self.weight.dtype), self.weight)
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        fused = self.fused and not torch.compiler.is_compiling()
-        return frozen_conv2d(x, weight, cast(Tensor, self.bias), int(self.padding[0]), fused=fused)
+        bias, padding = cast(Tensor, self.bias), int(self.padding[0])
+        return frozen_conv2d(x, weight, bias, padding, fused=self.use_fused)
 
 
 class InputConv2d(Conv2d):
@@ -42,22 +51,19 @@ class HalvingConv2d(Conv2d):
     """3x3, of stride 2, padded on the right and at the bottom only: H and W are halved."""
 
     def forward(self, x: Tensor) -> Tensor:
-        fused = self.fused and not torch.compiler.is_compiling()
-        return halving_conv2d(x, self.weight, cast(Tensor, self.bias), fused=fused)
+        return halving_conv2d(x, self.weight, cast(Tensor, self.bias), fused=self.use_fused)
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(Fusible, nn.GroupNorm):
     """GroupNorm, and the SiLU after it if there is one."""
-
-    fused = False  # as in `Conv2d`
 
     def __init__(self, channels: int, silu: bool = True) -> None:
         super().__init__(GROUPS, channels, eps=EPS)
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
-        fused = self.fused and not torch.compiler.is_compiling()
-        return group_norm_silu(x, self.weight, self.bias, GROUPS, EPS, self.silu, fused=fused)
+        affine = self.weight, self.bias
+        return group_norm_silu(x, *affine, GROUPS, EPS, self.silu, fused=self.use_fused)
 
 
 class ResidualBlock(nn.Module):

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dckd_losses.layers import GROUPS, Conv2d, GroupNorm, InputConv2d, Middle, Stage
+from dckd_losses.layers import GROUPS, Conv2d, Fusible, GroupNorm, InputConv2d, Middle, Stage
 from dckd_losses.ops.conv import frozen_conv2d
 
 LEVELS = 5  # DCKD, appendix: "five different layers"
@@ -119,10 +119,8 @@ class Encoder(nn.Module):
         return cast("list[Stage]", list(self.down))
 
 
-class Codebook(nn.Module):
+class Codebook(Fusible, nn.Module):
     """The quantiser's codes under taming's name `quantize.embedding.weight`."""
-
-    fused = False
 
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
@@ -138,10 +136,9 @@ class Codebook(nn.Module):
         codes and so cancels in the softmax.
         """
         codes = self.embedding.weight
-        fused = self.fused and not torch.compiler.is_compiling()
         with torch.autocast(z.device.type, enabled=False):  # distances need float32's digits
             z, bias = 2 * z.to(codes.dtype), -codes.square().sum(1)
-            return frozen_conv2d(z, codes[:, :, None, None], bias, fused=fused)
+            return frozen_conv2d(z, codes[:, :, None, None], bias, fused=self.use_fused)
 
 
 class VQGANNetwork(nn.Module):
@@ -156,6 +153,12 @@ class VQGANNetwork(nn.Module):
         self.encoder = Encoder(architecture)
         self.quant_conv = Conv2d(architecture.z_channels, architecture.code_channels, 1)
         self.quantize = Codebook(architecture.codes, architecture.code_channels)
+
+    def prepare(self, images: Tensor, input_range: tuple[float, float]) -> Tensor:
+        """Images from [0, 1] to a range, in at least float32 and in `memory_format`."""
+        low, high = input_range
+        mapped = images.to(self.quant_conv.weight.dtype) * (high - low) + low
+        return mapped.contiguous(memory_format=self.memory_format)
 
     def levels(self, images: Tensor) -> Iterator[Tensor]:
         """The first residual block's output at each of the five resolutions, as they appear."""
@@ -179,14 +182,14 @@ class VQGANNetwork(nn.Module):
     def memory_format(self) -> torch.memory_format:
         """The layout in which convolutions are fast: fused ones on CUDA or in half precision."""
         weight = self.encoder.conv_out.weight
-        fused = self.encoder.conv_out.fused and not torch.compiler.is_compiling()
         fast = weight.is_cuda or weight.dtype in (torch.float16, torch.bfloat16)
+        fused = self.encoder.conv_out.use_fused
         return torch.channels_last if fused and fast else torch.contiguous_format
 
     def set_fused(self, fused: bool) -> VQGANNetwork:
         """Let fused operations carry out convolutions and norms; they give weights no gradient."""
         for module in self.modules():
-            if isinstance(module, (Conv2d, GroupNorm, Codebook)):
+            if isinstance(module, Fusible):
                 module.fused = fused
         return self
 

@@ -23,7 +23,7 @@ from dckd_losses.network import Architecture, VQGANNetwork, build
 CANNOT_IMPORT = (ImportError, RuntimeError, OSError)
 
 # `--hypothesis-profile thorough`, which CI adds for the laws, draws anew each time
-for name, examples in (("quick", 12), ("thorough", 200)):
+for name, examples in (("quick", 12), ("thorough", 100)):
     settings.register_profile(
         name,
         deadline=None,
@@ -49,19 +49,14 @@ def float32_is_exact() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def paper_networks() -> None:
     """Skips where spandrel, which has them, cannot be imported: often torchvision is in the way."""
-    try:
-        from restoration.networks import paper  # noqa: F401
-    except CANNOT_IMPORT as error:
-        pytest.skip(f"spandrel cannot be imported: {error}")
+    for package in ("spandrel", "spandrel_extra_arches"):
+        pytest.importorskip(package, exc_type=CANNOT_IMPORT)
 
 
 @pytest.fixture(scope="session")
 def basicsr() -> None:
     """Skips where BasicSR cannot be imported: its opencv may miss the system's libGL."""
-    try:
-        from basicsr.models.sr_model import SRModel  # noqa: F401
-    except CANNOT_IMPORT as error:
-        pytest.skip(f"basicsr cannot be imported: {error}")
+    pytest.importorskip("basicsr.models.sr_model", exc_type=CANNOT_IMPORT)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from os import PathLike
 
 from torch import nn
 
-from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder, Path
+from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder
 from dckd_losses.encoder.vqgan import VQGANEncoder
 from dckd_losses.network import VQGANNetwork
 
-__all__ = ["Comparison", "Encoding", "FeatureEncoder", "Path", "VQGANEncoder", "as_encoder"]
+__all__ = ["Comparison", "Encoding", "FeatureEncoder", "VQGANEncoder", "as_encoder"]
 
 
 def as_encoder(encoder: str | PathLike[str] | nn.Module) -> FeatureEncoder:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dckd_losses.checks import check_device
-from dckd_losses.frozen import FrozenModule
+from dckd_losses.copies import at_least_float32
 from dckd_losses.ops.distances import level_distances
 
 
@@ -41,25 +42,35 @@ class Comparison(NamedTuple):
     teacher_logits: Tensor | None
 
 
-class Path(NamedTuple):
-    """Which way images take through the encoder.
-
-    Attributes:
-        impl: "plain" or "fused".
-        reason: why this one.
-    """
-
-    impl: str
-    reason: str
-
-
-class FeatureEncoder(FrozenModule):
+class FeatureEncoder(nn.Module):
     """A frozen network that turns images into `Encoding`s and compares a step's images.
+
+    The network lies outside `_modules` and stays in eval mode. It is in no `state_dict`,
+    `parameters()` or `buffers()` of this module or of a parent, so optimizers,
+    DistributedDataParallel and checkpoints never meet it; `.to()` and its kin still reach it, but
+    casts below float32 only move it.
 
     Args:
         network: maps images (B, 3, H, W) in [0, 1] to `(levels, code_logits)`, with a gradient to
             the images; it may write into them. It is frozen in place.
     """
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "network", network.requires_grad_(False).eval())
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FeatureEncoder:
+        """Stay in eval mode whatever a parent's `train()` says."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureEncoder:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with torch.inference_mode(False):  # whose tensors could never be saved for backward
+            self.network._apply(at_least_float32(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, images: Tensor, *, num_with_codes: int | None = None) -> Encoding:
         """Encode images.
@@ -77,11 +88,6 @@ class FeatureEncoder(FrozenModule):
         if code_logits is None or num_with_codes == 0:
             return Encoding(levels, None)
         return Encoding(levels, code_logits[:num_with_codes])
-
-    @property
-    def path(self) -> Path:
-        """Which way images take now, and why."""
-        return Path("plain", f"{type(self.network).__name__} is no VQGAN of this package")
 
     def compare(
         self,

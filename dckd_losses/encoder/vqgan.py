@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from dckd_losses import weights
 from dckd_losses.checks import check_device, check_images, check_number
-from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder, Path
-from dckd_losses.encoder.stream import stream, to_input_range, twopass
+from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder
+from dckd_losses.encoder.stream import FusedPath
 from dckd_losses.network import VQGANNetwork, build
-from dckd_losses.ops import use_triton
 from dckd_losses.ops.gradient_scale import GradientScale
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 IMPLS = ("auto", "plain", "fused")
-MODES = {"stream": stream, "twopass": twopass}
+MODES = ("stream", "twopass")
 
 # The default number of pixels encoded at once. On a GPU small chunks wait for launches: 16 images
 # of 192x192 with their negatives need 9,000 launches one by one. Elsewhere, and in "twopass", which
@@ -34,7 +33,7 @@ class VQGANEncoder(FeatureEncoder):
 
     Both of DCKD's losses look at images through it: DCR at the output of each resolution's first
     residual block (before attention), DMM at the distances to the codebook. It is frozen, always
-    in eval mode and invisible to the outside (see `FrozenModule`).
+    in eval mode and invisible to the outside (see `FeatureEncoder`).
 
     Args:
         network: the network, as `dckd_losses.network.build` makes it from tensors. The encoder
@@ -51,7 +50,7 @@ class VQGANEncoder(FeatureEncoder):
         impl: "fused" keeps for backward only what backward needs and lets teacher and negatives go
             as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
             has a second derivative; "auto" takes the fused path, except where torch.compile
-            traces, which "fused" refuses. See `path`.
+            traces, which "fused" refuses.
         mode: of the fused path: "stream" runs everything through the network once; "twopass" runs
             `chunk` images of the batch at a time, and again in backward, and keeps only the images
             between the two. A batch of one chunk passes once and gains nothing.
@@ -134,24 +133,13 @@ class VQGANEncoder(FeatureEncoder):
         check_images("images", images)
         scale = GradientScale(self.network.encoder.dtype)
         with self._no_autocast(images):
-            entered = scale.enter(to_input_range(images, self.input_range, self.network))
+            entered = scale.enter(self.network.prepare(images, self.input_range))
             levels = list(self.network.levels(entered))
             last = levels[-1][:num_with_codes]
             latent = [self.network.encoder(last)] if len(last) else []
             results = scale.leave([*levels, *latent], [1.0] * (len(levels) + len(latent)))
             code_logits = self.network.head(results.pop()) if latent else None
         return Encoding(tuple(results), code_logits)
-
-    @property
-    def path(self) -> Path:
-        """Which way images take now, and why."""
-        if self.impl == "plain":
-            return Path("plain", "impl='plain'")
-        if self.impl == "auto" and torch.compiler.is_compiling():
-            return Path("plain", "torch.compile traces the plain path and fuses it itself")
-        weight = self.network.quant_conv.weight
-        by = "Triton kernels" if use_triton(weight.device, weight.dtype) else "torch's operations"
-        return Path("fused", f"mode={self.mode!r}, by {by}")
 
     def compare(
         self,
@@ -161,16 +149,15 @@ class VQGANEncoder(FeatureEncoder):
         *,
         codes: bool = False,
     ) -> Comparison:
-        """See `FeatureEncoder.compare`; takes the path that `path` names."""
+        """See `FeatureEncoder.compare`, which is the plain path; the others are `FusedPath`'s."""
         self._check_compiling()
-        if self.path.impl == "plain":
+        if self.impl == "plain" or torch.compiler.is_compiling():
             return super().compare(student, teacher, negatives, codes=codes)
-        compare = MODES[self.mode]
         chunk = self.chunk or self._default_chunk(student)
+        path = FusedPath(self.network, self.input_range, codes, chunk)
+        compare = path.stream if self.mode == "stream" else path.twopass
         with self._no_autocast(student):
-            return compare(
-                self.network, self.input_range, student, teacher, negatives, codes, chunk
-            )
+            return compare(student, teacher, negatives)
 
     def _default_chunk(self, images: Tensor) -> int:
         pixels = CUDA_PIXELS_IN_FLIGHT[self.mode] if images.is_cuda else PIXELS_IN_FLIGHT

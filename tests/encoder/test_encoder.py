@@ -169,15 +169,6 @@ def test_follows_a_parent_to_devices_and_to_float64_but_not_below_float32(encode
     assert (weight().device.type, weight().dtype) == ("meta", torch.float32)
 
 
-def test_computes_in_its_own_precision_under_autocast(encoder, images):
-    x = images(1, 3, 32, 32)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = encoder(x)
-    outside = encoder(x)
-    assert torch.equal(inside.code_logits, outside.code_logits)
-    assert torch.equal(inside.levels[2], outside.levels[2])
-
-
 def test_copies_and_pickles(encoder, images):
     x = images(1, 3, 32, 32)
     for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,15 +92,3 @@ def test_at_most_1200_launches_a_loss(launches):
     assert launches.by_name["normalise_kernel"] >= 26 + 2 * 23, "the student, the others twice"
     assert launches.by_name["accumulate_kernel"] >= 5
     assert launches.by_name.total() <= 1200
-
-
-def test_default_chunk_is_the_devices(make_encoder):
-    """On CUDA launches decide, elsewhere memory does; both by pixels, and at least one image."""
-    images = {
-        cuda: SimpleNamespace(is_cuda=cuda, shape=(16, 3, 192, 192)) for cuda in (True, False)
-    }
-    stream, twopass = make_encoder(), make_encoder(mode="twopass")
-    assert stream._default_chunk(images[True]) == 2**21 // 192**2 == 56
-    assert twopass._default_chunk(images[True]) == 2**18 // 192**2 == 7
-    assert stream._default_chunk(images[False]) == 1
-    assert stream._default_chunk(SimpleNamespace(is_cuda=True, shape=(1, 3, 2048, 2048))) == 1

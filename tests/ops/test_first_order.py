@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from dckd_losses.ops import first_order
 from dckd_losses.ops.conv import frozen_conv2d, halving_conv2d
 from dckd_losses.ops.distances import LevelDistances
 from dckd_losses.ops.gradient_scale import GradientScale
@@ -52,27 +51,3 @@ def test_a_second_derivative_is_refused(images, operation):
     x = images(2, 4, 8, 8).requires_grad_()
     with pytest.raises(RuntimeError, match=r"no second derivative: .*impl='plain'"):
         torch.autograd.grad(operation(x).sum(), x, create_graph=True)
-
-
-def test_a_backward_that_is_not_wrapped_would_be_noticed(images):
-    """The test above, on a convolution whose backward autocast reaches."""
-
-    class Bare(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return torch.conv2d(x, WEIGHT)
-
-        @staticmethod
-        def backward(ctx, grad):
-            return torch.nn.functional.conv_transpose2d(grad, WEIGHT)
-
-    class Wrapped(Bare):
-        backward = staticmethod(first_order(Bare.backward))
-
-    x = images(2, 4, 8, 8).requires_grad_()
-    for function, same in ((Bare, False), (Wrapped, True)):
-        out = function.apply(x)
-        (expected,) = torch.autograd.grad(out, x, out.detach(), retain_graph=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            (seen,) = torch.autograd.grad(out, x, out.detach())
-        assert torch.equal(seen, expected) is same

@@ -1,10 +1,12 @@
-"""Networks that are never trained: frozen copies, and modules whose network is in no state_dict."""
+"""Frozen copies of a student: without wrappers, the user's hooks and anything shared with it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from types import MethodType
+from contextlib import suppress
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -28,44 +30,12 @@ def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     return apply
 
 
-class FrozenModule(nn.Module):
-    """Holds a frozen network outside `_modules`, in eval mode for good.
-
-    The network is in no `state_dict`, `parameters()` or `buffers()` of this module or of a parent,
-    so optimizers, DistributedDataParallel and checkpoints never meet it; `.to()` and its kin
-    still reach it, but casts below float32 only move it.
-
-    Args:
-        network: the module to own; its parameters are frozen in place.
-
-    State:
-        None that is saved.
-    """
-
-    network: nn.Module
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        object.__setattr__(self, "network", network.requires_grad_(False).eval())
-        super().train(False)
-
-    def train(self, mode: bool = True) -> FrozenModule:
-        """Stay in eval mode whatever a parent's `train()` says."""
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenModule:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        with torch.inference_mode(False):  # whose tensors could never be saved for backward
-            self.network._apply(at_least_float32(fn), recurse)  # type: ignore[no-untyped-call]
-        return self
-
-
 def frozen_copy(student: nn.Module) -> nn.Module:
     """A copy of a student without its wrappers and the user's hooks, frozen and in eval mode.
 
-    Hooks that belong to the network stay: those of `torch.nn.utils` (weight norm, pruning) and
-    methods of its own modules. Tensors that carry a graph, such as features that a module keeps,
-    are copied without it.
+    Hooks that belong to the network stay: methods of its own modules, those of `torch.nn.utils`
+    (weight norm, pruning), and pre-hooks that make a layer's weight or bias. Tensors that carry a
+    graph, such as features that a module keeps, are copied without it.
 
     Raises:
         ValueError: it is no module, its weights are sharded, or something in it cannot be copied.
@@ -78,7 +48,17 @@ def frozen_copy(student: nn.Module) -> nn.Module:
             "this student is sharded already, and what is sharded cannot be copied: make the loss "
             "first, then call fully_shard, then make the optimizer and attach it"
         )
-    foreign = list(_foreign_hooks(student))
+    own = {id(module) for module in student.modules()}
+    for path, module in student.named_modules():
+        for name, value in vars(module).items():
+            patched = name == "forward" and "_original_forward" in vars(module)
+            if not patched and _closes_over(getattr(value, "__func__", value), own):
+                raise ValueError(
+                    f"the student cannot be copied because {_join(path, name)} is a function that "
+                    "refers to the student's own modules, which a copy would share: make it a "
+                    "method of a class"
+                )
+    foreign = list(_foreign_hooks(student, own))
     memo: dict[int, Any] = {id(hook): hook for _, _, _, hook in foreign}  # not to be copied
     with _CopyWithoutGraph():
         try:
@@ -93,7 +73,9 @@ def frozen_copy(student: nn.Module) -> nn.Module:
     for path, kind, key, _ in foreign:
         getattr(modules[path], kind).pop(key, None)
     restore_forward(model)
-    return model.requires_grad_(False).eval()
+    for parameter in model.parameters():
+        parameter.detach_()  # for TorchScript's, whose copies have a graph, too
+    return model.eval()
 
 
 class _CopyWithoutGraph(TorchFunctionMode):
@@ -109,19 +91,47 @@ class _CopyWithoutGraph(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _foreign_hooks(student: nn.Module) -> Iterator[tuple[str, str, int, object]]:
+def _foreign_hooks(student: nn.Module, own: set[int]) -> Iterator[tuple[str, str, int, object]]:
     """Hooks that do not belong to the network: its path, their kind, their key and themselves."""
-    own = {id(module) for module in student.modules()}
     for path, module in student.named_modules():
+        makes = any(isinstance(vars(module).get(name), Tensor) for name in ("weight", "bias"))
         for kind, hooks in vars(module).items():
             if not kind.endswith("_hooks") or not isinstance(hooks, dict):
                 continue
+            if kind == "_forward_pre_hooks" and makes:  # what was a parameter is computed
+                continue
             for key, hook in hooks.items():
                 function = getattr(hook, "hook", hook)  # torch wraps some
-                owner = getattr(function, "__self__", function)
-                of_torch = type(owner).__module__.startswith("torch.nn.utils.")
-                if id(owner) not in own and not of_torch:
+                of_torch = type(_owner(function)).__module__.startswith("torch.nn.utils.")
+                if not of_torch and not _refers_to(function, own):
                     yield path, kind, key, hook
+
+
+def _owner(function: Any) -> Any:
+    return getattr(function, "__self__", function)
+
+
+def _refers_to(value: Any, own: set[int]) -> bool:
+    """Whether a value is one of the student's modules, its method, or a `partial` with either."""
+    if isinstance(value, partial):
+        return any(_refers_to(part, own) for part in (value.func, *value.args))
+    return id(_owner(value)) in own
+
+
+def _closes_over(function: Any, own: set[int]) -> bool:
+    """Whether a function holds one of the student's modules, which deepcopy would not copy."""
+    rest, seen = [function], set()
+    while rest:
+        value = rest.pop()
+        if isinstance(value, FunctionType) and id(value) not in seen:
+            seen.add(id(value))
+            rest += value.__defaults__ or ()
+            for cell in value.__closure__ or ():
+                with suppress(ValueError):  # an empty one
+                    rest.append(cell.cell_contents)
+        elif value is not function and _refers_to(value, own):
+            return True
+    return False
 
 
 def _uncopyable(student: nn.Module) -> str:
@@ -132,8 +142,12 @@ def _uncopyable(student: nn.Module) -> str:
                 if name != "_modules" and not name.endswith("_hooks"):
                     copy.deepcopy(value)
             except Exception:
-                return f"{path}.{name}".lstrip(".") + f", a {type(value).__name__}"
+                return f"{_join(path, name)}, a {type(value).__name__}"
     return type(student).__name__
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}".lstrip(".")
 
 
 def unwrap_module(module: nn.Module) -> nn.Module:
