@@ -339,6 +339,8 @@ def test_command_says_what_a_task_has_no_use_for(tmp_path, command):
     line = ("--data", data, "--model")
     refused(command(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
     refused(command(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
+    more = ("input", "--scale", 2, "--backbone", "rcan-teacher")
+    refused(command(*line, *more), "got --backbone rcan-teacher for --model input; expected none")
     refused(command(*line, "input"), "got no --scale for --task sr; give --scale 2 or more")
     refused(
         command(*line, "input", "--scale", 1), "--scale must be at least 2 and at most 8, got 1"
