@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .images import image_size, read_image, write_png
-from .layouts import find_pairs
+from .layouts import find_pairs, role
 from .synthetic import matlab_bicubic
 
 HR, HR_SUB = "DIV2K_train_HR", "DIV2K_train_HR_sub"
@@ -54,6 +54,8 @@ def plan(root: Path, scales: Sequence[int]) -> list[Cut]:
         assert lq is not None
         folders = zip(lq.relative_to(root).parts, hq.relative_to(root).parts, strict=False)
         kinds = next(kinds for kinds in folders if kinds[0] != kinds[1])  # such as blur and sharp
+        if not all(map(role, kinds)):
+            kinds = "lq", "gt"
         for source, kind in zip((lq, hq), kinds, strict=True):
             flat = name.replace("/", "-")  # GoPro's sequences
             cuts.append(Cut(source, root / f"{kind}_crops", flat, DEBLUR_SIZE, DEBLUR_STEP))
