@@ -7,10 +7,10 @@ import numpy as np
 import prepare as prepare_command
 import pytest
 from PIL import Image as Pillow
+from prepare import plan, starts, write_crops
 from restoration.data.datasets import open_pairs
 from restoration.data.images import read_image
 from restoration.data.layouts import UNFINISHED, find_pairs
-from restoration.data.subimages import plan, starts, write_crops
 from restoration.data.synthetic import matlab_bicubic
 from toys import main
 
