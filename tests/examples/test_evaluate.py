@@ -18,6 +18,7 @@ from restoration.results.evaluation import evaluate, restore
 from restoration.results.metrics import protocol, psnr, ssim
 from torch import nn
 
+
 def smooth(seed):
     small = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     return matlab_bicubic(small, 4)
