@@ -111,6 +111,8 @@ def open_model(args: argparse.Namespace, scale: int) -> nn.Module | None:
     """The network of a file or a known teacher, on a GPU if there is one; None for the input."""
     name = args.model
     if name in INPUT:
+        if args.backbone:
+            raise ValueError(f"got --backbone {args.backbone} for --model {name}; expected none")
         if name == "bicubic" and scale == 1:
             raise ValueError(f"got --model bicubic for --task {args.task}; expected input")
         return None

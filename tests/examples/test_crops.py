@@ -83,9 +83,10 @@ def test_every_position_is_reached():
 
 def test_images_are_drawn_by_area():
     dark, light = np.zeros((10, 10, 3), np.uint8), np.full((10, 30, 3), 255, np.uint8)
-    pairs = [Pair("dark", dark, dark), Pair("light", light, light)]
-    drawn = RandomCrops(pairs, crop=2, scale=1, length=2000, seed=0)
-    assert 0.7 < np.mean([lq.mean().item() for lq, _ in drawn]) < 0.8
+    for name in ("light", "dark"):  # of the same name, too
+        pairs = [Pair("dark", dark, dark), Pair(name, light, light)]
+        drawn = RandomCrops(pairs, crop=2, scale=1, length=1000, seed=0)
+        assert 0.7 < np.mean([lq.mean().item() for lq, _ in drawn]) < 0.8
 
 
 def test_small_images_are_mirrored_at_two_borders_or_refused():
@@ -157,6 +158,12 @@ class TestImagesThatCannotBeRead:
         repaired = self.crops(folder)
         assert repaired.continue_from(later.drawn) == "1 used, though changed: c"
         assert all(self.same(whole, repaired))
+
+    def test_another_memory_is_no_change(self, folder):
+        pairs = open_pairs(folder, 2)
+        assert pairs.in_memory
+        loaded = RandomCrops(pairs, crop=8, scale=2, length=self.LENGTH, seed=0)
+        assert loaded.continue_from(self.crops(folder).drawn) == ""
 
     def test_most_of_them_gone(self, folder):
         then = self.crops(folder).drawn

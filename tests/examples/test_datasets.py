@@ -246,6 +246,7 @@ class TestPairs:
             (["rain/rain-1", "norain/norain-1"], [("1", "norain/norain-1", "rain/rain-1")]),
             (["a/blur/blur_7", "a/gt/gt_7"], [("a/7", "a/gt/gt_7", "a/blur/blur_7")]),  # RealBlur
             (["lq/1_lq", "gt/1"], [("1", "gt/1", "lq/1_lq")]),
+            (["blur_gamma/1", "blurry/1", "gt/1"], [("1", "gt/1", "blurry/1")]),
             (  # GoPro, whose blur_gamma is not asked for
                 [f"{s}/{k}/1" for s in "ab" for k in ("blur", "blur_gamma", "sharp")],
                 [(f"{s}/1", f"{s}/sharp/1", f"{s}/blur/1") for s in "ab"],
@@ -290,8 +291,8 @@ class TestPairs:
     def test_unlike_ones_are_told(self, tmp_path, capsys):
         for seed in range(3):
             write(tmp_path / "lq" / f"{seed}.png", smooth(32, 32, seed))
-            write(tmp_path / "gt" / f"{seed}.png", smooth(32, 32, seed + 9))
-        with pytest.raises(ValueError, match=r"lq.0.png and .*gt.0.png: found to show different"):
+            write(tmp_path / "gt" / f"{seed}.png", smooth(32, 32, seed + 9 * (seed == 1)))
+        with pytest.raises(ValueError, match=r"lq.1.png and .*gt.1.png: found to show different"):
             open_pairs(tmp_path, 1)
         assert len(open_pairs(TwoFolders(tmp_path / "lq", tmp_path / "gt"), 1)) == 3
         assert "warning: " in (said := capsys.readouterr().err)
@@ -459,6 +460,8 @@ ALONE = "named as low-quality images are, and found no ground truths for them; g
             2,
             "gt and .*other: which of them holds the ground truths",
         ),
+        ({"clean__1": 8, "gt__1": 8, "lq__1": 8}, "", 1, "clean and .*gt: which of them"),
+        ({"1": 8, "LR__7": 8}, "", 2, rf"LR: {ALONE}"),
         ({"blur__1": 8, "rain__1": 8, "gt__1": 8}, "", 1, "blur and .*rain: which of them"),
         (
             {"lq__1": 8, "gt__1": 8, "more__7": 8},

@@ -7,10 +7,10 @@ import numpy as np
 import prepare as prepare_command
 import pytest
 from PIL import Image as Pillow
+from prepare import plan, starts, write_crops
 from restoration.data.datasets import open_pairs
 from restoration.data.images import read_image
-from restoration.data.layouts import UNFINISHED
-from restoration.data.subimages import plan, starts, write_crops
+from restoration.data.layouts import UNFINISHED, find_pairs
 from restoration.data.synthetic import matlab_bicubic
 from toys import main
 
@@ -88,6 +88,21 @@ def test_gopro_stopped_and_gone_on_with(tmp_path, prepare):
     np.testing.assert_array_equal(pairs[3].lq, noise(520, 512, 1)[8:] // len("blur"))
     np.testing.assert_array_equal(pairs[3].hq, noise(520, 512, 1)[8:] // len("sharp"))
     assert "0 sub-images written" in prepare(tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("lq", "gt", "parts"),
+    [
+        ("train_blur/000", "train_sharp/000", ("train_blur_crops", "train_sharp_crops")),
+        ("data", "gt", ("lq_crops", "gt_crops")),
+    ],
+)
+def test_folders_of_other_names(lq, gt, parts, tmp_path, prepare):
+    for folder in (lq, gt):
+        write(tmp_path / folder / "1.png", noise(512, 512) // len(folder))
+    assert "2 sub-images written" in prepare(tmp_path).stdout
+    ((_, found_gt, found_lq),) = find_pairs(tmp_path, 1)
+    assert (found_lq.parent.name, found_gt.parent.name) == parts
 
 
 def test_a_file_appears_complete_or_not_at_all(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Random crops of pairs of images, and which of them each step of each process takes."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +111,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         changes = {
             "left out, as they are gone": [name for name in then if name not in now],
             "not used, as they are new": [name for name in now if name not in then],
-            "used, though changed": [name for name in kept if tuple(then[name]) != now[name]],
+            "used, though changed": [n for n in kept if _changed(then[n][2], now[n][2])],
         }
         self._draw_from({name: (*then[name][:2], now.get(name, then[name])[2]) for name in then})
         return "; ".join(
@@ -179,11 +180,24 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _named(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
-    """Names, and checksums by which changes are noticed."""
+    """Names, each once, and checksums by which changes are noticed."""
     if isinstance(pairs, PairFiles) and not pairs.in_memory:
+        names = [files.name for files in pairs.files]
         sizes = ([p.stat().st_size for p in (f.hq, f.lq) if p] for f in pairs.files)
-        return [f.name for f in pairs.files], [str(each) for each in sizes]
-    return [pair.name for pair in pairs], [checksum((pair.lq, pair.hq)) for pair in pairs]
+        sums = [f"bytes {each}" for each in sizes]
+    else:
+        names = [pair.name for pair in pairs]
+        sums = [checksum((pair.lq, pair.hq)) for pair in pairs]
+    seen: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        seen[name] += 1
+        names[index] += f" ({seen[name]})" * (seen[name] > 1)
+    return names, sums
+
+
+def _changed(then: str, now: str) -> bool:
+    """Whether checksums differ, if they are of one kind: pixels in memory, or bytes of files."""
+    return then.split()[0] == now.split()[0] and then != now
 
 
 def _mirrored(image: Image, side: int) -> Image:

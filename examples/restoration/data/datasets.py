@@ -88,7 +88,6 @@ class PairFiles(Sequence[Pair]):
     Attributes:
         sizes: Height and width of each low-quality image, by the headers.
         left_out: The names of the unreadable images.
-        in_memory: Whether `keep` was called.
 
     Raises:
         BadImageError: A file is unreadable.
@@ -105,9 +104,10 @@ class PairFiles(Sequence[Pair]):
         source: Source | None = None,
     ) -> None:
         self.source = source
-        self.files, self.sizes, self.left_out = list(files), [], dict[str, None]()
+        self.files, self.left_out = list(files), dict[str, None]()
         self.scale, self.degradation, self.skip_bad = scale, degradation, skip_bad
         self._kept: list[Pair] = []
+        self.sizes: list[tuple[int, int]] = []
         self.sizes = self._each(self._size)
 
     @property
@@ -121,7 +121,7 @@ class PairFiles(Sequence[Pair]):
 
     def check(self) -> None:
         """Read all pairs, for the unreadable ones to be found."""
-        self._each(lambda files: self._read(files) and None)
+        self._each(lambda files: bool(self._read(files)))
 
     def _each(self, read: Callable[[Files], Any]) -> list[Any]:
         """What is read of each; those of which nothing can be read are left out."""

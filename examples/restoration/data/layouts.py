@@ -116,14 +116,13 @@ def sets_in(source: Source) -> list[Source]:
 
 def check_alike(source: Source, found: Sequence[Files]) -> str:
     """What is to be said of pairs that do not show the same; ValueError if they were only found."""
-    pairs = [(f.lq, f.hq) for f in _samples(found) if f.lq is not None]
-    if not pairs or not all(similarity(lq, hq) < UNLIKE for lq, hq in pairs):
-        return ""
-    lq, hq = pairs[0]
-    said = f"{lq} and {hq}: found to show different things, as other pairs do"
-    if isinstance(source, TwoFolders):
-        return said
-    raise ValueError(f"{said}; expected versions of the same images; {SAY}")
+    for _, hq, lq in _samples(found):
+        if lq is not None and similarity(lq, hq) < UNLIKE:
+            said = f"{lq} and {hq}: found to show different things"
+            if isinstance(source, TwoFolders):
+                return said
+            raise ValueError(f"{said}; expected versions of the same images; {SAY}")
+    return ""
 
 
 def similarity(one: Path, other: Path) -> float:
@@ -167,7 +166,7 @@ def _choose(
         path
         for path in images
         for name in path.relative_to(root).parts[:-1]
-        if PART.fullmatch(name) and _role(name)
+        if PART.fullmatch(name) and role(name)
     }
     whole = [path for path in images if path not in cut]
     if not cut or not whole:
@@ -227,7 +226,7 @@ def _by_words(parent: Path, children: Mapping[str, Images], scale: int) -> Itera
     """Folders whose names differ in words for degraded images and for ground truths only."""
     by_rest: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in children:
-        by_rest[_split(name)[0] if name != "." else ""][_role(name)].append(name)
+        by_rest[_split(name)[0] if name != "." else ""][role(name)].append(name)
     for roles in by_rest.values():
         truths = roles["gt"] or roles[""]
         degraded = sorted(roles["lq"] or (roles[""] if roles["gt"] else []), key=_preference)
@@ -257,7 +256,7 @@ def _by_content(parent: Path, children: Mapping[str, Images], scale: int) -> Ite
         orders = [
             names
             for names, turn in (((one, other), 1), ((other, one), -1))
-            if tuple(map(_role, names)) in ORDERED
+            if tuple(map(role, names)) in ORDERED
             or (known and scale > 1 and all(_fits(*pair[::turn], scale) for pair in seen))
         ]
         if not orders and not known:
@@ -327,14 +326,14 @@ def _check_alone(root: Path, alone: Sequence[Path], pairs: Sequence[Files]) -> N
         for depth, name in enumerate(folder):
             rest, kinds = _split(name)
             shrunk = any(re.fullmatch(SHRUNK, kind) for kind in kinds)
-            if _role(name) == "lq" and (shrunk or not rest):
+            if role(name) == "lq" and (shrunk or not rest):
                 raise ValueError(
                     f"{root.joinpath(*folder[: depth + 1])}: named as low-quality images are, and "
                     f"found no ground truths for them; {SAY}"
                 )
-            for other in folders if _role(name) == "gt" and not rest else ():
+            for other in folders if role(name) == "gt" and not rest else ():
                 beside = other[:depth] == folder[:depth] and other[depth : depth + 1] != (name,)
-                if beside and "gt" not in map(_role, other):
+                if beside and "gt" not in map(role, other):
                     raise _doubt(root.joinpath(*folder), root.joinpath(*other))
     if alone and pairs:
         raise ValueError(
@@ -394,7 +393,7 @@ def _split(name: str, stem: bool = False) -> tuple[str, list[str]]:
     return "_".join(word for word in words if not KIND.fullmatch(word)), kinds
 
 
-def _role(name: str) -> str:
+def role(name: str) -> str:
     """What the last telling word of a folder's name says: "lq", "gt", or nothing."""
     for kind in reversed(_split(name)[1]):
         if TRUTH.fullmatch(kind):
