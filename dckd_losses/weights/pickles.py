@@ -148,6 +148,14 @@ class PickleReader(pickle._Unpickler):
         self.storages: dict[Any, Storage] = {}
         self.stubs: dict[str, type[PickleStub]] = {}
 
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except pickle.UnpicklingError:  # a sentence
+            raise
+        except Exception as error:  # damage leads Python's machine astray
+            raise ValueError("its pickle is damaged") from error
+
     def find_class(self, module: str, name: str) -> Any:
         renamed = (IMPORT_MAPPING.get(module, module), name)  # torch.save writes Python 2's names
         module, name = NAME_MAPPING.get((module, name), renamed)
@@ -230,8 +238,10 @@ def _check(name: str, tensor: StoredTensor, file_size: int) -> Storage:
         raise ValueError(f"{name} is not a plain tensor")
     lists = isinstance(size, (tuple, list)) and isinstance(stride, (tuple, list))
     numbers = (storage.numel, tensor.offset, *size, *stride) if lists else ()
-    if not lists or len(size) != len(stride) or not all(
-        type(number) is int and 0 <= number <= MAX_INT for number in numbers
+    if (
+        not lists
+        or len(size) != len(stride)
+        or not all(type(number) is int and 0 <= number <= MAX_INT for number in numbers)
     ):
         raise ValueError(f"{name} has no valid shape, strides and offset")
     end = tensor.offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
@@ -249,10 +259,10 @@ def _read(name: str, storage: Storage, read: Callable[[Storage], bytes]) -> byte
     """The bytes of a tensor's storage."""
     try:
         record = read(storage)
-    except ValueError as error:
-        raise ValueError(f"{name}'s record {error}") from error
     except Exception as error:  # what zipfile raises depends on what is wrong
-        raise ValueError(f"{name}'s record is missing, cut short or altered") from error
+        ours = type(error) is ValueError
+        said = str(error) if ours else "is missing, cut short or altered"
+        raise ValueError(f"{name}'s record {said}") from error
     if len(record) != storage.nbytes:
         raise ValueError(
             f"{name}'s record has {len(record):,} bytes; {storage.nbytes:,} are expected"
@@ -261,8 +271,11 @@ def _read(name: str, storage: Storage, read: Callable[[Storage], bytes]) -> byte
 
 
 def _open_zip(file: BinaryIO) -> Content:
-    archive, size = zipfile.ZipFile(file), os.fstat(file.fileno()).st_size
-    names = archive.namelist()
+    try:
+        archive = zipfile.ZipFile(file)
+    except Exception as error:  # damage leads Python's reader astray
+        raise ValueError("its zip archive is cut short or damaged") from error
+    names, size = archive.namelist(), os.fstat(file.fileno()).st_size
     roots = [name[: -len("data.pkl")] for name in names if name.partition("/")[2] == "data.pkl"]
     if len(roots) != 1:
         raise ValueError(NOT_WEIGHTS)

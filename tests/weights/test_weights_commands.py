@@ -145,11 +145,6 @@ def test_info(run, converted):
     assert "metadata      made: here" in said
 
 
-def test_info_of_a_checkpoint_and_of_the_embedded_encoder(run, checkpoint):
-    assert "codes         11" in run("info", checkpoint)
-    assert "codes         256" in run("info", weights.COMPACT)
-
-
 def test_info_and_verify_know_the_names_that_list_shows(run, refused, tensors, home, monkeypatch):
     assert f"file          {weights.COMPACT}" in run("info", "compact")
     assert f"{weights.COMPACT}: good" in run("verify", "compact")

@@ -128,12 +128,6 @@ def test_another_checkpoint_than_the_recorded_one_is_refused(home, hub, tensors,
     assert recorded(NAME) == hashlib.sha256(other.read_bytes()).hexdigest()
 
 
-def test_a_published_hash_is_required(home, hub, source, checkpoint, monkeypatch):
-    published(monkeypatch, source, hashlib.sha256(checkpoint.read_bytes()).hexdigest())
-    weights.find(NAME)
-    assert recorded(NAME) is None
-
-
 def test_token_and_library_settings_are_the_hubs_own(home, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     weights.find(NAME)
