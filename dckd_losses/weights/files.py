@@ -199,7 +199,8 @@ def read_checkpoint(path: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, 
 def refusing(path: Path) -> Iterator[None]:
     """Turn whatever a damaged file makes its reader say into one kind of error."""
     if not path.is_file():
-        raise RuntimeError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        seen = "a folder" if path.is_dir() else "no regular file"
+        raise RuntimeError(f"{path}: {f'is {seen}' if path.exists() else 'no such file'}")
     try:
         yield
     except Exception as error:  # damaged files make their readers stumble over anything

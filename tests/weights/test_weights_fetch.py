@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub import COMMIT, Hub, complete_checkpoint
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from dckd_losses import VQGANEncoder, weights
 from dckd_losses.weights import load
@@ -48,7 +48,8 @@ def home(hub, source, monkeypatch, tmp_path):
     """DCKD_HOME and the Hub's cache in a folder of the test, one known name on the stand-in."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for owner in (constants, file_download):  # old versions of the library have it in both
+        monkeypatch.setattr(owner, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("DCKD_HOME", str(tmp_path / "home"))
