@@ -201,7 +201,7 @@ class DCKDLoss(Attachable):
         # the same way.
         student, unit = normalize_gradient(student_out, self.balance, teacher_out, pixel_loss)
         found = self.encoder.compare(
-            student, teacher_out.detach(), negatives, codes=bool(self.dmm_weight)
+            student, teacher_out.detach(), negatives, codes=self.dmm_weight != 0
         )
         terms, self.last = [], {}
         if self.dcr_weight:

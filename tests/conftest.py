@@ -108,6 +108,7 @@ def encoder(make_encoder: Callable[..., VQGANEncoder]) -> VQGANEncoder:
 @pytest.fixture
 def accelerator() -> Iterator[Callable[..., Any]]:
     """Makes an Accelerator on the CPU; its process-wide settings do not leak between tests."""
+    pytest.importorskip("accelerate")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -162,14 +164,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, 1 after an error that was told in one line."""
-    args = _parser().parse_args(arguments)
+    args, out = _parser().parse_args(arguments), sys.stdout
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="backslashreplace")  # for names beyond the terminal's encoding
     try:
-        lines = args.run(args)
+        print("\n".join(args.run(args)), flush=True)
+        return 0
+    except KeyboardInterrupt:
+        said, status = "stopped", 130
     except (RuntimeError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print("\n".join(lines))
-    return 0
+        said, status = f"error: {' '.join(str(error).split())}", 1
+    print(said, file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:  # nobody reads, or the disk is full; Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+    return status
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ PREFIXES = (
     "quantize.embed.",
     "quantize.proj.",
 )
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# What readers raise where damage leads them astray; their words tell a user nothing
+STUMBLES = (AttributeError, LookupError, MemoryError, OverflowError, TypeError, UnicodeError)
 SAFETENSORS_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -81,8 +84,10 @@ def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         total += tensor.numel() * tensor.itemsize
         if tensor.numel() == 0:
             raise RuntimeError(f"{path}: {name} is empty, of shape {tuple(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise RuntimeError(f"{path}: {name} is {tensor.dtype}; floating point is expected")
+        if tensor.dtype not in FLOATS:
+            raise RuntimeError(
+                f"{path}: {name} is {tensor.dtype}; floating point of 16, 32 or 64 bits is expected"
+            )
         if total > size:  # repeated by strides of zero, or by tensors that share one storage
             raise RuntimeError(f"{path}: {name} and those before it are larger than the file")
         tensors[name] = tensor.to(torch.float32, copy=copy).contiguous()
@@ -194,15 +199,17 @@ def read_checkpoint(path: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, 
 def refusing(path: Path) -> Iterator[None]:
     """Turn whatever a damaged file makes its reader say into one kind of error."""
     if not path.is_file():
-        raise RuntimeError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        seen = "a folder" if path.is_dir() else "no regular file"
+        raise RuntimeError(f"{path}: {f'is {seen}' if path.exists() else 'no such file'}")
     try:
         yield
     except Exception as error:  # damaged files make their readers stumble over anything
-        size, said = path.stat().st_size, (str(error).splitlines() or [""])[0]
-        if " " not in said:  # such as a missing key alone
-            said = f"{type(error).__name__} {said}".rstrip()
+        said = (str(error).splitlines() or [""])[0]
+        if " " not in said or isinstance(error, STUMBLES):
+            said = "its content cannot be read"
         raise RuntimeError(
-            f"{path} ({size:,} bytes) is cut short, altered or not such weights: {said}"
+            f"{path} ({path.stat().st_size:,} bytes) is cut short, altered or not such weights: "
+            f"{said}"
         ) from error
 
 

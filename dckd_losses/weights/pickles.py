@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import functools
 import io
+import math
 import os
 import pickle
 import re
@@ -28,6 +29,9 @@ from torch import Tensor
 # Where a file of torch.save has its weights, the first that is there
 STATES = ("model_state_dict", "state_dict", "params_ema", "params-ema", "params", "model", "net")
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
+NOT_WEIGHTS = "it is not a file of torch.save or safetensors"
+MAX_STUBS = 10_000  # a class takes a thousand bytes of memory, and its name few in a file
+MAX_INT = 2**63 - 1  # of a tensor's sizes
 STORAGES = {  # their names in pickles
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -142,6 +146,15 @@ class PickleReader(pickle._Unpickler):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
         self.storages: dict[Any, Storage] = {}
+        self.stubs: dict[str, type[PickleStub]] = {}
+
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except pickle.UnpicklingError:  # a sentence
+            raise
+        except Exception as error:  # damage leads Python's machine astray
+            raise ValueError("its pickle is damaged") from error
 
     def find_class(self, module: str, name: str) -> Any:
         renamed = (IMPORT_MAPPING.get(module, module), name)  # torch.save writes Python 2's names
@@ -155,7 +168,11 @@ class PickleReader(pickle._Unpickler):
             dtype = STORAGES.get(name) or vars(torch).get(name)
             if isinstance(dtype, torch.dtype):
                 return dtype
-        return type(full, (PickleStub,), {})
+        if full not in self.stubs:
+            if len(self.stubs) == MAX_STUBS:
+                raise pickle.UnpicklingError(f"the file names more than {MAX_STUBS} things")
+            self.stubs[full] = type(full, (PickleStub,), {})
+        return self.stubs[full]
 
     def persistent_load(self, pid: Any) -> Any:
         if pid[0] != "storage":
@@ -174,16 +191,21 @@ def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     records: dict[Any, bytearray] = {}
     with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
+        start, file_size = file.read(4), os.fstat(file.fileno()).st_size
         file.seek(0)
-        content, read = (_open_zip if is_zip else _open_old)(file)
+        if start == b"PK\x03\x04":
+            content, read = _open_zip(file)
+        elif start[:1] == pickle.PROTO:
+            content, read = _open_old(file)
+        else:
+            raise ValueError(NOT_WEIGHTS)
         for name, value in _state(content).items():
             if not isinstance(name, str) or not name.startswith(prefixes):
                 continue
             if isinstance(value, StoredTensor):
-                storage = _check(name, value)
+                storage = _check(name, value, file_size)
                 if storage.key not in records:
-                    records[storage.key] = read(name, storage)
+                    records[storage.key] = _read(name, storage, read)
                 flat = torch.frombuffer(records[storage.key] or bytearray(16), dtype=value.dtype)
                 tensors[name] = flat.as_strided(value.size, value.stride, value.offset)
             elif type(value).__name__.startswith("torch."):
@@ -203,8 +225,8 @@ def _state(content: Any) -> dict[Any, Any]:
     return content
 
 
-def _check(name: str, tensor: StoredTensor) -> Storage:
-    """Refuse a tensor that its storage does not hold."""
+def _check(name: str, tensor: StoredTensor, file_size: int) -> Storage:
+    """Refuse a tensor that its storage does not hold, or that is larger than the whole file."""
     storage, size, stride = tensor.storage, tensor.size, tensor.stride
     if storage is None:
         raise ValueError(f"{name} is a meta tensor, which has no values")
@@ -214,53 +236,74 @@ def _check(name: str, tensor: StoredTensor) -> Storage:
         and all(isinstance(dtype, torch.dtype) for dtype in (storage.dtype, tensor.dtype))
     ):
         raise ValueError(f"{name} is not a plain tensor")
-    if len(size) != len(stride) or any(
-        type(number) is not int or number < 0
-        for number in (storage.numel, tensor.offset, *size, *stride)
+    lists = isinstance(size, (tuple, list)) and isinstance(stride, (tuple, list))
+    numbers = (storage.numel, tensor.offset, *size, *stride) if lists else ()
+    if (
+        not lists
+        or len(size) != len(stride)
+        or not all(type(number) is int and 0 <= number <= MAX_INT for number in numbers)
     ):
-        raise ValueError(f"{name} has no such shape as {size} with strides {stride}")
+        raise ValueError(f"{name} has no valid shape, strides and offset")
     end = tensor.offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
     if all(size) and end * tensor.dtype.itemsize > storage.nbytes:
         raise ValueError(f"{name} ends beyond its storage of {storage.nbytes:,} bytes")
+    if math.prod(size) * tensor.dtype.itemsize > file_size:  # repeated by strides of zero
+        raise ValueError(f"{name} is larger than the whole file")
     return storage
 
 
-Content = tuple[Any, Callable[[str, Storage], bytearray]]  # and how a tensor's storage is read
+Content = tuple[Any, Callable[[Storage], bytes]]  # and how a storage's record is read
+
+
+def _read(name: str, storage: Storage, read: Callable[[Storage], bytes]) -> bytearray:
+    """The bytes of a tensor's storage."""
+    try:
+        record = read(storage)
+    except Exception as error:  # what zipfile raises depends on what is wrong
+        ours = type(error) is ValueError
+        said = str(error) if ours else "is missing, cut short or altered"
+        raise ValueError(f"{name}'s record {said}") from error
+    if len(record) != storage.nbytes:
+        raise ValueError(
+            f"{name}'s record has {len(record):,} bytes; {storage.nbytes:,} are expected"
+        )
+    return bytearray(record)
 
 
 def _open_zip(file: BinaryIO) -> Content:
-    archive = zipfile.ZipFile(file)
-    names = set(archive.namelist())
+    try:
+        archive = zipfile.ZipFile(file)
+    except Exception as error:  # damage leads Python's reader astray
+        raise ValueError("its zip archive is cut short or damaged") from error
+    names, size = archive.namelist(), os.fstat(file.fileno()).st_size
     roots = [name[: -len("data.pkl")] for name in names if name.partition("/")[2] == "data.pkl"]
     if len(roots) != 1:
-        raise ValueError("it is an archive, but not one of torch.save")
+        raise ValueError(NOT_WEIGHTS)
     root = roots[0]
     if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in names):
         raise ValueError("it is TorchScript, whose code would run: save a state_dict instead")
-    pickled, size = archive.getinfo(f"{root}data.pkl"), os.fstat(file.fileno()).st_size
+    pickled = archive.getinfo(f"{root}data.pkl")
     if sum(entry.compress_size for entry in archive.infolist()) > size or pickled.file_size > size:
         raise ValueError("it claims to hold more than it has bytes")
     if f"{root}byteorder" in names and archive.open(f"{root}byteorder").read(8) != b"little":
         raise ValueError("it was written on a big-endian machine")
 
-    def read(name: str, storage: Storage) -> bytearray:
+    def read(storage: Storage) -> bytes:
         entry = archive.getinfo(f"{root}data/{storage.key}")
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed, which torch.save does not do")
-        if entry.file_size != storage.nbytes:
-            raise ValueError(
-                f"{name} has a record of {entry.file_size:,} bytes; {storage.nbytes:,} are expected"
-            )
-        return bytearray(archive.read(entry))  # which compares the checksum
+            raise ValueError("is compressed, which torch.save does not do")
+        return archive.read(entry)  # which compares the checksum
 
     return PickleReader(io.BytesIO(archive.read(pickled))).load(), read
 
 
 def _open_old(file: BinaryIO) -> Content:
     """As torch.save wrote before its version 1.6: pickles, then storages one after the other."""
-    magic, _, system = (PickleReader(file).load() for _ in range(3))
-    if magic != OLD_MAGIC or not system["little_endian"]:
-        raise ValueError("it is no file of torch.save")
+    if PickleReader(file).load() != OLD_MAGIC:
+        raise ValueError(NOT_WEIGHTS)
+    _, system = PickleReader(file).load(), PickleReader(file).load()
+    if not system["little_endian"]:
+        raise ValueError("it was written on a big-endian machine")
     reader = PickleReader(file)
     content, keys = reader.load(), PickleReader(file).load()
     starts, end = {}, file.tell()
@@ -268,12 +311,10 @@ def _open_old(file: BinaryIO) -> Content:
         starts[key] = end
         end += 8 + reader.storages[key].nbytes
 
-    def read(name: str, storage: Storage) -> bytearray:
+    def read(storage: Storage) -> bytes:
         file.seek(starts[storage.key])
-        numel = int.from_bytes(file.read(8), "little")
-        data = bytearray(file.read(storage.nbytes))
-        if numel != storage.numel or len(data) != storage.nbytes:
-            raise ValueError(f"{name} has a record of another size than its storage")
-        return data
+        if int.from_bytes(file.read(8), "little") != storage.numel:
+            raise ValueError("has another number of values than its storage")
+        return file.read(storage.nbytes)
 
     return content, read

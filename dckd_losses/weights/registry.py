@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from dckd_losses.network import Architecture, build
-from dckd_losses.weights.files import COMPACT, file_sha256, load, write_safetensors
+from dckd_losses.weights.files import COMPACT, file_sha256, load, refusing, write_safetensors
 
 ORIGINAL = "original_sha256"  # metadata key: of the checkpoint that a file was converted from
 
@@ -88,7 +88,11 @@ NAMES = ("compact", *SOURCES)
 
 def cache_dir() -> Path:
     """The folder of converted weights: the environment variable DCKD_HOME, or a cache folder."""
-    return Path(os.environ.get("DCKD_HOME") or "~/.cache/dckd-losses").expanduser()
+    folder = os.environ.get("DCKD_HOME") or "~/.cache/dckd-losses"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise RuntimeError(f"{folder}: {error} Set DCKD_HOME to another folder") from error
 
 
 def local_path(name: str) -> Path:
@@ -160,9 +164,8 @@ def convert(
     """
     if target.suffix != ".safetensors":
         raise ValueError(f"the converted file must be named *.safetensors, got {target}")
-    if not checkpoint.is_file():
-        raise RuntimeError(f"{checkpoint}: no such file")
-    size, seen = checkpoint.stat().st_size, file_sha256(checkpoint)
+    with refusing(checkpoint):
+        size, seen = checkpoint.stat().st_size, file_sha256(checkpoint)
     if expected is None and target.stem in SOURCES:
         expected = SOURCES[target.stem].sha256
     if expected not in (None, seen):
@@ -288,6 +291,7 @@ def file_lock(path: Path) -> Iterator[None]:
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # or filelock would try for ever where no file can be made, as in /proc
         with FileLock(lock):
             try:
                 yield

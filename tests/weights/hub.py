@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import types
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
@@ -15,9 +16,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def complete_checkpoint(tensors, path, **more):
     """All that taming's Lightning leaves in a checkpoint beside the encoder, at small width."""
-    from omegaconf import OmegaConf
+    config = {"ddconfig": {"ch_mult": [1, 1, 2, 2, 4]}, "n": None}
+    with suppress(ImportError):  # taming's own kind of settings
+        from omegaconf import OmegaConf
 
-    module = types.ModuleType("pytorch_lightning.callbacks.somewhere_old")
+        config = OmegaConf.create(config)
+    module = types.ModuleType("old_lightning")
     callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
     module.ModelCheckpoint = callback
     sys.modules[module.__name__] = module
@@ -34,7 +38,7 @@ def complete_checkpoint(tensors, path, **more):
         "callbacks": {callback: {"best_model_score": torch.tensor(0.5), "object": settings}},
         "optimizer_states": [optimizer.state_dict(), optimizer.state_dict()],
         "lr_schedulers": [],
-        "hyper_parameters": OmegaConf.create({"ddconfig": {"ch_mult": [1, 1, 2, 2, 4]}, "n": None}),
+        "hyper_parameters": config,
         "state_dict": {
             **tensors,
             "decoder.conv_in.weight": torch.zeros(2, 2),

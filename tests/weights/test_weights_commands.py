@@ -1,6 +1,7 @@
 """`python -m dckd_losses.weights`."""
 
 import hashlib
+import io
 import os
 import re
 import subprocess
@@ -145,11 +146,6 @@ def test_info(run, converted):
     assert "metadata      made: here" in said
 
 
-def test_info_of_a_checkpoint_and_of_the_embedded_encoder(run, checkpoint):
-    assert "codes         11" in run("info", checkpoint)
-    assert "codes         256" in run("info", weights.COMPACT)
-
-
 def test_info_and_verify_know_the_names_that_list_shows(run, refused, tensors, home, monkeypatch):
     assert f"file          {weights.COMPACT}" in run("info", "compact")
     assert f"{weights.COMPACT}: good" in run("verify", "compact")
@@ -254,3 +250,31 @@ def test_as_a_module_it_warns_of_nothing_and_tells_errors_in_one_line(tmp_path):
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1
     assert "958 MB" in ended.stderr
+
+
+def test_a_name_beyond_the_terminals_encoding_is_printed(converted, tmp_path, monkeypatch):
+    path = converted.rename(tmp_path / "\xfc.safetensors")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    assert main(["verify", str(path)]) == 0
+    assert rb"\xfc.safetensors: good" in out.buffer.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
+def test_a_full_disk_under_the_output_is_one_line(capfd, monkeypatch):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["list"]) == 1
+    assert capfd.readouterr().err == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_not_waited_for(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    assert "pipe.pt: is no regular file" in refused("verify", tmp_path / "pipe.pt")
+    assert "is no regular file" in refused("convert", tmp_path / "pipe.pt", "x.safetensors")
+
+
+def test_a_home_folder_that_cannot_be_known_is_told(refused, monkeypatch):
+    monkeypatch.setenv("DCKD_HOME", "~no_such_user_here/x")
+    assert "Set DCKD_HOME to another folder" in refused("list")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub import COMMIT, Hub, complete_checkpoint
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from dckd_losses import VQGANEncoder, weights
 from dckd_losses.weights import load
@@ -48,7 +48,8 @@ def home(hub, source, monkeypatch, tmp_path):
     """DCKD_HOME and the Hub's cache in a folder of the test, one known name on the stand-in."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for owner in (constants, file_download):  # old versions of the library have it in both
+        monkeypatch.setattr(owner, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("DCKD_HOME", str(tmp_path / "home"))
@@ -61,10 +62,12 @@ def published(monkeypatch, source, sha256):
 
 
 def cached(tmp_path):
-    """What the Hub's cache has of the repository, its notes of the revision and of a 404 aside."""
+    """What the Hub's cache has of the repository, its notes and what it goes on from aside."""
     folder = tmp_path / "hub" / "models--someone--vqgan"
     files = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
-    return [p for p in files if p.relative_to(folder).parts[0] not in ("refs", ".no_exist")]
+    notes = ("refs", ".no_exist")
+    whole = [path for path in files if path.suffix != ".incomplete"]
+    return [path for path in whole if path.relative_to(folder).parts[0] not in notes]
 
 
 def test_the_first_use_fetches_and_converts_and_later_ones_only_read(
@@ -126,12 +129,6 @@ def test_another_checkpoint_than_the_recorded_one_is_refused(home, hub, tensors,
     (home / f"{NAME}.sha256").write_text("")  # as a full disk leaves it: nothing is recorded
     weights.find(NAME)
     assert recorded(NAME) == hashlib.sha256(other.read_bytes()).hexdigest()
-
-
-def test_a_published_hash_is_required(home, hub, source, checkpoint, monkeypatch):
-    published(monkeypatch, source, hashlib.sha256(checkpoint.read_bytes()).hexdigest())
-    weights.find(NAME)
-    assert recorded(NAME) is None
 
 
 def test_token_and_library_settings_are_the_hubs_own(home, hub, monkeypatch):
@@ -208,15 +205,11 @@ class TestLeavesNothingBehind:
         assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("offline", [True, False])
-def test_without_a_network_it_says_which_file_to_put_where(home, offline, monkeypatch):
+def test_without_a_network_it_says_which_file_to_put_where(home, monkeypatch):
     def unreachable(*_):
         raise ConnectionError("no route to host")
 
-    if offline:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    else:
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     with pytest.raises(RuntimeError) as caught:
         weights.find(NAME)
     for part in (

@@ -6,7 +6,6 @@ import io
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -146,18 +145,6 @@ def f16(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_f16_size_loads_in_less_than_a_second(f16):
-    path = f16 / "vqgan-f16-1024.safetensors"
-    assert path.stat().st_size == pytest.approx(4 * 29_626_112, rel=1e-3)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        VQGANEncoder.from_pretrained(path)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
-
-
-@pytest.mark.slow
 def test_the_first_load_of_a_process_imports_no_compiler(f16):
     """It would take longer than all the rest."""
     path = f16 / "vqgan-f16-1024.safetensors"
@@ -171,13 +158,3 @@ assert not {{"sympy", "torch._inductor"}} & (set(sys.modules) - known)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("impl", ["plain", "auto"])
-def test_the_f16_size_gives_the_checkpoints_levels_bit_for_bit(f16, images, impl):
-    x = images(1, 3, 48, 40)
-    expected = VQGANEncoder.from_pretrained(f16 / "last.ckpt", impl=impl)(x)
-    seen = VQGANEncoder.from_pretrained(f16 / "vqgan-f16-1024.safetensors", impl=impl)(x)
-    assert all(map(torch.equal, seen.levels, expected.levels))
-    assert torch.equal(seen.code_logits, expected.code_logits)

@@ -30,20 +30,9 @@ def no_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
 
 
-def test_compact_is_embedded():
-    path = weights.find("compact")
-    assert path.is_file()
-    assert path.stat().st_size <= 8 * 1024**2
-
-
-def test_compact_is_a_vqgan_with_f16():
-    levels, logits = VQGANEncoder.from_pretrained("compact")(torch.rand(1, 3, 64, 64))
-    assert [level.shape[2] for level in levels] == [64, 32, 16, 8, 4]
-    assert logits.shape[2:] == (4, 4)
-
-
 def test_compact_is_what_its_card_says():
     path = weights.find("compact")
+    assert path.stat().st_size <= 8 * 1024**2
     card = (path.parent / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256(path.read_bytes()).hexdigest() in card
     encoder = VQGANEncoder.from_pretrained("compact")
@@ -54,6 +43,7 @@ def test_compact_is_what_its_card_says():
 
 def test_compact_uses_its_codes_on_photographs():
     """On photographs that it never saw: no collapsed codebook."""
+    pytest.importorskip("skimage")
     from restoration.data.images import photographs
     from restoration.results.metrics import to_tensor
 
@@ -89,13 +79,6 @@ def test_a_file_in_the_home_folder_has_to_be_what_it_is_called(small, tensors, h
     write_safetensors(tensors, home / "vqgan-f16-1024.safetensors")
     message = r"f16-1024\.safetensors is not vqgan-f16-1024: it has codes 11 where .* has 12"
     with pytest.raises(RuntimeError, match=message):
-        VQGANEncoder.from_pretrained("vqgan-f16-1024")
-
-
-def test_a_damaged_file_in_the_home_folder_is_refused(home, no_network):
-    home.mkdir()
-    (home / "vqgan-f16-1024.safetensors").write_bytes(b"<html>")
-    with pytest.raises(RuntimeError, match=r"vqgan-f16-1024\.safetensors \(6 bytes\)"):
         VQGANEncoder.from_pretrained("vqgan-f16-1024")
 
 
@@ -136,15 +119,3 @@ def test_importing_touches_neither_network_nor_examples():
     )
     environment = {**os.environ, "PYTHONPATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
-def test_sources():
-    seen = {name: (s.repository, s.revision, s.sha256) for name, s in weights.SOURCES.items()}
-    assert seen == {
-        "vqgan-f16-1024": ("llvictorll/Maskgit-pytorch", "main", None),
-        "vqgan-f16-16384": (
-            "Somnai/pytti-vqgan-checkpoints",
-            "debc22c8f285c7734980c464ff992d335dde6e9a",
-            "845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663",
-        ),
-    }
