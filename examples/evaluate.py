@@ -44,10 +44,13 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--task", choices=["sr", "deblur", "derain"], default="sr")
     add("--scale", type=int, metavar="N", help="HR size over LR size, for --task sr")
-    text = "a .safetensors file, input (sr: bicubic, MATLAB's), or a teacher to fetch: "
+    text = "a file of weights, a URL, input (sr: bicubic, MATLAB's), or a teacher to fetch: "
     add("--model", required=True, help=text + ", ".join(networks.KNOWN))
-    text = "the network in a file of its authors"
-    add("--backbone", choices=list(networks.SPECIFICATIONS), metavar="NAME", help=text)
+    text = (
+        "its code, file.py:callable or package.module:callable, and options for that; or one of "
+        f"{', '.join(networks.SPECIFICATIONS)} (default: recognised by its tensors)"
+    )
+    add("--backbone", nargs="+", metavar=("CODE", "KEY=VALUE"), default=[], help=text)
     text = "sr: images, or HR with LR_bicubic/X2; otherwise input with target, or blur with sharp"
     add("--data", type=path, metavar="DIR", help=text)
     add_two_folders(parser, "--data")
@@ -112,16 +115,12 @@ def open_model(args: argparse.Namespace, scale: int) -> nn.Module | None:
     name = args.model
     if name in INPUT:
         if args.backbone:
-            raise ValueError(f"got --backbone {args.backbone} for --model {name}; expected none")
+            said = " ".join(args.backbone)
+            raise ValueError(f"got --backbone {said} for --model {name}; expected none")
         if name == "bicubic" and scale == 1:
             raise ValueError(f"got --model bicubic for --task {args.task}; expected input")
         return None
-    if args.backbone or name in networks.KNOWN:
-        model = networks.load_weights(name, args.backbone or networks.KNOWN[name].backbone, scale)
-    else:
-        model = networks.load(name)
-    if model.scale != scale:
-        raise ValueError(f"{name}: a network for x{model.scale}; expected one for x{scale}")
+    model = networks.open_network(name, scale, args.backbone)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -36,7 +36,8 @@ MAX_SCALE = 8
 MAX_WORKERS = 256
 FILE_WORKERS = 4  # processes, and no more than there are cores
 WRITTEN = ("checkpoint.pt", "curves.png", "log.json", "metrics.json", "side_by_side.png")
-DECISIVE = ("task", "scale", "backbone", "method", "seed")  # besides the recipe and what is read
+# besides the recipe and what is read
+DECISIVE = ("task", "scale", "backbone", "teacher_network", "method", "seed")
 
 
 def parse(description: str | None, task: str, args: Sequence[str] | None = None) -> Any:
@@ -70,8 +71,13 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     text = "name or path of DCKD's encoder (default: compact)"
     add("--encoder", metavar="NAME", default="compact", help=text)
     known = ", ".join(name for name, weights in KNOWN.items() if weights.backbone in usable)
-    text = f"a file; for the paper's students also a URL or {known} (default: embedded)"
+    text = f"a file of weights, a URL, or {known} (default: embedded)"
     add("--teacher", metavar="T", help=text)
+    text = (
+        "its code, file.py:callable or package.module:callable, and options for that (default: "
+        "the paper's for a student of the paper; otherwise recognised by its tensors)"
+    )
+    add("--teacher-network", nargs="+", metavar=("CODE", "KEY=VALUE"), default=[], help=text)
     add("--seed", **whole, default=0, help="of weights, crops and negatives (default: 0)")
     add("--output", **folder, help="of the results (default: one in runs/, named by the run)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
@@ -239,23 +245,17 @@ def open_teacher(
         source = embedded
     if source is None and args.method == "scratch":
         return None
-    if paper:
+    if args.teacher is None and args.teacher_network:
+        raise ValueError("got --teacher-network without --teacher; expected both")
+    if paper and not args.teacher_network:
         teacher = networks.load_teacher(args.backbone, source, scale)
     elif source is None:
         raise ValueError(
             f"no teacher is embedded for scale {scale}: train one by --scale {scale} "
             "--method scratch --backbone small and pass it by --teacher"
         )
-    elif source in KNOWN or "://" in str(source):
-        raise ValueError(
-            f"got --teacher {source} for --backbone {args.backbone}; expected a file: names and "
-            "URLs are of teachers of the paper's networks"
-        )
     else:
-        teacher = networks.load(source)
-    if teacher.scale != scale:
-        raise ValueError(f"{source}: a network for x{teacher.scale}; expected x{scale}")
-    teacher.requires_grad_(False)
+        teacher = networks.open_network(str(source), scale, args.teacher_network)
     if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
         raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
     return teacher.to(device)

@@ -72,10 +72,8 @@ BAD_OPTIONS = [
     (["--encoder", ""], ["is a folder"]),
     (["--teacher", ""], ["is a folder"]),
     (["--teacher", "no.safetensors"], ["no.safetensors: no such file"]),
-    *(
-        (["--teacher", name], [f"got --teacher {name} for --backbone tiny; expected a file"])
-        for name in ("swinir-x2", "https://a/b.pth")
-    ),
+    (["--teacher-network", "net.py:Net"], ["--teacher-network without --teacher; expected both"]),
+    (["--teacher", "a.pth", "--teacher-network", "edsr"], ["got network edsr; expected package."]),
     (["--recipe", "paper"], ["got --recipe paper for tiny; expected one of swinir"]),
     (["--output", "/proc/new"], ["/proc/new: "]),
     (["--output", "x" * 300], ["xxx"]),
@@ -167,14 +165,14 @@ def test_weights_that_are_cut_or_altered(refused, tmp_path):
 def test_networks_that_do_not_fit(refused, tmp_path):
     path = tmp_path / "teacher.safetensors"
     networks.save(networks.build("tiny", 3), path)
-    refused(["--teacher", path], f"{path}: a network for x3; expected x2")
+    refused(["--teacher", path], f"{path}: a network for x3; expected one for x2")
     broken = networks.build("tiny", 2)
     torch.nn.init.constant_(broken.head.weight, torch.nan)
     networks.save(broken, path)
     refused(["--teacher", path], f"{path}: this teacher's output is not finite")
     refused(["--teacher", path, "--method", "logits"], "not finite")
     save_file({"weight": torch.ones(1)}, path)
-    refused(["--teacher", path], str(path), "metadata")
+    refused(["--teacher", path], str(path), "spandrel")
     refused(["--encoder", path], str(path))
 
 

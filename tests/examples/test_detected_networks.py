@@ -41,6 +41,7 @@ def test_a_network_is_recognised_and_restores(name, scale, images):
         expected = source(lq.clone()).clamp(0, 1)
     torch.testing.assert_close(found(lq), expected)
     odd = found(images(1, 3, 21, 30))
+    assert lq.max() <= 1, "RCAN, which writes into its input, was given a copy"
     assert odd.shape == (1, 3, 21 * scale, 30 * scale), "padded and cropped"
     weight = torch.ones(1, requires_grad=True)
     (weight * odd).sum().backward()  # an inference tensor could not be kept for it

@@ -1,9 +1,14 @@
 """Networks of the user's own code, and weights that some trainer saved of them."""
 
+# ruff: noqa: F811  (imported fixtures)
+
+import evaluate
 import pytest
 import torch
+import train_sr
 from restoration.networks.own import build_own, fill, is_own, parse_options
 from torch import nn
+from toys import main, no_pictures, sets, small  # noqa: F401
 
 CODE = """
 from dataclasses import dataclass  # which looks its module up
@@ -22,6 +27,10 @@ class Net(nn.Module):
 class Stages(Net):
     def forward(self, x):
         return [self.body(x)]
+
+class Writing(Net):
+    def forward(self, x):
+        return self.body(x.mul_(255))
 
 def plain():
     return Net(2).train()
@@ -78,6 +87,7 @@ def test_options_are_pythons_values_or_text():
         ("{code}:broken", 2, "no network can be made: KeyError: 'weights'"),
         ("{code}:number", 2, "got int; expected a torch.nn.Module"),
         ("{code}:Stages", 2, "it returns list; expected one image"),
+        ("{code}:Writing", 2, "it writes into its input"),
         ("{code}:plain", 4, r"it makes \(1, 3, 128, 128\) .* expected \(1, 3, 256, 256\) for x4"),
     ],
 )
@@ -105,3 +115,34 @@ def test_other_weights_are_told_by_their_first_difference(code):
         fill(model, build_own(f"{code}:Net", 3).state_dict(), "file.pth")
     with pytest.raises(ValueError, match=r"body\.0\.weight is none in"):
         fill(model, nn.Linear(1, 1).state_dict(), "file.pth")
+
+
+def test_a_teacher_of_own_code_teaches_and_is_scored(
+    code, small, sets, monkeypatch, tmp_path, capsys
+):
+    network, weights = f"{code}:Net", tmp_path / "own.pth"
+    state = {name: 0.0 * x + 0.02 for name, x in build_own(network, 2).state_dict().items()}
+    torch.save({"params": state}, weights)
+    own = ["--teacher", weights, "--teacher-network", network, "width=12"]
+    assert main(monkeypatch, train_sr, *small, *own) == 0
+    line = ["--scale", 2, "--data", sets / "val", "--model", weights]
+    assert main(monkeypatch, evaluate, *line, "--backbone", network, "width=12") == 0
+    assert "mean" in capsys.readouterr().out
+    assert main(monkeypatch, evaluate, *line, "--backbone", network, "channels=1") == 2
+    assert "it does not take (1, 3, H, W)" in capsys.readouterr().err
+
+
+def test_a_teacher_is_recognised_by_its_tensors(
+    paper_networks, small, sets, monkeypatch, tmp_path, capsys
+):
+    from spandrel.architectures.RCAN import RCAN
+
+    shape = {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 8, "reduction": 4}
+    for scale in (2, 3):
+        torch.save(RCAN(scale=scale, **shape).state_dict(), tmp_path / f"x{scale}.pth")
+    assert main(monkeypatch, train_sr, *small, "--teacher", tmp_path / "x2.pth") == 0
+    line = ["--scale", 2, "--data", sets / "val"]
+    assert main(monkeypatch, evaluate, *line, "--model", tmp_path / "x2.pth") == 0
+    capsys.readouterr()
+    assert main(monkeypatch, evaluate, *line, "--model", tmp_path / "x3.pth") == 2
+    assert "x3.pth is RCAN for x3; expected one for x2" in capsys.readouterr().err

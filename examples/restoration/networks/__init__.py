@@ -10,7 +10,7 @@ from .build import (
     specified,
     teacher_of,
 )
-from .files import KNOWN, load, load_teacher, load_weights, save
+from .files import KNOWN, load, load_teacher, load_weights, open_network, save
 
 __all__ = [
     "BACKBONES",
@@ -23,6 +23,7 @@ __all__ = [
     "load_weights",
     "multiply_adds",
     "names_for",
+    "open_network",
     "save",
     "specified",
     "teacher_of",

@@ -29,7 +29,7 @@ class Detected(nn.Module):
         """Restore images; under autocast too, where the network bears half precision."""
         bears = self._restore.supports_half
         with nullcontext() if bears else torch.autocast(lq.device.type, enabled=False):
-            restored: Tensor = self._restore(lq.float())
+            restored: Tensor = self._restore(lq.to(torch.float32, copy=True))  # RCAN writes into it
         return restored.clone()  # of an inference tensor, which backward could not keep
 
 

@@ -4,6 +4,7 @@ import hashlib
 import math
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import gt
 from pathlib import Path
@@ -16,6 +17,8 @@ from dckd_losses.weights import cache_dir, read_checkpoint
 from dckd_losses.weights.files import DIGEST, read_safetensors, write_safetensors
 
 from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
+from .detected import detect
+from .own import build_own, fill, is_own, parse_options
 from .small import ResidualNetwork
 
 SILENCE = 30.0  # seconds
@@ -129,6 +132,43 @@ def load(path: str | Path) -> nn.Module:
     if DIGEST not in metadata:  # a damaged name of it must not pass for a file that never had one
         raise RuntimeError(f"{path}: got no {DIGEST}; expected a network that the examples saved")
     return model.eval()
+
+
+def open_network(source: str, scale: int, network: Sequence[str] = ()) -> nn.Module:
+    """Any trained network, frozen and in eval mode.
+
+    Args:
+        source: A file of weights, a URL of one, or one of `KNOWN`.
+        scale: Output size over input size it has to have.
+        network: Its code and `key=value` options, or a name of `SPECIFICATIONS`. By default a file
+            of `save` says it, and spandrel recognises others by their tensors.
+
+    Raises:
+        ValueError: It is another network or for another scale; says what it is.
+        RuntimeError: The file cannot be read or fetched, or spandrel cannot be imported.
+    """
+    name, *options = network or [KNOWN[source].backbone if source in KNOWN else ""]
+    if name in SPECIFICATIONS and not options:
+        return load_weights(source, name, scale)
+    if name and not is_own(name):
+        raise ValueError(
+            f"got network {' '.join(network)}; expected package.module:callable or "
+            f"file.py:callable with key=value options, or one of {', '.join(SPECIFICATIONS)}"
+        )
+    path = fetch(source) if "://" in source else Path(source)
+    if not path.is_file():
+        seen = "is a folder" if path.is_dir() else "no such file"
+        raise RuntimeError(f"{path}: {seen}; expected a file, a URL or {', '.join(KNOWN)}")
+    if name:
+        model = build_own(name, scale, parse_options(options))
+        fill(model, read_checkpoint(path), source)
+    elif path.suffix == ".safetensors" and "backbone" in read_safetensors(path)[1]:
+        model = load(path)
+        if model.scale != scale:
+            raise ValueError(f"{source}: a network for x{model.scale}; expected one for x{scale}")
+    else:
+        model = detect(read_checkpoint(path), source, scale)
+    return model.eval().requires_grad_(False)
 
 
 def load_weights(source: str, backbone: str, scale: int) -> nn.Module:

@@ -103,8 +103,9 @@ def check_output(model: nn.Module, name: str, scale: int) -> None:
     weight = next(model.parameters(), torch.zeros(()))
     training = [module for module in model.modules() if module.training]
     model.eval()
+    image = torch.full((1, 3, PROBE, PROBE), 0.5).to(weight)
     try:
-        out = model(torch.full((1, 3, PROBE, PROBE), 0.5).to(weight))
+        out = model(image)
     except Exception as error:
         raise ValueError(f"{name}: it does not take (1, 3, H, W): {_said(error)}") from error
     finally:
@@ -115,6 +116,8 @@ def check_output(model: nn.Module, name: str, scale: int) -> None:
             f"{name}: it returns {type(out).__name__}; expected one image: name a callable whose "
             "network returns the image only"
         )
+    if not (image == 0.5).all():
+        raise ValueError(f"{name}: it writes into its input, which the losses see too: copy it")
     if tuple(out.shape) != expected:
         raise ValueError(
             f"{name}: it makes {tuple(out.shape)} of (1, 3, {PROBE}, {PROBE}); expected {expected} "
