@@ -51,7 +51,7 @@ def distil(args: argparse.Namespace) -> None:
         # Networks: the teacher, the student, and the encoder in whose features DCKD compares them
         teacher = command.open_teacher(args, TEACHER, accelerator.device)
         set_seed(args.seed)
-        student = networks.build(args.backbone, 1)
+        student = networks.build(args.backbone, 1, args.backbone_options)
         if args.gradient_checkpointing:
             checkpoint_blocks(student)
         encoder = VQGANEncoder.from_pretrained(args.encoder) if contrasts else None

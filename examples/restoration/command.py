@@ -18,6 +18,7 @@ from .data.crops import check_shares
 from .data.datasets import MEMORY, Pair, PairFiles
 from .data.layouts import TwoFolders
 from .networks import KNOWN, SPECIFICATIONS
+from .networks.own import is_own
 from .recipe import DCR_WEIGHT, DMM_WEIGHT, PAPER, SMALL, Recipe
 from .training.checkpoint import checksum
 from .training.console import check_folder
@@ -37,7 +38,7 @@ MAX_WORKERS = 256
 FILE_WORKERS = 4  # processes, and no more than there are cores
 WRITTEN = ("checkpoint.pt", "curves.png", "log.json", "metrics.json", "side_by_side.png")
 # besides the recipe and what is read
-DECISIVE = ("task", "scale", "backbone", "teacher_network", "method", "seed")
+DECISIVE = ["task", "scale", "backbone", "backbone_options", "teacher_network", "method", "seed"]
 
 
 def parse(description: str | None, task: str, args: Sequence[str] | None = None) -> Any:
@@ -64,8 +65,11 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     add("--val", **folder, action="append", help=text)
     add_two_folders(made, "--data")
     add_two_folders(made, "--val", "val-")
-    text = f"the student (default: tiny): {', '.join(usable)}"
-    add("--backbone", choices=usable, metavar="NAME", default="tiny", help=text)
+    text = (
+        f"the student (default: tiny): {', '.join(usable)}; or its code, file.py:callable or "
+        "package.module:callable, and options for that"
+    )
+    add("--backbone", nargs="+", metavar=("NAME", "KEY=VALUE"), default=["tiny"], help=text)
     text = "scratch: no teacher; logits: plain distillation; dcr, dmm: one term (default: dckd)"
     add("--method", choices=list(METHODS), default="dckd", help=text)
     text = "name or path of DCKD's encoder (default: compact)"
@@ -112,6 +116,14 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     text = "processes that read ahead (default: 4 where a data set is too large for memory)"
     add("--workers", **whole, help=text)
     chosen = made.parse_args(args)
+    chosen.backbone, *chosen.backbone_options = chosen.backbone
+    named = chosen.backbone in usable and not chosen.backbone_options
+    if not (named or is_own(chosen.backbone)):
+        said = " ".join([chosen.backbone, *chosen.backbone_options])
+        made.error(
+            f"argument --backbone: invalid choice: {said!r} (choose from {', '.join(usable)}, or "
+            "file.py:callable with key=value options)"
+        )
     chosen.data = source_of(made, chosen, "data")
     val = source_of(made, chosen, "val", "val_")
     chosen.val = [val] if isinstance(val, TwoFolders) else val

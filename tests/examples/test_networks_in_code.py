@@ -6,7 +6,8 @@ import evaluate
 import pytest
 import torch
 import train_sr
-from restoration.networks.own import build_own, fill, is_own, parse_options
+from restoration import networks
+from restoration.networks.own import build_own, fill, is_own, parse_options, recall
 from torch import nn
 from toys import main, no_pictures, sets, small  # noqa: F401
 
@@ -83,7 +84,7 @@ def test_options_are_pythons_values_or_text():
     [
         ("nowhere.py:Net", 2, "FileNotFoundError: nowhere.py: no such file"),
         ("no.such.module:Net", 2, "ModuleNotFoundError"),
-        ("{code}:Other", 2, "has no attribute 'Other'"),
+        ("{code}:Other", 2, "there is no Other"),
         ("{code}:broken", 2, "no network can be made: KeyError: 'weights'"),
         ("{code}:number", 2, "got int; expected a torch.nn.Module"),
         ("{code}:Stages", 2, "it returns list; expected one image"),
@@ -146,3 +147,25 @@ def test_a_teacher_is_recognised_by_its_tensors(
     capsys.readouterr()
     assert main(monkeypatch, evaluate, *line, "--model", tmp_path / "x3.pth") == 2
     assert "x3.pth is RCAN for x3; expected one for x2" in capsys.readouterr().err
+
+
+def test_a_student_of_own_code_is_remembered(code, small, sets, monkeypatch, tmp_path, capsys):
+    own = ["--backbone", f"{code}:Net", "width=12", "--method", "logits"]
+    assert main(monkeypatch, train_sr, *small, *own) == 0
+    assert main(monkeypatch, train_sr, *small, *own, "--resume") == 0
+    student = tmp_path / "student.safetensors"
+    assert networks.load(student).width == 12
+    line = ["--scale", 2, "--data", sets / "val", "--model", student]
+    assert main(monkeypatch, evaluate, *line) == 0
+    capsys.readouterr()
+    code.write_text(CODE + "\n# changed\n")
+    assert main(monkeypatch, evaluate, *line) == 2
+    assert "has changed: name the code" in capsys.readouterr().err
+    assert main(monkeypatch, evaluate, *line, "--backbone", f"{code}:Net", "width=12") == 0
+
+
+@pytest.mark.parametrize("name", ["os:system", "torch.hub:load", "no.such:Net"])
+def test_a_file_cannot_have_any_code_called(name):
+    facts = {"backbone": name, "scale": "2", "options": '["command=exit"]', "code_sha256": ""}
+    with pytest.raises(ValueError, match=r"its network's code, .*, is (no torch|not there)"):
+        recall(facts)

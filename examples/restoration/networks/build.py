@@ -7,7 +7,7 @@ students are the only exact halvings with the table's parameter counts.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .own import build_own, is_own, parse_options
 from .small import ResidualNetwork, ResidualSameSize, ResidualSR
 
 SR_SCALES = (2, 3, 4)
@@ -84,16 +85,23 @@ def names_for(task: str) -> list[str]:
     return [*BACKBONES, *(name for name, each in SPECIFICATIONS.items() if each.scales == scales)]
 
 
-def build(name: str, scale: int) -> nn.Module:
+def build(name: str, scale: int, options: Sequence[str] = ()) -> nn.Module:
     """A fresh network, (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped.
 
     Its attributes `backbone` and `scale` say what it is ("custom" for a small one of another
-    shape).
+    shape); the user's own networks are left as they are.
+
+    Args:
+        name: One of `NAMES`, or a place in the user's code (see `own`).
+        scale: Output size over input size.
+        options: `key=value` arguments for the user's code.
 
     Raises:
-        ValueError: Another name than those of `NAMES`, or a scale that this network is not for.
+        ValueError: Another name than those, or a scale that this network is not for.
         RuntimeError: spandrel, which has the paper's networks, cannot be imported.
     """
+    if is_own(name):
+        return build_own(name, scale, parse_options(options))
     if name in BACKBONES:
         return small(**BACKBONES[name], scale=scale)
     specification = specified(name, scale)

@@ -46,8 +46,10 @@ def detect(tensors: Mapping[str, Tensor], source: str, scale: int) -> Detected:
         RuntimeError: spandrel cannot be imported.
     """
     try:
-        import spandrel  # here: torchvision is heavy
-        from spandrel_extra_arches import EXTRA_REGISTRY
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch will deprecate
+            import spandrel  # here: torchvision is heavy
+            from spandrel_extra_arches import EXTRA_REGISTRY
     except (ImportError, RuntimeError, OSError) as error:  # torchvision raises all of them
         raise RuntimeError(
             f"{source} is to be recognised by spandrel, which cannot be imported ({error}): pip "
@@ -57,7 +59,7 @@ def detect(tensors: Mapping[str, Tensor], source: str, scale: int) -> Detected:
     state = spandrel.canonicalize_state_dict(dict(tensors))
     found = None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what torch will deprecate
+        warnings.simplefilter("ignore")
         for registry in (spandrel.MAIN_REGISTRY, EXTRA_REGISTRY):
             try:
                 found = registry.load(state)

@@ -18,7 +18,7 @@ from dckd_losses.weights.files import DIGEST, read_safetensors, write_safetensor
 
 from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
 from .detected import detect
-from .own import build_own, fill, is_own, parse_options
+from .own import FACTS, build_own, fill, is_own, parse_options, recall
 from .small import ResidualNetwork
 
 SILENCE = 30.0  # seconds
@@ -94,7 +94,8 @@ def fetch(url: str, sha256: str | None = None) -> Path:
 def save(model: nn.Module, path: str | Path, **metadata: object) -> None:
     """Write a network as safetensors, at once or not at all; further facts are kept as strings."""
     path = Path(path)
-    facts = {**metadata, "backbone": name_of(model), "scale": model.scale}
+    own = FACTS.get(model)
+    facts = {**metadata, **(own or {"backbone": name_of(model), "scale": model.scale})}
     if isinstance(model, ResidualNetwork):
         facts |= {key: getattr(model, key) for key in SHAPE}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,9 @@ def load(path: str | Path) -> nn.Module:
     """
     tensors, metadata = read_safetensors(Path(path))
     try:
-        if metadata.get("backbone") in SPECIFICATIONS:
+        if is_own(metadata.get("backbone", "")):
+            model = recall(metadata)
+        elif metadata.get("backbone") in SPECIFICATIONS:
             model = build(metadata["backbone"], int(metadata["scale"]))
         else:
             shape = {key: int(metadata[key]) for key in SHAPE}
@@ -121,6 +124,8 @@ def load(path: str | Path) -> nn.Module:
                 raise ValueError("they claim more than the tensors are")
             model = small(**shape)
     except (KeyError, ValueError) as error:
+        if is_own(metadata.get("backbone", "")):
+            raise RuntimeError(f"{path}: {error}") from error
         raise RuntimeError(
             f"{path}: got metadata {metadata}; expected {', '.join(SHAPE)} of these tensors, or "
             f"a scale and one of the backbones {', '.join(SPECIFICATIONS)}"
@@ -164,8 +169,9 @@ def open_network(source: str, scale: int, network: Sequence[str] = ()) -> nn.Mod
         fill(model, read_checkpoint(path), source)
     elif path.suffix == ".safetensors" and "backbone" in read_safetensors(path)[1]:
         model = load(path)
-        if model.scale != scale:
-            raise ValueError(f"{source}: a network for x{model.scale}; expected one for x{scale}")
+        seen = int(read_safetensors(path)[1]["scale"])
+        if seen != scale:
+            raise ValueError(f"{source}: a network for x{seen}; expected one for x{scale}")
     else:
         model = detect(read_checkpoint(path), source, scale)
     return model.eval().requires_grad_(False)

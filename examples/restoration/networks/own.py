@@ -1,20 +1,24 @@
 """Networks of the user's own code: `package.module:callable` or `file.py:callable`."""
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 WRAPPERS = ("module.", "model.", "net_g.", "_orig_mod.")  # of DDP, Lightning, BasicSR, compile
 SCALES = ("scale", "upscale")
+FACTS: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()  # how each was made
 PROBE = 64  # pixels a side: the windows and halvings of common networks fit
 
 
@@ -55,7 +59,9 @@ def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -
     place, _, attribute = name.rpartition(":")
     known = dict(options or {})
     try:
-        make = getattr(_module(place), attribute)
+        make = getattr(_module(place), attribute, None)
+        if make is None:
+            raise AttributeError(f"there is no {attribute}")
         takes = inspect.signature(make).parameters
         named = next((word for word in SCALES if word in takes), None)
         if named is not None:
@@ -66,7 +72,44 @@ def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name}: got {type(model).__name__}; expected a torch.nn.Module")
     check_output(model, name, scale)
+    if path := _file(place):
+        name, code = f"{path}:{attribute}", hashlib.sha256(path.read_bytes()).hexdigest()
+    else:
+        code = ""
+    said = [f"{key}={value!r}" for key, value in (options or {}).items()]
+    FACTS[model] = {
+        "backbone": name, "scale": str(scale), "options": json.dumps(said), "code_sha256": code,
+    }  # fmt: skip
     return model
+
+
+def recall(facts: Mapping[str, str]) -> nn.Module:
+    """Build the network that a file remembers, by code that was used when the file was written.
+
+    A file may name any code. So a file of code has to be the one that was there, byte for byte, and
+    of a module only a network's class is called.
+
+    Raises:
+        ValueError: The code is another now, cannot be run, or is no such class.
+    """
+    name = facts["backbone"]
+    place, _, attribute = name.rpartition(":")
+    if path := _file(place):
+        code = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(code).hexdigest() != facts.get("code_sha256"):
+            raise ValueError(f"its network's code, {path}, is gone or has changed: name the code")
+    else:
+        try:
+            made = getattr(_module(place), attribute)
+        except Exception as error:
+            raise ValueError(f"its network's code, {name}, is not there: {_said(error)}") from error
+        if not (isinstance(made, type) and issubclass(made, nn.Module)):
+            raise ValueError(f"its network's code, {name}, is no torch.nn.Module: name the code")
+    return build_own(name, int(facts["scale"]), parse_options(json.loads(facts["options"])))
+
+
+def _file(place: str) -> Path | None:
+    return Path(place).resolve() if place.endswith(".py") else None
 
 
 def _module(place: str) -> ModuleType:
