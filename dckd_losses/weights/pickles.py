@@ -11,6 +11,7 @@ import builtins
 import functools
 import io
 import math
+import mmap
 import os
 import pickle
 import re
@@ -21,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
@@ -141,9 +142,18 @@ REBUILD: dict[str, Callable[..., Any]] = {
 
 
 class PickleReader(pickle._Unpickler):
-    """Reads a pickle of torch.save; not in C, where one damaged index takes all memory there is."""
+    """Reads a pickle of torch.save; not in C, where one damaged index takes all memory there is.
 
-    def __init__(self, file: BinaryIO) -> None:
+    A bytearray's length takes memory before its bytes are there; torch.save writes none.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: step
+        for code, step in pickle._Unpickler.dispatch.items()
+        if code != pickle.BYTEARRAY8[0]
+    }
+
+    def __init__(self, file: BinaryIO | mmap.mmap) -> None:
         super().__init__(file)
         self.storages: dict[Any, Storage] = {}
         self.stubs: dict[str, type[PickleStub]] = {}
@@ -196,7 +206,8 @@ def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         if start == b"PK\x03\x04":
             content, read = _open_zip(file)
         elif start[:1] == pickle.PROTO:
-            content, read = _open_old(file)
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            content, read = _open_old(whole)
         else:
             raise ValueError(NOT_WEIGHTS)
         for name, value in _state(content).items():
@@ -297,8 +308,11 @@ def _open_zip(file: BinaryIO) -> Content:
     return PickleReader(io.BytesIO(archive.read(pickled))).load(), read
 
 
-def _open_old(file: BinaryIO) -> Content:
-    """As torch.save wrote before its version 1.6: pickles, then storages one after the other."""
+def _open_old(file: mmap.mmap) -> Content:
+    """As torch.save wrote before its version 1.6: pickles, then storages one after the other.
+
+    Mapped, as a file's own `read` takes the memory that a damaged length asks for.
+    """
     if PickleReader(file).load() != OLD_MAGIC:
         raise ValueError(NOT_WEIGHTS)
     _, system = PickleReader(file).load(), PickleReader(file).load()

@@ -1,5 +1,7 @@
 """What a file of weights holds is looked at: by whoever loads, converts or verifies it."""
 
+import pickle
+import tracemalloc
 import zipfile
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from hub import complete_checkpoint
 
 from dckd_losses import VQGANEncoder
-from dckd_losses.weights import convert, load, registry
+from dckd_losses.weights import convert, load, read_checkpoint, registry
 from dckd_losses.weights.__main__ import verify
 from dckd_losses.weights.files import write_safetensors
 
@@ -228,3 +230,23 @@ def test_a_name_is_held_against_its_file_by_the_header_alone(tensors, tmp_path, 
         RuntimeError, match=r"is not vqgan-f16-1024: it has stem 32 where .* has 128"
     ):
         VQGANEncoder.from_pretrained("vqgan-f16-1024")
+
+
+@pytest.mark.parametrize("code", [pickle.BINUNICODE8, pickle.BINBYTES8, pickle.BYTEARRAY8])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_length_that_is_not_there_takes_no_memory(tmp_path, code, zipped):
+    """A file of some bytes asked for gigabytes."""
+    path = tmp_path / "damaged.ckpt"
+    content = pickle.PROTO + b"\x02" + code + (1 << 31).to_bytes(8, "little") + b"short"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+    else:
+        path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RuntimeError, match=r"damaged\.ckpt"):
+            read_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 1e7
+    finally:
+        tracemalloc.stop()
