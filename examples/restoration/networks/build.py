@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .detected import needing_spandrel
 from .own import build_own, is_own, parse_options
 from .small import ResidualNetwork, ResidualSameSize, ResidualSR
 
@@ -142,14 +143,8 @@ def small(channels: int, blocks: int, scale: int) -> ResidualNetwork:
 
 def _architectures(name: str) -> ModuleType:
     """The module of the paper's networks, not before one is asked for: torchvision is heavy."""
-    try:
+    with needing_spandrel(f"{name} is built by"):
         from . import paper
-    except (ImportError, RuntimeError, OSError) as error:  # torchvision raises all of them
-        raise RuntimeError(
-            f"{name} is built by spandrel, which cannot be imported ({error}): pip install "
-            "spandrel spandrel-extra-arches, and the torchvision that belongs to torch "
-            f"{torch.__version__}, from the same index"
-        ) from error
     return paper
 
 

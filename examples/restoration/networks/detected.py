@@ -1,11 +1,26 @@
 """Networks that spandrel recognises by their tensors' names and shapes; no code of a file runs."""
 
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def needing_spandrel(what: str) -> Iterator[None]:
+    """Say what to do where importing it fails; its imports' warnings are not the user's."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch will deprecate
+            yield
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision raises all of them
+        raise RuntimeError(
+            f"{what} spandrel, which cannot be imported ({error}): pip install spandrel "
+            "spandrel-extra-arches, and the torchvision that belongs to torch "
+            f"{torch.__version__}, from the same index"
+        ) from error
 
 
 class Detected(nn.Module):
@@ -45,17 +60,9 @@ def detect(tensors: Mapping[str, Tensor], source: str, scale: int) -> Detected:
         ValueError: spandrel does not know it, or it is for another scale, channels or purpose.
         RuntimeError: spandrel cannot be imported.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch will deprecate
-            import spandrel  # here: torchvision is heavy
-            from spandrel_extra_arches import EXTRA_REGISTRY
-    except (ImportError, RuntimeError, OSError) as error:  # torchvision raises all of them
-        raise RuntimeError(
-            f"{source} is to be recognised by spandrel, which cannot be imported ({error}): pip "
-            "install spandrel spandrel-extra-arches, and the torchvision that belongs to torch "
-            f"{torch.__version__}, from the same index"
-        ) from error
+    with needing_spandrel(f"{source} is to be recognised by"):
+        import spandrel  # here: torchvision is heavy
+        from spandrel_extra_arches import EXTRA_REGISTRY
     state = spandrel.canonicalize_state_dict(dict(tensors))
     found = None
     with warnings.catch_warnings():
