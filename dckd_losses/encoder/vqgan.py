@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dckd_losses import weights
-from dckd_losses.checks import check_device, check_images, check_number
+from dckd_losses.checks import check_choice, check_device, check_images, check_number
 from dckd_losses.encoder.base import Comparison, Encoding, FeatureEncoder
 from dckd_losses.encoder.stream import FusedPath
 from dckd_losses.network import VQGANNetwork, build
@@ -219,13 +219,9 @@ def _check_options(
         raise ValueError(f"input_range must be two finite numbers (low, high), got {input_range!r}")
     if not input_range[0] < input_range[1]:
         raise ValueError(f"input_range must be (low, high) with low < high, got {input_range}")
-    for name, value, known in (
-        ("precision", precision, PRECISIONS),
-        ("impl", impl, IMPLS),
-        ("mode", mode, MODES),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("impl", impl, IMPLS)
+    check_choice("mode", mode, MODES)
     check_number("chunk", chunk, at_least=1, whole=True, or_none=True)
     if impl == "plain" and (mode != "stream" or chunk is not None):
         raise ValueError(

@@ -11,6 +11,7 @@ from dckd_losses import (
     DMMLoss,
     HistoryModel,
     NegativeGenerator,
+    VQGANEncoder,
     gradient_ratio,
 )
 from dckd_losses.checks import as_loss, check_batch, check_number, check_step_values
@@ -61,6 +62,10 @@ ODD = ["x", -1, [], {}, object(), torch.ones(2), 2 + 3j, 10**400, NAN]
         lambda odd: DCRLoss(Pyramid(), level_weights=odd),
         lambda odd: DCRLoss(Pyramid(), eps=odd),
         lambda odd: DMMLoss(Pyramid(), form=odd),
+        *(
+            lambda odd, name=name: VQGANEncoder.from_pretrained("compact", **{name: odd})
+            for name in ("input_range", "precision", "impl", "mode")
+        ),
         lambda odd: DCKDLoss(odd, Pyramid()),
         lambda odd: DCKDLoss(tiny(), Pyramid(), history=odd),
         lambda odd: DCKDLoss(tiny(), Pyramid(), negatives=odd),
