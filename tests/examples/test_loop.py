@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from restoration.recipe import Recipe
 from restoration.training import checkpoint, loop
-from restoration.training.console import RefusedError, StoppedError
+from restoration.training.console import RefusedError, StoppedError, exit_status
 from restoration.training.gradient_checkpointing import checkpoint_blocks
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -101,6 +101,20 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_that_comes_in_a_destructor_still_stops_the_command(interruptible, capfd):
+    class Closing:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)  # Python ignores what is raised in here
+
+    def run():
+        Closing()
+        for _ in range(100):
+            time.sleep(0.1)
+
+    assert exit_status(run, again="") == 130
+    assert capfd.readouterr().err == "stopped\n"
 
 
 def test_the_second_signal_ends_at_once_and_handlers_come_back(tmp_path, interruptible):

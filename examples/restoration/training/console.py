@@ -1,11 +1,13 @@
 """Between a run and whoever watches it: refusals, signals to stop, progress."""
 
+import _thread
 import io
 import math
 import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,11 +42,13 @@ def exit_status(run: Callable[[], None], again: str = "the same command with --r
     Images are read and files are written all along, so what those raise is one line, too.
     """
     _prepare_streams()
+    usual, sys.unraisablehook = sys.unraisablehook, _stop_again
     try:
         try:
             run()
         finally:
             sys.stdout.flush()
+            sys.unraisablehook = usual
     except (RefusedError, BadImageError, OSError) as error:
         said = _described(error) if isinstance(error, OSError) else str(error)
         return _ended(f"error: {said}", 2)
@@ -57,6 +61,14 @@ def exit_status(run: Callable[[], None], again: str = "the same command with --r
         then = f": {again} goes on from there" if again else ""
         return _ended(f"{str(stop) or 'stopped'}{then}", 130)
     return 0
+
+
+def _stop_again(ignored: Any) -> None:
+    """Where Ctrl-C came in a `__del__` or a callback, Python drops it: let it come once more."""
+    if ignored.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _prepare_streams() -> None:
