@@ -1,9 +1,12 @@
 """Data, networks, training and results of the examples.
 
 Scripts import this before all else: importing torch and the rest takes seconds, and from here on
-Ctrl-C or a package that is missing is one line.
+Ctrl-C or a package that is missing is one line. Threads that wait for each other sleep, unless
+OMP_WAIT_POLICY says otherwise: torch reads it once, and threads that spin instead make a run several
+times slower as soon as another program needs a core.
 """
 
+import os
 import sys
 from types import TracebackType
 
@@ -19,3 +22,4 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
 
 
 sys.excepthook = _say
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

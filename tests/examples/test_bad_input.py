@@ -6,7 +6,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 import train_deblur
@@ -17,6 +20,7 @@ from safetensors.torch import save_file
 from toys import main, no_pictures, sets, small, write  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+EXAMPLES = Path(train_sr.__file__).parent
 
 
 @pytest.fixture
@@ -282,3 +286,15 @@ def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, m
         stderr = capsys.readouterr().err
         assert f"error: {tmp_path / 'checkpoint.pt'}: cut short, altered" in stderr
         assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_threads_sleep_while_they_wait_unless_told_otherwise(given, kept):
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+    line = "import os, restoration; print(os.environ['OMP_WAIT_POLICY'])"
+    said = subprocess.check_output(
+        [sys.executable, "-c", line], env=environment, cwd=EXAMPLES, text=True
+    )
+    assert said.strip() == kept
