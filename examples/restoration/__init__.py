@@ -2,7 +2,7 @@
 
 Scripts import this before all else: importing torch and the rest takes seconds, and from here on
 Ctrl-C or a package that is missing is one line. Threads that wait for each other sleep, unless
-OMP_WAIT_POLICY says otherwise: torch reads it once, and threads that spin instead make a run several
+OMP_WAIT_POLICY says otherwise: torch reads it once, and threads that spin make a run several
 times slower as soon as another program needs a core.
 """
 
