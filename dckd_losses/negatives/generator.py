@@ -13,6 +13,7 @@ from dckd_losses.negatives.degradations import DEGRADATIONS, Degradation
 from dckd_losses.negatives.draws import Draws, process_rank
 
 NUM_NEGATIVES = 5  # paper, implementation details; Figure 8a
+MOST = 2**16  # larger numbers are mistakes
 
 
 class NegativeGenerator(nn.Module):
@@ -21,7 +22,7 @@ class NegativeGenerator(nn.Module):
     Args:
         history: the network that restores them. It is used, not owned: this module's `state_dict`
             does not hold it, but moves reach it.
-        num_negatives: N, all of them counted.
+        num_negatives: N, all of them counted; up to 65,536.
         include_clean: make the first negative from the undegraded input, as the released code does.
         degradation: "noise" (the paper's best, Table 6), "blur", "resize", "mix", a
             `dckd_losses.negatives.Degradation`, or a callable from lq to an image batch of the
@@ -59,7 +60,7 @@ class NegativeGenerator(nn.Module):
         super().__init__()
         if not isinstance(history, HistoryModel):
             raise ValueError(f"history must be a HistoryModel, got {type(history).__name__}")
-        check_number("num_negatives", num_negatives, whole=True)
+        check_number("num_negatives", num_negatives, at_most=MOST, whole=True)
         check_number("seed", seed, whole=True)
         if not isinstance(include_clean, bool):
             raise ValueError(f"include_clean must be True or False, got {include_clean!r}")

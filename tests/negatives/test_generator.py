@@ -103,8 +103,9 @@ def test_history_is_used_not_owned(history):
     ("arguments", "message"),
     [
         ({"num_negatives": 0}, "at least one degraded, got 0"),
-        ({"num_negatives": 5.0}, "must be a whole number, got 5.0"),
-        ({"num_negatives": "5"}, "must be a whole number, got '5' as text"),
+        ({"num_negatives": 2**63}, "num_negatives must be at most 65536, got 9223372036854775808"),
+        ({"num_negatives": 5.0}, "must be a whole number, at most 65536, got 5.0"),
+        ({"num_negatives": "5"}, "must be a whole number, at most 65536, got '5' as text"),
         ({"seed": None}, "seed must be a whole number, got None"),
         ({"degradation": RandomNoise}, r"write RandomNoise\(\), got RandomNoise itself"),
         ({"num_negatives": 1, "include_clean": True}, "at least one degraded, got 1"),
