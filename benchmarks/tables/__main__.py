@@ -81,6 +81,14 @@ def parser() -> argparse.ArgumentParser:
     add("--development", action="store_true", help="score on development images, to choose by")
     add("--student", choices=networks.NAMES, help="another network (default: the budget's)")
     add("--teacher", metavar="FILE", help="file, URL or name (default: the budget's)")
+    add(
+        "--teacher-network",
+        nargs="+",
+        metavar=("CODE", "KEY=VALUE"),
+        help="its network where the file does not say: file.py:callable or module:callable",
+    )
+    add("--sets", nargs="+", metavar="SET", help="to test on: names or folders")
+    add("--development-set", metavar="SET", help="of the curves, and of --development")
     add("--encoder", metavar="NAME", help="name or path, of all contrastive methods")
     add("--encoders", nargs="+", metavar="NAME", help="of study: names or paths to compare")
     add("--workers", type=int, metavar="N", default=0, help="processes that read crops ahead")

@@ -106,6 +106,23 @@ def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypat
     assert stopped.steps_left(job) == 0
 
 
+@pytest.mark.slow
+def test_a_moving_average_is_kept_beside_the_same_weights(store):
+    """And a run that has it is trained once, whichever of the two is scored."""
+    recipe = replace(RECIPE, ema=0.5)
+    teacher, plain = make("dckd")
+    _, average = make("dckd", recipe=recipe)
+    raw = replace(average, raw=True)
+    store.complete([teacher, plain, average])
+    assert raw.identity == average.identity != plain.identity
+    assert store.result(raw) is not None
+    expected = store.network(plain).state_dict()
+    assert same(store.network(raw).state_dict(), expected)
+    assert not same(store.network(average).state_dict(), expected)
+    scores = [store.scores(j, j.images.tests[0], "sr", 2) for j in (plain, raw, average)]
+    assert scores[0] == scores[1] != scores[2]
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
 def test_a_damaged_result_is_named(store, content):
     job = make("logits", teacher=None)[1]
@@ -303,6 +320,60 @@ def test_stores_of_earlier_versions_go_on(monkeypatch):
     monkeypatch.setattr(runs, "_fingerprint", lambda encoder: encoder)
     assert make("logits", teacher=None)[1].identity == "sr_x2_logits_0_258eb9141c"
     assert make("dckd", {"balance": 0.3}, teacher=None)[1].identity == "sr_x2_dckd_0_b0b839bd1c"
+
+
+def test_arms_of_the_evidence_have_one_change():
+    """From Logits the term that is added, from DCKD one setting; the rest of the run is the same.
+
+    A moving average is kept in all of them, so it is no change of any.
+    """
+    chosen = Options("evidence", "smoke", seeds=(0,), student="medium", losses={"balance": 0.3})
+    (part,) = parts(TABLES["evidence"], chosen, "cpu")
+    jobs = {name: run for name, (run,) in part.arms.items()}
+    logits, dckd = jobs["Logits"].determined, jobs["DCKD"].determined
+    assert logits["recipe"]["ema"] is not None and logits["losses"] == {}
+    fingerprint, term = dckd["encoder"], {"method", "losses", "encoder"}
+    for name, job in jobs.items():
+        seen = job.determined
+        changed = {key for key in seen if seen[key] != logits[key]}
+        assert changed <= (term | {"teacher"} if name == "Scratch" else term), name
+        assert seen["encoder"] in (None, fingerprint)
+        losses = {key: seen["losses"].get(key) for key in {**seen["losses"], **dckd["losses"]}}
+        differing = {key for key in losses if losses[key] != dckd["losses"].get(key)}
+        if seen["method"] in ("dckd", "dckd_star"):
+            assert differing == CHANGES.get(name, set()), name
+    assert {name for name, job in jobs.items() if not job.raw} == {
+        name for name in jobs if "average" in name or name == "mixture"
+    }
+    for name, twin in (("average", "Logits"), ("DCKD, average", "DCKD")):
+        assert jobs[name].identity == jobs[twin].identity
+    for _, arm, reference in TABLES["evidence"].comparisons:
+        assert {arm, reference} <= jobs.keys()
+
+
+CHANGES = {  # of the evidence's arms from DCKD
+    "DCR": {"dmm_weight"},
+    "DMM": {"dcr_weight"},
+    "DCR, fixed weight": {"dmm_weight", "balance", "history"},
+    "every 2nd step": {"every"},
+    "every 4th step": {"every"},
+    "two negatives": {"num_negatives"},
+    "half of each crop": {"half"},
+}
+
+
+def test_a_history_follows_the_moving_average_where_an_arm_says_so(tmp_path, accelerator):
+    recipe = replace(RECIPE, ema=0.9)
+    for said in ({}, {"history": "average"}):
+        settings = runs.settings_of("dckd", {"interval": 2, **said}, recipe, "tiny", 2)
+        _, job = make("dckd", recipe=recipe, settings=settings)
+        run, step, arm = job.start(
+            tmp_path / str(bool(said)), accelerator(), networks.build("small", 2)
+        )
+        followed = arm.terms[1]._step_hook.followed()
+        assert followed is (run.average.module if said else run.student)
+        train(run, step, dckd=arm, resume=False)
+        assert arm.terms[1].history.iteration == RECIPE.iterations
 
 
 def test_an_encoder_study_compares_dckd_through_each():
