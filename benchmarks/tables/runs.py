@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -81,6 +81,7 @@ class Given:
     source: str  # which
     scale: int  # output size over input size
     code: Sequence[str] = ()  # its network and `key=value` options; none where the file says it
+    raw: ClassVar[bool] = False
 
     def network(self) -> nn.Module:
         """The network, in eval mode; raises as `networks.open_network`."""

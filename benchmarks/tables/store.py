@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -39,11 +40,13 @@ class Store:
     accelerator: Accelerator  # where runs are trained
     workers: int = 0  # processes that read crops ahead; the crops do not depend on it
 
-    def folder(self, job: Job) -> Path:
-        """Where a run's files lie."""
-        return self.root / job.identity
+    def folder(self, trained: Trained) -> Path:
+        """Where a run's files lie, or the scores of a given teacher."""
+        if isinstance(trained, Given):
+            return self.root / f"given_{re.sub(r'[^0-9a-z]+', '_', trained.identity)}"
+        return self.root / trained.identity
 
-    def result(self, job: Job) -> dict[str, Any] | None:
+    def result(self, job: Trained) -> dict[str, Any] | None:
         """What a finished run says of itself; None before."""
         path = self.folder(job) / "result.json"
         if not path.is_file():
@@ -81,9 +84,7 @@ class Store:
             self._train(job, wait=True)
 
     def scores(self, trained: Trained, images: ImageSet, task: str, scale: int) -> Score:
-        """A network's scores on a set, computed once for a run; nan for one that diverged."""
-        if isinstance(trained, Given):
-            return score(self.network(trained), images, task, scale)
+        """A network's scores on a set, computed once; nan for a run that diverged."""
         if "diverged" in (self.result(trained) or {}):
             return {"psnr": nan, "ssim": nan}
         kind = "raw_" if trained.raw else ""

@@ -71,8 +71,8 @@ def test_encoders_are_compared_with_plain_distillation(call, tmp_path, monkeypat
     content = json.loads((tmp_path / "study_smoke.json").read_text())
     assert content["command"].startswith("python -m benchmarks.tables study --encoders compact ")
     assert list(content["arms"]) == ["Logits", "compact", "other"]
-    assert list(content["encoders"]) == ["compact", "other"]
-    for cost in content["encoders"].values():
+    assert list(content["costs"]) == ["compact", "other"]
+    for cost in content["costs"].values():
         assert cost["parameters"] == sum(tensor.numel() for tensor in tensors.values())
         assert cost["ms"] > 0
     scores = {name: arm["photographs"]["psnr"] for name, arm in content["arms"].items()}
