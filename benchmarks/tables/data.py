@@ -157,7 +157,7 @@ def named(
         if name in known:
             return known[name]
         places = [Path(name)]
-        if "DCKD_DATA" in os.environ:
+        if os.environ.get("DCKD_DATA"):
             places.append(data_root() / task / name)
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:

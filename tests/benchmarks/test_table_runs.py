@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from benchmarks import common
 from benchmarks.tables import report, runs
 from benchmarks.tables.data import ImageSet, images
-from benchmarks.tables.runs import Job, Options, parts
+from benchmarks.tables.runs import Given, Job, Options, parts
 from benchmarks.tables.specs import BUDGETS, TABLES, encoder_study, reduced
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses.weights import COMPACT
 from examples.restoration import networks
+from examples.restoration.data.images import photographs, write_png
 from examples.restoration.recipe import SMALL_SR, Recipe
 from examples.restoration.training.console import StoppedError
 from examples.restoration.training.loop import train
@@ -121,6 +122,46 @@ def test_a_moving_average_is_kept_beside_the_same_weights(store):
     assert not same(store.network(average).state_dict(), expected)
     scores = [store.scores(j, j.images.tests[0], "sr", 2) for j in (plain, raw, average)]
     assert scores[0] == scores[1] != scores[2]
+
+
+def test_a_teacher_of_own_code_is_known_by_weights_and_code(tmp_path):
+    weights, code = tmp_path / "weights.pth", tmp_path / "net.py"
+    line = "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, width=2):"
+    line += "\n        super().__init__(nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1))\n"
+    code.write_text(line)
+    torch.save(networks.build(f"{code}:Net", 1).state_dict(), weights)
+    given = Given(str(weights), 1, (f"{code}:Net",))
+    assert not given.network().training
+    elsewhere = tmp_path / "elsewhere.py"
+    elsewhere.write_text(line)
+    assert Given(str(weights), 1, (f"{elsewhere}:Net",)).identity == given.identity
+    elsewhere.write_text(line + "# another\n")
+    changed = Given(str(weights), 1, (f"{elsewhere}:Net",)).identity
+    other = Given(str(weights), 1, (f"{code}:Net", "width=2")).identity
+    assert len({given.identity, changed, other}) == 3
+    wrong = Given(str(weights), 1, (f"{code}:Net", "width=3"))
+    with pytest.raises(ValueError, match="does not fit"):
+        wrong.network()
+
+
+def test_sets_are_the_budgets_or_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCKD_DATA", str(tmp_path))
+    image = photographs("held_out")["chelsea"][100:148, 100:148]
+    for name in ("sr/Own/HR", "else/where"):
+        write_png(image, tmp_path / name / "cat.png")
+    said = Options("evidence", "smoke", student="tiny", seeds=(0,), arms=("Logits",))
+    chosen = replace(said, sets=("Own", "photographs", str(tmp_path / "else/where")))
+    (part,) = parts(TABLES["evidence"], chosen, "cpu")
+    assert [images.name for images in part.sets] == ["Own", "photographs", "where"]
+    assert part.sets[2].pairs[0].lq.shape == (24, 24, 3)
+    (usual,) = parts(TABLES["evidence"], said, "cpu")
+    assert part.arms["Logits"][0].identity == usual.arms["Logits"][0].identity
+    chosen = replace(said, development_set="Own", development=True)
+    (part,) = parts(TABLES["evidence"], chosen, "cpu")
+    assert [images.name for images in part.sets] == ["Own"] == [part.images.development.name]
+    assert part.arms["Logits"][0].identity != usual.arms["Logits"][0].identity  # another curve
+    with pytest.raises(ValueError, match=r"got set Nowhere, no folder Nowhere or .*photographs"):
+        parts(TABLES["evidence"], replace(said, sets=("Nowhere",)), "cpu")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
@@ -449,6 +490,22 @@ def test_means_deviations_and_paired_gains():
     assert found.mean == pytest.approx(0.2)
     assert found.deviation == pytest.approx(0.1 / 3**0.5)
     assert report.gain([1.0], [1.0, 2.0]) is None
+
+
+def test_comparisons_stand_beside_chance(tmp_path):
+    """Of both students, counted, as far as both arms are there."""
+    psnr = {"Scratch": [30.0, 31.0, 32.0], "Logits": [30.1, 31.2, 32.3], "DCR": [31.0, 32.0]}
+    arms = {name: {"Set5": {"psnr": values}} for name, values in psnr.items()}
+    pairs = (("of logits", "Logits", "Scratch"), ("of DCR", "DCR", "Logits"), ("no", "X", "Logits"))
+    table = replace(TABLES["evidence"], comparisons=pairs)
+    text = report.write_comparisons(table, {"a": arms, "b": arms}, tmp_path / "found")
+    assert "These are 2 comparisons" in text and "With 3 seeds" in text
+    assert "beyond 4.3 standard errors" in text and "all beyond 6.2 " in text
+    assert "| of logits | Logits | Scratch | +0.200 ± 0.058 | +0.200 ± 0.058 |" in text
+    assert "of DCR" not in text and "| no |" not in text  # unpaired, not trained
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row["student"] for row in rows] == ["a", "b"]
+    assert "One seed says nothing" in report.chance(1, 2)
 
 
 def test_runs_that_diverged_are_no_part_of_means():

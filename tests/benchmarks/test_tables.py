@@ -127,8 +127,11 @@ def test_table1_prints_every_network_at_every_scale(output, paper_networks):
 def test_smoke_plans_trains_and_writes_the_table(table, output):
     done = command(table, "--budget", "smoke", "--output", output)
     assert done.returncode == 0, done.stderr
-    content = json.loads((output / f"{table}_smoke.json").read_text())
-    assert list(content) == ["table", "command", "commit", "device", "arms"]
+    for student in TABLES[table].students:
+        assert f"| {student}, photographs |" in (output / f"{table}_smoke.md").read_text()
+    stem = "_".join([table, "smoke", *TABLES[table].students[-1:]])
+    content = json.loads((output / f"{stem}.json").read_text())
+    assert list(content)[:5] == ["table", "command", "commit", "device", "arms"]
     assert content["table"] == table
     assert content["command"].startswith(f"python -m benchmarks.tables {table} --budget smoke")
     assert list(content["arms"]) == [arm.name for arm in TABLES[table].arms]
@@ -139,18 +142,18 @@ def test_smoke_plans_trains_and_writes_the_table(table, output):
             assert len(scores["psnr"]) == len(scores["ssim"]) == 2
             assert all(map(math.isfinite, scores["psnr"]))
             assert all(0 < value <= 1 for value in scores["ssim"])
-    markdown = (output / f"{table}_smoke.md").read_text()
+    markdown = (output / f"{stem}.md").read_text()
     for arm in TABLES[table].arms:
         assert f"| {arm.name} |" in markdown
     names = {arm.paper or arm.name for arm in TABLES[table].arms}
     for name in set(report.cited(table, TABLES[table].blocks[-1].label)) - names - {"Teacher"}:
         assert f"| {name} |" in markdown and name not in content["arms"]  # the paper's only
     for end in ("", "_curves"):
-        assert (output / f"{table}_smoke{end}.png").read_bytes()[1:4] == b"PNG"
-    assert (output / f"{table}_smoke_distances.png").is_file()  # every table has DCKD
+        assert (output / f"{stem}{end}.png").read_bytes()[1:4] == b"PNG"
+    assert (output / f"{stem}_distances.png").is_file()  # every table has DCKD
     plan, training = done.stdout.index("in all:"), done.stdout.find("\ntraining ")
     assert training == -1 or plan < training
-    details = json.loads((output / f"{table}_smoke_details.json").read_text())
+    details = json.loads((output / f"{stem}_details.json").read_text())
     assert details["seeds"] == [0, 1]
     assert {"torch", "python", "threads"} <= details.keys()
 
@@ -295,6 +298,8 @@ def test_encoders_that_cannot_be_compared_are_refused(encoders, said, tmp_path, 
         (("--budget", "smoke", "--seeds", "-1"), "got --seeds -1"),
         (("--budget", "smoke", "--seeds", "0", "0"), "got --seeds 0 0; expected different"),
         (("--budget", "smoke", "--encoders", "compact"), "got --encoders for table5"),
+        (("--budget", "smoke", "--teacher-network", "x.py:X"), "got --teacher-network alone"),
+        (("--budget", "smoke", "--sets", "Nowhere"), "got set Nowhere, no folder Nowhere"),
     ],
 )
 def test_refusals_are_one_sentence(arguments, said, tmp_path, monkeypatch, call):
