@@ -175,10 +175,10 @@ def write_table(
 
 
 def write_comparisons(table: Table, blocks: Mapping[str, Arms], stem: Path) -> str:
-    """What the table's comparisons say of each student, as Markdown and JSON.
+    """What the arms gained for each student, beside chance, as Markdown and JSON.
 
     Args:
-        table: Its comparisons are shown as far as both arms were trained.
+        table: Its arms beside its reference, and its further comparisons, where both are trained.
         blocks: The arms' scores, by student.
         stem: Path of the files without their ends.
 
@@ -187,7 +187,8 @@ def write_comparisons(table: Table, blocks: Mapping[str, Arms], stem: Path) -> s
     """
     columns = [(label, s) for label, arms in blocks.items() for s in next(iter(arms.values()))]
     rows, found, seeds = [], [], 0
-    for name, arm, beside in table.comparisons:
+    usual = [(arm.name, table.reference) for arm in table.arms if arm.name != table.reference]
+    for arm, beside in (*usual, *table.comparisons):
         cells = []
         for label, images in columns:
             mine, other = (blocks[label].get(n, {}).get(images) for n in (arm, beside))
@@ -196,12 +197,13 @@ def write_comparisons(table: Table, blocks: Mapping[str, Arms], stem: Path) -> s
             if value is not None and mine:
                 seeds = len(mine["psnr"])
                 seen = {"mean": value.mean, "error": value.deviation}
-                found.append({"comparison": name, "student": label, "set": images, **seen})
+                pair = {"arm": arm, "beside": beside, "student": label, "set": images}
+                found.append({**pair, **seen})
         if any(cells):
-            rows.append([name, arm, beside, *cells])
+            rows.append([arm, beside, *cells])
     told = {"table": table.title, "command": common.command(), "commit": common.commit()}
     common.write_json(_file(stem, ".json"), {**told, "seeds": seeds, "rows": found})
-    head = ("comparison", "arm", "beside", *(f"{label}, {images}" for label, images in columns))
+    head = ("arm", "beside", *(f"{label}, {images}" for label, images in columns))
     lines = ["# Comparisons", "", *(f"- {key}: {value}" for key, value in told.items()), ""]
     lines += [COMPARISONS.format(count=len(found)), chance(seeds, len(found)), ""]
     text = "\n".join([*lines, *_grid(head, rows)]) + "\n"
