@@ -81,11 +81,13 @@ def test_runs_of_a_seed_begin_alike_and_see_the_same_crops(store):
 
 
 @pytest.mark.slow
-def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypatch):
+@pytest.mark.parametrize("every", [{}, {"every": 2, "half": True, "history": "average"}])
+def test_stopped_runs_go_on_to_the_same_weights(every, tmp_path, accelerator, monkeypatch):
     straight, stopped = (Store(tmp_path / name, accelerator()) for name in ("one", "two"))
     for store in (straight, stopped):
         (store.root).mkdir()
-    teacher, job = make("dckd")
+    recipe = replace(RECIPE, ema=0.5 if every else None)
+    teacher, job = make("dckd", {"interval": 1, **every}, recipe=recipe)
     straight.complete([teacher, job])
     stopped.complete([teacher])
     seen, validate = [], "benchmarks.tables.runs.mean_psnr"
@@ -386,6 +388,8 @@ def test_arms_of_the_evidence_have_one_change():
     assert {name for name, job in jobs.items() if not job.raw} == {
         name for name in jobs if "average" in name or name == "mixture"
     }
+    methods = {"scratch", "logits", "consistency", "dckd", "dckd_star"}
+    assert {job.method for job in jobs.values()} == methods
     for name, twin in (("average", "Logits"), ("DCKD, average", "DCKD")):
         assert jobs[name].identity == jobs[twin].identity
     for pair in TABLES["evidence"].comparisons:
