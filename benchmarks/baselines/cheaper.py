@@ -49,21 +49,14 @@ class CheaperDCKD(DCKDLoss):
             assert isinstance(self.negatives, nn.Module)
             self.negatives.register_forward_hook(lambda module, inputs, made: self.cut(made))
 
-    def forward(
-        self,
-        student_out: Tensor,
-        teacher_out: Tensor,
-        lq: Tensor | None = None,
-        *,
-        pixel_loss: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, student_out: Tensor, teacher_out: Tensor, *args: Any, **known: Any) -> Tensor:
         """See `DCKDLoss.forward`."""
         self.calls.add_(1)
         if int(self.calls) % self.every:
             self.last = {}
             return as_loss(0 * student_out.sum(), student_out)
         seen = self.cut(student_out), self.cut(teacher_out)
-        return self.every * super().forward(*seen, lq, pixel_loss=pixel_loss)
+        return self.every * super().forward(*seen, *args, **known)
 
     def cut(self, images: Tensor) -> Tensor:
         """This step's half of images (..., H, W), or all of them."""

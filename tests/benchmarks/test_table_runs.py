@@ -20,7 +20,7 @@ from benchmarks import common
 from benchmarks.tables import report, runs
 from benchmarks.tables.data import ImageSet, images
 from benchmarks.tables.runs import Given, Job, Options, parts
-from benchmarks.tables.specs import BUDGETS, TABLES, encoder_study, reduced
+from benchmarks.tables.specs import BUDGETS, TABLES, averaging, encoder_study, reduced
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses.weights import COMPACT
 from examples.restoration import networks
@@ -363,6 +363,8 @@ def test_stores_of_earlier_versions_go_on(monkeypatch):
     monkeypatch.setattr(runs, "_fingerprint", lambda encoder: encoder)
     assert make("logits", teacher=None)[1].identity == "sr_x2_logits_0_258eb9141c"
     assert make("dckd", {"balance": 0.3}, teacher=None)[1].identity == "sr_x2_dckd_0_b0b839bd1c"
+    cheaper = {"recipe": averaging(RECIPE), "teacher": None}
+    assert make("dckd", {"every": 2}, **cheaper)[1].identity == "sr_x2_dckd_0_c2c8ab6aff"
 
 
 def test_arms_of_the_evidence_have_one_change():
