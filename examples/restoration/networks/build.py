@@ -75,8 +75,8 @@ def teacher_of(name: str) -> str:
 
 BACKBONES = {
     "tiny": {"channels": 12, "blocks": 3},  # the student: 9,492 parameters for x2
-    "medium": {"channels": 16, "blocks": 8},  # 39,308 parameters for x2
     "small": {"channels": 32, "blocks": 8},  # the teacher: 152,332 parameters for x2
+    "medium": {"channels": 16, "blocks": 8},  # 39,308 parameters for x2
 }
 NAMES = (*BACKBONES, *SPECIFICATIONS)
 
