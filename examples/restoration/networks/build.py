@@ -1,4 +1,4 @@
-"""Networks by name: two small ones that train on a laptop, and the paper's teachers and students.
+"""Networks by name: three small ones that train on a laptop, and the paper's teachers and students.
 
 The paper's are those of Table 1, and Table 8's SwinIR-light. Table 1 gives channels and blocks;
 where it leaves the rest open, the teacher's other numbers are those of its authors, and the
