@@ -8,11 +8,11 @@ Each part is a command of its own with a limit, and leaves the time that it does
 parts after it. Its file is there as soon as it ends, also where it was stopped; whatever fails is
 told in `summary.md`, which is printed last. Without a clone, DCKD_COMMIT names the commit.
 
-`--tables` trains the small tables, Table 5 with the student of 152,332 parameters first, prints
-each plan beforehand, and stops in time. `--store` (default: runs/device, which git ignores) holds
-the runs. All of it also lies packed in DIR, as `store_*.tar.gz`; a call unpacks what it finds of
-these in its store. DCKD_DATA names the images (benchmarks/tables/data.py); without it,
-or with `--tiny`, the smoke budget is trained.
+`--tables` trains the small tables, first `evidence` at 30,000 steps and five seeds, from --teacher
+where that is given, prints each plan beforehand, and stops in time. `--store` (default:
+runs/device, which git ignores) holds the runs. All of it also lies packed in DIR, as
+`store_*.tar.gz`; a call unpacks what it finds of these in its store. DCKD_DATA names the images
+(benchmarks/tables/data.py); without it, or with `--tiny`, the smoke budget is trained.
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ CONSTANTS: Sequence[tuple[str, Sequence[Any]]] = (  # of the Triton kernels; the
     ("dckd_losses.ops.triton_norm.PROGRAMS", (4096, 1024, 2048, 8192)),
     ("dckd_losses.ops.triton_distances.BLOCK", (1024, 512, 2048, 4096)),
 )
+SEEDS = ("--seeds", "0", "1", "2", "3", "4")
+LARGER = ("--student", "small")
 SMALL_TABLES = (  # arguments of benchmarks.tables, the most wanted first
-    ("table5", "--name", "table5_larger_student", "--seeds", "0", "1", "2", "3", "4"),
-    ("table7", "--name", "table7_larger_student"),
-    ("table2", "--name", "table2_larger_student"),
-    ("table6", "--name", "table6_larger_student"),
+    ("evidence", "--name", "evidence_long", "--iterations", "30000", *SEEDS),
+    ("table5", "--name", "table5_larger_student", *LARGER, *SEEDS),
+    ("table7", "--name", "table7_larger_student", *LARGER),
+    ("table2", "--name", "table2_larger_student", *LARGER),
+    ("table6", "--name", "table6_larger_student", *LARGER),
 )
 NO_TESTS = 5  # pytest's code where it ran none
 TAR_BYTES = 15 << 20  # of a packed part of the store
@@ -281,6 +284,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tiny", action="store_true", help="smallest sizes")
     add("--tables", action="store_true", help="train the small tables instead")
     add("--store", type=Path, default=Path("runs/device"), help="of the tables' runs")
+    add("--teacher", metavar="FILE", help="of the table evidence, as of benchmarks.tables")
+    add("--teacher-network", nargs="+", metavar="CODE", help="likewise")
     add("--processes", type=int, help="that train at once (default: 8 on a GPU, 1 on a CPU)")
     add("--part", choices=list(MEASURES), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -384,8 +389,7 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
         spare = 10 if smoke else 45  # seconds, to stop, to write and to pack
         if time.monotonic() > end - spare:
             break
-        full = [*command, "--student", "small", "--output", str(args.store)]
-        full += ["--budget", "smoke"] if smoke else []
+        full = arguments_of(command, args, smoke)
         lines += [f"- python -m benchmarks.tables {' '.join(full)}"]
         plan = run(["benchmarks.tables", *full, "--plan"], end - spare - time.monotonic())[1]
         print(plan, flush=True)
@@ -394,11 +398,22 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
         lines.append(f"  {'finished' if finished else 'stopped in time; call again'}")
         if not finished:
             break
-    for path in sorted(args.store.glob("table*.md")):
+    for path in sorted([*args.store.glob("evidence*.md"), *args.store.glob("table*.md")]):
         lines += ["", path.read_text("utf-8")]
     packed = pack(args.store, args.out)
     lines.append(f"packed: {', '.join(packed)}; put them into {args.store} and call again")
     return lines
+
+
+def arguments_of(command: Sequence[str], args: argparse.Namespace, smoke: bool) -> list[str]:
+    """A table's arguments in full; only `evidence` takes the given teacher, and is cut in smoke."""
+    full = [*command, "--output", str(args.store)]
+    if smoke:
+        full += ["--budget", "smoke", "--iterations", "2"]
+    if args.teacher and command[0] == "evidence":
+        full += ["--teacher", args.teacher]
+        full += ["--teacher-network", *args.teacher_network] if args.teacher_network else []
+    return full
 
 
 def unpack(store: Path) -> None:

@@ -29,10 +29,8 @@ from benchmarks.tables.data import images
 from benchmarks.tables.specs import SMALL
 from dckd_losses import DMMLoss, HistoryModel, NegativeGenerator, VQGANEncoder
 from dckd_losses.dcr import EPS, LEVEL_WEIGHTS, contrastive_ratio
-from dckd_losses.weights import read_checkpoint
 from examples.restoration import networks
 from examples.restoration.data.crops import RandomCrops
-from examples.restoration.networks.own import build_own, fill
 from examples.restoration.recipe import Recipe
 
 SCALE = 2
@@ -45,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--teacher", required=True, metavar="FILE", help="its weights")
-    add("--teacher-network", metavar="CODE", help="file.py:callable, where the file does not say")
+    add("--teacher-network", nargs="+", metavar="CODE", help="file.py:callable and key=value")
     add("--student", default="small", help="of the examples' networks (default: small)")
     add("--encoders", nargs="+", default=["compact"], metavar="NAME", help="names or files")
     add("--steps", type=int, nargs="+", default=[500, 2000, 5000], help="to look at")
@@ -70,7 +68,8 @@ def measure(args: argparse.Namespace) -> list[Row]:
     data = images(args.budget, "sr", SCALE, ())
     recipe = SMALL.shortened(max(args.steps))
     torch.manual_seed(args.seed)
-    student, teacher = networks.build(args.student, SCALE), _teacher(args)
+    student = networks.build(args.student, SCALE)
+    teacher = networks.open_network(args.teacher, SCALE, args.teacher_network or ())
     history = HistoryModel(student, interval=recipe.history_interval)
     encoders = {Path(e).stem: VQGANEncoder.from_pretrained(e) for e in args.encoders}
     count = args.batches * len(args.steps)
@@ -186,15 +185,6 @@ def _gradients(
             parts = torch.autograd.grad(out, weights, at_output, retain_graph=True)
             found.setdefault(name, []).append(torch.cat([part.flatten() for part in parts]))
     return {name: torch.stack(rows) for name, rows in found.items()}
-
-
-def _teacher(args: argparse.Namespace) -> nn.Module:
-    if args.teacher_network is None:
-        teacher = networks.load(args.teacher)
-    else:
-        teacher = build_own(args.teacher_network, SCALE)
-        fill(teacher, read_checkpoint(Path(args.teacher)), args.teacher)
-    return teacher.eval().requires_grad_(False)
 
 
 def _batches(pairs: Sequence[object], recipe: Recipe, count: int, seed: int) -> Iterator[Batch]:

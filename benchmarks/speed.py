@@ -1,24 +1,20 @@
 """Time and memory of the loss: the released way and this library's paths, side by side.
 
     python -m benchmarks.speed --sizes 2x64 1x192 4x128 --json benchmarks/results/speed_cpu.json
-    python -m benchmarks.speed --tuned-malloc ...      # glibc keeps freed memory, on every side
     python -m benchmarks.speed --negatives 5 1 20 ...  # the first for all sizes, the rest for one
     python -m benchmarks.speed --students tiny swinir-student rcan-student ...  # whole steps
-    python -m benchmarks.speed --rivals tiny ...       # the same with each method
 
 All ways run in one process, taking turns after each has warmed up. Times are medians with
 interquartile ranges. The encoder has the architecture of the paper's f16-1024 with random weights,
 the images are smooth noise. On a GPU cudnn.benchmark is on for every way (`--no-benchmark`: off),
 float32 is strict float32, and each precision also runs as a CUDA graph. Beside the JSON a Markdown
-table is written from it.
+table is written from it. What other methods add to a step, `benchmarks.tables table2 --plan` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -36,7 +32,6 @@ from benchmarks import common, released
 from benchmarks.common import Row, Way
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 PRECISIONS = {"cpu": ["bfloat16"], "cuda": ["tf32", "float16", "bfloat16"]}  # beside float32
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 PATHS: dict[str, dict[str, Any]] = {  # settings of VQGANEncoder
@@ -49,7 +44,6 @@ MODES = ("default", "max-autotune-no-cudagraphs")  # of torch.compile
 COMPILED = ("float16", "tf32")  # the precisions of the compiled path
 SCALE, NEGATIVES = 2, 5  # of whole steps
 NORMS = "dckd_losses.ops.norm.use_triton"  # where the library asks whether Triton is to do them
-DCKD = ("released", "stream", "twopass", "dckd", "dckd_star")
 TEACHERS = {"tiny": "small"}  # others' are named after them
 
 
@@ -74,9 +68,6 @@ class Spec:
 
 def main() -> None:
     args = arguments()
-    if args.tuned_malloc and not MALLOC.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]],
-                  {**os.environ, **MALLOC})  # fmt: skip
     rows: list[Row] = []
     torch.backends.cudnn.benchmark = args.benchmark
     for found in measured(args, torch.device(args.device)):
@@ -94,12 +85,10 @@ def arguments() -> argparse.Namespace:
     add("--encoder", metavar="NAME", help="default: f16-1024's architecture, random weights")
     add("--compiled", action="store_true", help="last, the first size's plain path compiled")
     add("--students", nargs="*", default=[], metavar="NAME", help="for whole training steps")
-    add("--rivals", metavar="NAME", help="a student to compare all methods' steps with")
     add("--step-size", default="2x96", metavar="BxS", help="of their output")
     add("--rounds", type=int, default=5, help="after one that warms up")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--benchmark", action=argparse.BooleanOptionalAction, default=True, help="cuDNN's")
-    add("--tuned-malloc", action="store_true", help="glibc keeps freed memory")
     add("--json", type=Path)
     return parser.parse_args()
 
@@ -117,8 +106,6 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[list[Ro
             yield bench.rows(specs, args.rounds)
     for name in args.students:
         yield steps(name, args.step_size, args.rounds, device)
-    if args.rivals:
-        yield steps(args.rivals, args.step_size, args.rounds, device, rivals=True)
     if args.compiled:
         bench = Bench(args.sizes[0], usual, device, encoder=args.encoder)
         for mode, precision in product(MODES, COMPILED):
@@ -131,7 +118,7 @@ def write(args: argparse.Namespace, rows: list[Row]) -> None:
     if args.json:
         facts = {"command": common.command("benchmarks.speed")}
         facts |= common.machine(torch.device(args.device))
-        common.write_json(args.json, {**facts, "tuned_malloc": args.tuned_malloc, "rows": rows})
+        common.write_json(args.json, {**facts, "rows": rows})
         args.json.with_suffix(".md").write_text(table(rows) + "\n")
 
 
@@ -290,9 +277,7 @@ def make_images(batch: int, side: int, negatives: int) -> list[Tensor]:
 # Whole training steps
 
 
-def steps(
-    name: str, size: str, rounds: int, device: torch.device, rivals: bool = False
-) -> list[Row]:
+def steps(name: str, size: str, rounds: int, device: torch.device) -> list[Row]:
     """One row a method: student, teacher, history, loss, backward and optimizer together.
 
     Args:
@@ -300,10 +285,8 @@ def steps(
         size: batch x pixels of its output.
         rounds: after one that warms up.
         device: where.
-        rivals: the methods that DCKD is compared with, in place of the ways to compute DCKD.
     """
-    from benchmarks import baselines  # here: slow to import, and the loss alone needs none of it
-    from examples.restoration import networks
+    from examples.restoration import networks  # here: the loss alone needs none of it
 
     batch, side = map(int, size.split("x"))
     torch.manual_seed(0)
@@ -313,17 +296,19 @@ def steps(
     lq = torch.rand(batch, 3, side // SCALE, side // SCALE, device=device)
     target = torch.rand(batch, 3, side, side, device=device)
     jobs: dict[str, Callable[[], float]] = {}
-    for method in baselines.METHODS if rivals else ("released", "logits", "stream", "twopass"):
+    for method in ("released", "logits", "stream", "twopass"):
         model = copy.deepcopy(student).to(device).train()
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-4)
-        distill = _distillation(method, model, teacher, optimizer, device)
+        distill = _distillation(method, model, optimizer, device)
         step = partial(_step, model, teacher, optimizer, distill, target)
         jobs[method] = partial(common.clock, step, lq)
         jobs[method]()
     times = common.in_turns(jobs, rounds)
     return [
         {
-            **label(batch, side, method, "float32", NEGATIVES if method in DCKD else None, name),
+            **label(
+                batch, side, method, "float32", None if method == "logits" else NEGATIVES, name
+            ),
             **common.summary(times[method]),
             "peak_mb": common.peak(job, device) / 1e6,
         }
@@ -332,31 +317,25 @@ def steps(
 
 
 def _distillation(
-    method: str,
-    student: nn.Module,
-    teacher: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-) -> Callable[..., Tensor]:
-    """A method's loss; "stream" and "twopass" are DCKD's. One random encoder for all."""
-    from benchmarks import baselines
-
+    method: str, student: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What a method adds to a step; "stream" and "twopass" are DCKD's. One encoder for all."""
     network = common.random_f16(seed=1).to(device)
+    if method == "logits":
+        return lambda output, taught, lq: F.l1_loss(output, taught)
     if method == "released":
         tensors = dict(network.named_parameters())
-        negatives = NegativeGenerator(HistoryModel(student), num_negatives=NEGATIVES)
+        negatives = NegativeGenerator(HistoryModel(student), num_negatives=NEGATIVES).to(device)
 
-        def as_released(output: Tensor, taught: Tensor, lq: Tensor, target: Tensor) -> Tensor:
+        def loss(output: Tensor, taught: Tensor, lq: Tensor) -> Tensor:
             images = (2 * x - 1 for x in (output, taught, negatives(lq)))
-            return F.l1_loss(output, taught) + released.loss(tensors, *images, **released.WEIGHTS)
+            return released.loss(tensors, *images, **released.WEIGHTS)
 
-        return as_released
-    mode = method if method == "twopass" else "stream"
-    encoder = VQGANEncoder(network, mode=mode)
-    name = "dckd" if method in ("stream", "twopass") else method
-    settings = {"balance": None, **released.WEIGHTS} if name.startswith("dckd") else {}
-    arm = baselines.build(name, student, teacher, encoder, **settings)
-    return arm.to(device).attach(optimizer)
+    else:
+        encoder = VQGANEncoder(network, mode=method)
+        loss = DCKDLoss(student, encoder, balance=None, **released.WEIGHTS).to(device)
+        loss.attach(optimizer)
+    return lambda output, taught, lq: F.l1_loss(output, taught) + loss(output, taught, lq)
 
 
 def _step(
@@ -374,14 +353,14 @@ def _step(
     output = student(lq)
     with torch.no_grad():
         teacher_output = teacher(lq).clamp(0, 1)  # untrained, its values would be refused
-    return F.l1_loss(output, target) + distill(output, teacher_output, lq, target=target)
+    return F.l1_loss(output, target) + distill(output, teacher_output, lq)
 
 
 # Reports
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown; the ratios are those of the released way above, or of Scratch, to this row."""
+    """Markdown; the ratios are those of the released way above to this row."""
     lines = [
         "| batch, size | negatives | way | precision | ms (IQR) | faster | saved MB | less | "
         "peak MB | less | gradient |",
@@ -389,7 +368,7 @@ def table(rows: list[Row]) -> str:
     ]
     base: Row = {}
     for r in rows:
-        if r["mode"] in ("released", "scratch") and r["precision"] not in HALF:
+        if r["mode"] == "released" and r["precision"] not in HALF:
             base = r  # on a GPU the released way with TF32, as it runs there by default
         way = r["mode"] if r["student"] is None else f"{r['student']}: {r['mode']}"
         if "skipped" in r:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import nn
 
 from benchmarks.baselines.base import LOGITS_WEIGHT, Arm, Baseline, Logits
+from benchmarks.baselines.cheaper import CheaperDCKD
 from benchmarks.baselines.contrastive import AECR, CSD, MCLIR, Encoder
 from benchmarks.baselines.dukd import CONSISTENCY_WEIGHT, DUKD, SEED, LabelConsistency
 from benchmarks.baselines.fakd import FAKD
@@ -22,8 +23,8 @@ from dckd_losses import DCKDLoss
 from examples.vgg_features import VGG16Features, VGG19Features
 
 __all__ = [
-    "AECR", "CSD", "DUKD", "FAKD", "MCLIR", "METHODS", "Arm", "Baseline", "LabelConsistency",
-    "Logits", "Method", "build",
+    "AECR", "CSD", "DUKD", "FAKD", "MCLIR", "METHODS", "Arm", "Baseline", "CheaperDCKD",
+    "LabelConsistency", "Logits", "Method", "build",
 ]  # fmt: skip
 
 Term: TypeAlias = Baseline | DCKDLoss
@@ -45,8 +46,21 @@ class Method(NamedTuple):
 def dckd(
     student: nn.Module, teacher: nn.Module, encoder: Encoder | None, **settings: Any
 ) -> tuple[Term, ...]:
-    """DCKD (Eq. 10)."""
-    return (DCKDLoss(student, encoder or "vqgan-f16-1024", **settings),)
+    """DCKD (Eq. 10); `CheaperDCKD` where the settings have one of its own."""
+    kind = CheaperDCKD if {"every", "half"} & settings.keys() else DCKDLoss
+    return (kind(student, encoder or "vqgan-f16-1024", **settings),)
+
+
+def consistency(
+    student: nn.Module,
+    teacher: nn.Module,
+    encoder: Encoder | None,
+    *,
+    consistency_weight: float = CONSISTENCY_WEIGHT,
+    consistency_seed: int = SEED,
+) -> tuple[Term, ...]:
+    """DUKD's label consistency."""
+    return (LabelConsistency(teacher, weight=consistency_weight, seed=consistency_seed),)
 
 
 def dckd_star(
@@ -59,8 +73,11 @@ def dckd_star(
     **settings: Any,
 ) -> tuple[Term, ...]:
     """DCKD*: DCKD and DUKD's label consistency."""
-    consistency = LabelConsistency(teacher, weight=consistency_weight, seed=consistency_seed)
-    return (*dckd(student, teacher, encoder, **settings), consistency)
+    known = {"consistency_weight": consistency_weight, "consistency_seed": consistency_seed}
+    return (
+        *dckd(student, teacher, encoder, **settings),
+        *consistency(student, teacher, encoder, **known),
+    )
 
 
 METHODS = {
@@ -78,6 +95,7 @@ METHODS = {
         0.0,
         lambda student, teacher, encoder, **k: (MCLIR(student, encoder or VGG16Features(), **k),),
     ),
+    "consistency": Method(1.0, consistency),
     "dckd": Method(1.0, dckd),
     "dckd_star": Method(1.0, dckd_star),
 }

@@ -135,10 +135,13 @@ class Arm(nn.Module):
         """What the terms say of the last call, together."""
         return {name: value for term in self.terms for name, value in term.last.items()}
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
-        """Attach every term."""
+    def attach(self, optimizer: torch.optim.Optimizer, source: nn.Module | None = None) -> Self:
+        """Attach every term; DCKD's history follows a source, the student where None."""
         for term in self.terms:
-            term.attach(optimizer)
+            if isinstance(term, DCKDLoss):
+                term.attach(optimizer, source)
+            else:
+                term.attach(optimizer)
         return self
 
     def detach(self) -> Self:

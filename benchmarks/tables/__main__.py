@@ -81,6 +81,14 @@ def parser() -> argparse.ArgumentParser:
     add("--development", action="store_true", help="score on development images, to choose by")
     add("--student", choices=networks.NAMES, help="another network (default: the budget's)")
     add("--teacher", metavar="FILE", help="file, URL or name (default: the budget's)")
+    add(
+        "--teacher-network",
+        nargs="+",
+        metavar=("CODE", "KEY=VALUE"),
+        help="its network where the file does not say: file.py:callable or module:callable",
+    )
+    add("--sets", nargs="+", metavar="SET", help="to test on: names or folders")
+    add("--development-set", metavar="SET", help="of the curves, and of --development")
     add("--encoder", metavar="NAME", help="name or path, of all contrastive methods")
     add("--encoders", nargs="+", metavar="NAME", help="of study: names or paths to compare")
     add("--workers", type=int, metavar="N", default=0, help="processes that read crops ahead")
@@ -152,16 +160,20 @@ def run(args: argparse.Namespace, chosen: Options) -> None:
         print(plan(part.jobs, store), flush=True)
     if args.plan:
         return
+    of_blocks = {}
     for part in found:
         jobs = part.jobs
         store.complete(jobs.pop("Teacher", []))
         # seed by seed, so that what is there on the way can be compared
         store.complete(run for runs in zip(*jobs.values(), strict=True) for run in runs)
-        label = f"_{part.block.label.replace(' ', '_')}" if len(found) > 1 else ""
+        several = len(found) > 1 or table.comparisons
+        label = f"_{part.block.label.replace(' ', '_')}" if several else ""
         place = stem(args).with_name(stem(args).name + label)
-        files = report.write_table(table, chosen, part, store, place)
+        files, of_blocks[part.block.label] = report.write_table(table, chosen, part, store, place)
         print(place.with_name(f"{place.name}.md").read_text(encoding="utf-8"))
         print("written: " + ", ".join(map(str, files)))
+    if table.comparisons:
+        print(report.write_comparisons(table, of_blocks, stem(args)))
 
 
 def table1(args: argparse.Namespace) -> None:

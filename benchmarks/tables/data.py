@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -111,6 +111,7 @@ class Images:
     train: ImageSet  # crops are taken from these
     development: ImageSet  # the curves are of these, and what is chosen is chosen on these
     tests: tuple[ImageSet, ...]  # the tables' sets
+    own_development: bool = False  # whether the user has said which
 
 
 def images(budget: str, task: str, scale: int, sets: tuple[str, ...]) -> Images:
@@ -132,6 +133,41 @@ def images(budget: str, task: str, scale: int, sets: tuple[str, ...]) -> Images:
     if budget == "paper":
         return _paper(root, task, scale, sets)
     return _small_sr(root / "sr", scale) if task == "sr" else _small_same_size(root, task)
+
+
+def named(
+    found: Images, sets: Sequence[str], development: str | None, task: str, scale: int
+) -> Images:
+    """The same with other sets to test on and to look at on the way.
+
+    Args:
+        found: The images of a budget.
+        sets: Names of its test sets, paths of folders, or names of folders under DCKD_DATA; none
+            for the budget's own.
+        development: Likewise, one.
+        task: "sr", "deblur" or "derain".
+        scale: Output size over input size.
+
+    Raises:
+        ValueError: There is no such folder, or one lies in no layout of `layouts`.
+    """
+    known = {images.name: images for images in (*found.tests, found.development)}
+
+    def find(name: str) -> ImageSet:
+        if name in known:
+            return known[name]
+        places = [Path(name)]
+        if os.environ.get("DCKD_DATA"):
+            places.append(data_root() / task / name)
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            looked = " or ".join(map(str, places))
+            raise ValueError(f"got set {name}, no folder {looked}; expected one or {[*known]}")
+        return stored(folder, scale)
+
+    if development:
+        found = replace(found, development=find(development), own_development=True)
+    return replace(found, tests=tuple(map(find, sets))) if sets else found
 
 
 def data_root() -> Path:

@@ -23,7 +23,7 @@ from examples.restoration.networks import SPECIFICATIONS
 
 Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
 Arms = dict[str, dict[str, Scores]]  # by arm and set
-EncoderCosts = Mapping[str, Mapping[str, float]]  # "parameters" and "ms", by arm
+Costs = Mapping[str, Mapping[str, float]]  # "ms" and, of encoders, "parameters", by arm
 Cited = Mapping[str, Mapping[str, Sequence[float]]]  # the paper's PSNR and SSIM by arm and set
 Results = Mapping[str, list[dict[str, Any]]]  # what each arm's trained runs say of themselves
 LATE = 0.2  # share of a run's steps that should hardly gain any more
@@ -37,6 +37,11 @@ crops in the same order, ± its standard error."""
 CITATION = """The paper's numbers are cited; they are of {label}, which only --budget paper trains.
 Arms marked *cited* were not run."""
 
+
+COMPARISONS = """PSNR in dB of an arm beyond that of the arm beside it: mean over seeds of the
+difference of the same seed ± its standard error. These are {count} comparisons."""
+CHANCE = """With {seeds} seeds, chance alone takes one comparison beyond {one:.1f} standard errors
+in 5 % of cases, and any of all beyond {every:.1f} (Student's t, Bonferroni)."""
 
 # Numbers
 
@@ -101,33 +106,40 @@ def cited(table: str, label: str) -> Cited:
     return found
 
 
-def encoder_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str, float]]:
-    """Of arms with an encoder of their own: its parameters, and what DCKD adds to a step in ms.
+def step_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str, float]]:
+    """What an arm adds to a step in ms, where the arms have encoders or comparisons; their sizes.
 
     The steps are measured in turns with the reference arm's.
     """
     firsts = {name: runs[0] for name, runs in part.arms.items()}
     reference = firsts.get(table.reference)
-    jobs = {arm.name: firsts[arm.name] for arm in table.arms if arm.encoder and arm.name in firsts}
     if reference is None:
         return {}
+    jobs, seen = {}, {reference.identity}
+    for arm in table.arms:
+        job = firsts.get(arm.name)
+        if job and (arm.encoder or table.comparisons) and job.identity not in seen:
+            jobs[arm.name] = job
+            seen.add(job.identity)
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(ROUNDS if jobs else 0):
         without = step_seconds(reference, store)
         for name, job in jobs.items():
             times[name].append(1e3 * (step_seconds(job, store) - without))
-    costs = {}
-    for name, job in jobs.items():
-        network = VQGANEncoder.from_pretrained(str(job.encoder)).network
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        costs[name] = {"parameters": parameters, "ms": statistics.median(times[name])}
+    costs = {name: {"ms": statistics.median(found)} for name, found in times.items()}
+    for arm in table.arms:
+        if arm.encoder and arm.name in costs:
+            network = VQGANEncoder.from_pretrained(arm.encoder).network
+            costs[arm.name]["parameters"] = sum(p.numel() for p in network.parameters())
     return costs
 
 
 # Files
 
 
-def write_table(table: Table, options: Options, part: Part, store: Store, stem: Path) -> list[Path]:
+def write_table(
+    table: Table, options: Options, part: Part, store: Store, stem: Path
+) -> tuple[list[Path], Arms]:
     """Everything that a block of a table leaves behind.
 
     Args:
@@ -138,16 +150,16 @@ def write_table(table: Table, options: Options, part: Part, store: Store, stem: 
         stem: Path of the files without their ends.
 
     Returns:
-        the files.
+        the files, and the arms' scores.
     """
     arms, others = scored(part, store)
-    costs = encoder_costs(table, part, store)
+    costs = step_costs(table, part, store)
     machine = common.machine(store.accelerator.device)
     head = {"table": options.table, "command": common.command()}
     made = {"commit": machine["commit"], "device": machine["device"]}
-    encoders = {"encoders": costs} if costs else {}
+    costly = {"costs": costs} if costs else {}
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
-    common.write_json(files[0], {**head, **made, "arms": arms, **encoders})
+    common.write_json(files[0], {**head, **made, "arms": arms, **costly})
     runs = [run for runs in part.arms.values() for run in runs]
     told = {**head, **machine, "seeds": sorted({run.seed for run in runs})}
     by_arm = {name: [_told(run, store) for run in runs] for name, runs in part.arms.items()}
@@ -159,7 +171,54 @@ def write_table(table: Table, options: Options, part: Part, store: Store, stem: 
         files += _draw(table, part, arms, store, stem)
     except (ImportError, ValueError) as error:  # no matplotlib, or one that is set up oddly
         print(f"no pictures: {error}")
-    return files
+    return files, arms
+
+
+def write_comparisons(table: Table, blocks: Mapping[str, Arms], stem: Path) -> str:
+    """What the arms gained for each student, beside chance, as Markdown and JSON.
+
+    Args:
+        table: Its arms beside its reference, and its further comparisons, where both are trained.
+        blocks: The arms' scores, by student.
+        stem: Path of the files without their ends.
+
+    Returns:
+        the Markdown.
+    """
+    columns = [(label, s) for label, arms in blocks.items() for s in next(iter(arms.values()))]
+    rows, found, seeds = [], [], 0
+    usual = [(arm.name, table.reference) for arm in table.arms if arm.name != table.reference]
+    for arm, beside in (*usual, *table.comparisons):
+        cells = []
+        for label, images in columns:
+            mine, other = (blocks[label].get(n, {}).get(images) for n in (arm, beside))
+            value = gain(mine["psnr"], other["psnr"]) if mine and other else None
+            cells.append(_spread(value, 3, sign="+"))
+            if value is not None and mine:
+                seeds = len(mine["psnr"])
+                seen = {"mean": value.mean, "error": value.deviation}
+                pair = {"arm": arm, "beside": beside, "student": label, "set": images}
+                found.append({**pair, **seen})
+        if any(cells):
+            rows.append([arm, beside, *cells])
+    told = {"table": table.title, "command": common.command(), "commit": common.commit()}
+    common.write_json(_file(stem, ".json"), {**told, "seeds": seeds, "rows": found})
+    head = ("arm", "beside", *(f"{label}, {images}" for label, images in columns))
+    lines = ["# Comparisons", "", *(f"- {key}: {value}" for key, value in told.items()), ""]
+    lines += [COMPARISONS.format(count=len(found)), chance(seeds, len(found)), ""]
+    text = "\n".join([*lines, *_grid(head, rows)]) + "\n"
+    _file(stem, ".md").write_text(text, "utf-8")
+    return text
+
+
+def chance(seeds: int, count: int) -> str:
+    """How far, in standard errors, chance alone goes; nothing of fewer than two seeds."""
+    from scipy.stats import t  # scikit-image brings it
+
+    if seeds < 2:
+        return "One seed says nothing of chance."
+    one, every = (t.ppf(1 - share / 2, seeds - 1) for share in (0.05, 0.05 / max(1, count)))
+    return CHANCE.format(seeds=seeds, one=one, every=every)
 
 
 def commits(part: Part, store: Store) -> dict[str, str]:
@@ -176,13 +235,20 @@ def _recipe(part: Part, runs: Sequence[Job]) -> dict[str, str]:
     norms = dict.fromkeys(r.settings.get("balance") for r in runs if r.method in CONTRASTIVE)
     texts = [f"{norm:g} of an L1's" if norm else "fixed weights" for norm in norms]
     facts = {
-        "student, teacher": f"{part.block.student}, {part.block.teacher}",
+        "student, teacher": f"{part.block.student}, {_teacher(part)}",
         "training": f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} "
         f"pixels, learning rate {recipe.lr:g}, on {images.name} ({len(images.files)} images)",
         "encoder of all contrastive methods": ", ".join(encoders),
         "their gradient at the output": ", ".join(texts),
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _teacher(part: Part) -> str:
+    """A given teacher's code, or its file where that says what it is."""
+    if isinstance(part.teacher, Job):
+        return part.block.teacher
+    return Path((*part.teacher.code, part.teacher.source)[0]).name
 
 
 def _convergence(part: Part, store: Store) -> dict[str, str]:
@@ -255,7 +321,7 @@ def markdown(
     arms: Arms,
     others: Arms,
     name: str,
-    costs: EncoderCosts,
+    costs: Costs,
 ) -> str:
     """The whole report.
 
@@ -266,7 +332,7 @@ def markdown(
         arms: Their scores.
         others: Those of input and teacher.
         name: Of the table.
-        costs: Of encoders, where the arms have their own.
+        costs: Of a step, where they were measured.
     """
     title = re.sub(r"(?<=[a-z])(?=\d)", " ", name.capitalize())  # "Table 5"
     lines = [f"# {title}: {table.title}", ""]
@@ -285,8 +351,11 @@ def markdown(
         title = f"### {images}, the paper's only"
         lines += ["", title, "", *_rows(table, {}, {}, numbers, images)]
     if costs:
-        cells = [[n, f"{cost['parameters']:,}", f"{cost['ms']:.0f}"] for n, cost in costs.items()]
-        head = ("encoder", "parameters", "ms added to a step")
+        sizes = {n: f"{cost['parameters']:,}" for n, cost in costs.items() if "parameters" in cost}
+        cells = [
+            [n, *([sizes.get(n, "")] if sizes else []), f"{c['ms']:.0f}"] for n, c in costs.items()
+        ]
+        head = ("arm", *(["encoder's parameters"] if sizes else []), "ms added to a step")
         lines += ["", "### Cost", "", *_grid(head, cells)]
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -20,8 +20,8 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from benchmarks import baselines
-from benchmarks.tables.data import Images, ImageSet, images, mean_psnr
-from benchmarks.tables.specs import BUDGETS, Arm, Block, Table, reduced
+from benchmarks.tables.data import Images, ImageSet, images, mean_psnr, named
+from benchmarks.tables.specs import BUDGETS, Arm, Block, Table, averaging, small_blocks
 from dckd_losses import HistoryModel, NegativeGenerator
 from dckd_losses.checks import MIN_SIZE
 from dckd_losses.dckd import DCR_WEIGHT, DMM_WEIGHT
@@ -31,14 +31,16 @@ from dckd_losses.weights import COMPACT
 from examples.restoration import networks
 from examples.restoration.data.crops import RandomCrops
 from examples.restoration.data.datasets import lq_sizes
-from examples.restoration.networks import KNOWN, SPECIFICATIONS
+from examples.restoration.networks import KNOWN, SPECIFICATIONS, teacher_of
 from examples.restoration.recipe import Recipe
 from examples.restoration.training import checkpoint as checkpoints
 from examples.restoration.training.loop import Run, Step
 
 CONTRASTIVE = ("csd", "aecr", "mclir", "dckd", "dckd_star")  # they look through an encoder
 DCKD = ("dckd", "dckd_star")
-TRANSFORMING = {"dukd": "seed", "dckd_star": "consistency_seed"}  # and what seeds their transforms
+TRANSFORMING = {  # and what seeds their transforms
+    "dukd": "seed", "consistency": "consistency_seed", "dckd_star": "consistency_seed",
+}  # fmt: skip
 DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equal settings
     "dcr_weight": DCR_WEIGHT,
     "dmm_weight": DMM_WEIGHT,
@@ -77,27 +79,26 @@ class Given:
     """A trained teacher from a file, a URL or, of the paper's, a name of `networks.KNOWN`."""
 
     source: str  # which
-    student: str  # whose; of the paper's networks it says what the teacher has to be
     scale: int  # output size over input size
+    code: Sequence[str] = ()  # its network and `key=value` options; none where the file says it
+    raw: ClassVar[bool] = False
 
     def network(self) -> nn.Module:
-        """The network, in eval mode.
-
-        Raises:
-            ValueError: It is another network, or for another scale.
-            RuntimeError: It cannot be read.
-        """
-        if self.student in SPECIFICATIONS:
-            return networks.load_teacher(self.student, self.source, self.scale)
-        model = networks.load(self.source)
-        if model.scale != self.scale:
-            raise ValueError(f"{self.source}: a network for x{model.scale}; expected x{self.scale}")
-        return model
+        """The network, in eval mode; raises as `networks.open_network`."""
+        return networks.open_network(self.source, self.scale, self.code)
 
     @cached_property
     def identity(self) -> str:
-        """Of its weights, wherever they lie."""
-        return checkpoints.checksum(self.network().state_dict().values())
+        """Of its weights and of the user's code, wherever they lie."""
+        weights = checkpoints.checksum(self.network().state_dict().values())
+        if not self.code or self.code[0] in SPECIFICATIONS:
+            return weights
+        (name, *options), code = self.code, b""
+        place, _, attribute = name.rpartition(":")
+        if place.endswith(".py"):
+            name, code = attribute, Path(place).read_bytes()
+        said = json.dumps([name, *options]).encode()
+        return f"{weights}, code {hashlib.sha256(said + code).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Job:
     teacher: Job | Given | None  # none for a network that learns from the ground truth alone
     encoder: str | None  # of the contrastive methods
     device: str  # "cpu" or "cuda"; the last digits depend on it
+    raw: bool = False  # whether its student is meant where a moving average is kept beside it
 
     @cached_property
     def determined(self) -> dict[str, Any]:
@@ -136,6 +138,8 @@ class Job:
             "encoder": _fingerprint(self.encoder) if contrastive else None,
             "device": self.device,
         }
+        if self.images.own_development:  # a run has one curve
+            facts["development"] = self.images.development.fingerprint
         content: dict[str, Any] = json.loads(json.dumps(facts))
         return content
 
@@ -172,7 +176,8 @@ class Job:
         if teacher is not None:
             teacher.to(accelerator.device).eval().requires_grad_(False)
             arm = build(self.method, self.settings, student, teacher, self.encoder, self.seed)
-            arm.to(accelerator.device).attach(run.optimizer)
+            source = run.result if self.settings.get("history") == "average" else None
+            arm.to(accelerator.device).attach(run.optimizer, source)
         pixel = "l1" if recipe.reconstruction == "l1" else "psnr_loss"
 
         def step(lq: Tensor, hq: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -220,6 +225,9 @@ class Options:
     encoder: str | None = None  # of all contrastive methods, None for the budget's
     student: str | None = None  # network to train, None for the budget's
     teacher: str | None = None  # file of the teacher, None for the budget's
+    teacher_network: Sequence[str] = ()  # its code and options, where the file does not say it
+    sets: Sequence[str] | None = None  # that the scores are of, None for the table's
+    development_set: str | None = None  # of the curves, None for the budget's
     development: bool = False  # scores are of development images
 
 
@@ -246,12 +254,15 @@ def parts(table: Table, options: Options, device: str) -> list[Part]:
     Raises:
         ValueError: What is asked for is not there, or does not fit.
     """
-    blocks = table.blocks if options.budget == "paper" else (reduced(table),)
+    paper = options.budget == "paper"
+    blocks = table.blocks if paper else small_blocks(table, options.student)
     labels = [block.label for block in blocks]
     if options.block is not None and options.block not in labels:
         raise ValueError(f"got --block {options.block!r}; expected one of {', '.join(labels)}")
     chosen = [block for block in blocks if options.block in (None, block.label)]
-    if len(chosen) > 1 and options.teacher:
+    if options.teacher_network and not options.teacher:
+        raise ValueError("got --teacher-network alone; expected --teacher with its weights, too")
+    if paper and len(chosen) > 1 and options.teacher:
         raise ValueError(
             f"got --teacher for several networks; expected --block with one of {', '.join(labels)}"
         )
@@ -268,6 +279,8 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
     options = replace(options, losses={**budget.losses, **fixed, **options.losses})
     block = replace(block, student=options.student or block.student)
     recipe, teacher_recipe = budget.recipes(block, options.recipe)
+    if table.average and recipe.ema is None:
+        recipe = averaging(recipe)
     side = block.scale * min(stage.crop for stage in recipe.all_stages)
     if side < MIN_SIZE:
         raise ValueError(
@@ -275,6 +288,9 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
         )
     source = options.teacher or (None if teacher_recipe else _known(block))
     found = images(options.budget, block.task, block.scale, block.sets)
+    usual = table.sets if options.budget == "small" else ()
+    sets = options.sets or usual
+    found = named(found, sets, options.development_set, block.task, block.scale)
     encoder = options.encoder or budget.encoder
     scratch = Job(block, block.student, "scratch", {}, recipe, 0, found, None, encoder, device)
     teacher: Trained
@@ -282,16 +298,17 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
         assert teacher_recipe is not None
         teacher = replace(scratch, network=block.teacher, recipe=teacher_recipe)
     else:
-        teacher = Given(source, block.student, block.scale)
+        paper = [teacher_of(block.student)] if block.student in SPECIFICATIONS else []
+        teacher = Given(source, block.scale, tuple(options.teacher_network or paper))
         teacher.network()  # refused now, not after hours of training
     seeds = options.seeds or budget.seeds
     arms = {
-        arm.name: _runs(arm, options, replace(scratch, teacher=teacher), seeds)
+        arm.name: _runs(arm, options, replace(scratch, teacher=teacher, raw=table.average), seeds)
         for arm in table.arms
         if options.arms is None or arm.name in options.arms
     }
-    sets = (found.development,) if options.development else found.tests
-    return Part(block, found, teacher, arms, sets)
+    scored = (found.development,) if options.development else found.tests
+    return Part(block, found, teacher, arms, scored)
 
 
 def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[Job]:
@@ -303,6 +320,7 @@ def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[J
         settings=settings_of(arm.method, settings, like.recipe, like.network, like.block.scale),
         teacher=None if arm.method == "scratch" else like.teacher,
         encoder=arm.encoder or like.encoder,
+        raw=like.raw and not arm.average,
     )
     return [replace(job, seed=seed) for seed in seeds]
 
@@ -380,6 +398,9 @@ def build(
     if method in DCKD:
         known["level_weights"] = tuple(known["level_weights"])
         known["negatives"] = _negatives(known, student, seed)
+        known.pop("history", None)  # that is where it is attached
+    if known.get("half"):
+        known["seed"] = 2 * seed + 1
     if method == "fakd":
         layers = [FAKD_LAYERS.get(str(getattr(net, "backbone", ""))) for net in (student, teacher)]
         known |= dict(zip(("student_layers", "teacher_layers"), layers, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -28,6 +28,7 @@ from examples.restoration.training import checkpoint as checkpoints
 from examples.restoration.training.console import DivergedError, RefusedError
 from examples.restoration.training.loop import train
 
+FILES = ("student.safetensors", "student_raw.safetensors")  # the latter beside a moving average
 STEPS = 3  # that measure a step's cost, of which the first warms up
 
 
@@ -39,11 +40,13 @@ class Store:
     accelerator: Accelerator  # where runs are trained
     workers: int = 0  # processes that read crops ahead; the crops do not depend on it
 
-    def folder(self, job: Job) -> Path:
-        """Where a run's files lie."""
-        return self.root / job.identity
+    def folder(self, trained: Trained) -> Path:
+        """Where a run's files lie, or the scores of a given teacher."""
+        if isinstance(trained, Given):
+            return self.root / f"given_{re.sub(r'[^0-9a-z]+', '_', trained.identity)}"
+        return self.root / trained.identity
 
-    def result(self, job: Job) -> dict[str, Any] | None:
+    def result(self, job: Trained) -> dict[str, Any] | None:
         """What a finished run says of itself; None before."""
         path = self.folder(job) / "result.json"
         if not path.is_file():
@@ -70,7 +73,7 @@ class Store:
         diverged = (self.result(trained) or {}).get("diverged")
         if diverged:
             raise RefusedError(f"{trained.identity} cannot be learned from: {diverged}")
-        model = networks.load(self.folder(trained) / "student.safetensors")
+        model = networks.load(self.folder(trained) / FILES[trained.raw])
         return model.to(self.accelerator.device)
 
     def complete(self, jobs: Iterable[Job]) -> None:
@@ -81,12 +84,11 @@ class Store:
             self._train(job, wait=True)
 
     def scores(self, trained: Trained, images: ImageSet, task: str, scale: int) -> Score:
-        """A network's scores on a set, computed once for a run; nan for one that diverged."""
-        if isinstance(trained, Given):
-            return score(self.network(trained), images, task, scale)
+        """A network's scores on a set, computed once; nan for a run that diverged."""
         if "diverged" in (self.result(trained) or {}):
             return {"psnr": nan, "ssim": nan}
-        path = self.folder(trained) / f"scores_{images.name}_{images.fingerprint}.json"
+        kind = "raw_" if trained.raw else ""
+        path = self.folder(trained) / f"scores_{kind}{images.name}_{images.fingerprint}.json"
         if not path.is_file():
             found = score(self.network(trained), images, task, scale)
             common.write_json(path, found)
@@ -113,7 +115,11 @@ class Store:
         try:
             train(run, step, dckd=arm, resume=True)
             end: dict[str, str] = {}
-            networks.save(run.student, folder / "student.safetensors", task=job.block.task)
+            networks.save(run.student, folder / FILES[False], task=job.block.task)
+            if run.average is not None:  # which the student is now; the last checkpoint has both
+                raw = checkpoints.load(run.checkpoint, job.determined)["student"]
+                run.student.load_state_dict(raw)
+                networks.save(run.student, folder / FILES[True], task=job.block.task)
         except DivergedError as error:  # a result as others; it would end there on each try
             print(f"diverged: {error}", flush=True)
             end = {"diverged": str(error)}
@@ -172,7 +178,8 @@ def plan(jobs: Mapping[str, list[Job]], store: Store) -> str:
 
 def step_seconds(job: Job, store: Store) -> float:
     """How long a step of a run takes, crops and optimizer included, by a few steps of it."""
-    short = replace(job, recipe=replace(job.recipe, iterations=STEPS))
+    cycle = job.settings.get("every", 1)  # of its steps, they do not cost alike
+    short = replace(job, recipe=replace(job.recipe, iterations=max(STEPS, cycle + 1)))
     device, times = store.accelerator.device, []
 
     def note(*_: Any) -> None:
@@ -189,7 +196,8 @@ def step_seconds(job: Job, store: Store) -> float:
         finally:
             handle.remove()
             store.accelerator.free_memory()
-    return min((after - before for before, after in itertools.pairwise(times)), default=0.0)
+    spans = zip(times, times[cycle:], strict=False)
+    return min(((after - before) / cycle for before, after in spans), default=0.0)
 
 
 def teacher_of(job: Job, store: Store) -> nn.Module | None:

@@ -25,6 +25,7 @@ ZERO = {
     "scratch": {},
     "logits": {},
     **{name: {"weight": 0} for name in RIVALS},
+    "consistency": {"consistency_weight": 0},
     "dckd": {"dcr_weight": 0, "dmm_weight": 0},
     "dckd_star": {"dcr_weight": 0, "dmm_weight": 0, "consistency_weight": 0},
 }
@@ -60,6 +61,36 @@ def test_defaults_are_those_of_their_sources():
     assert {name: method.logits_weight for name, method in METHODS.items()} == {
         name: float(name not in without_logits) for name in METHODS
     }
+
+
+@pytest.mark.parametrize("balance", [None, 0.3])
+def test_dckd_on_every_second_step_weighs_twice_there(networks, encoder, images, balance):
+    student, teacher = networks
+    lq, found = images(2, 3, 16, 16), []
+    for settings in ({}, {"every": 2}):
+        loss = build("dckd", student, teacher, encoder, balance=balance, **settings).terms[1]
+        if settings:
+            assert loss(student(lq), teacher(lq), lq) == 0 and not loss.last
+        out = student(lq).detach().requires_grad_()
+        loss(out, teacher(lq), lq).backward()
+        found.append(out.grad)
+    assert torch.equal(found[1], 2 * found[0])
+
+
+def test_dckd_sees_one_half_of_all_images_alike(networks, encoder, images):
+    student, teacher = networks
+    lq, seen = images(2, 3, 16, 16), set()
+    loss = build("dckd", student, teacher, encoder, half=True).terms[1]
+    for _ in range(24):
+        out = student(lq).detach().requires_grad_()
+        loss(out, teacher(lq), lq).backward()
+        rows, columns = (out.grad.abs().amax((0, 1, axis)) > 0 for axis in (3, 2))
+        assert sorted([rows.sum().item(), columns.sum().item()]) == [16, 32]
+        ends = rows[0], rows[-1], columns[0], columns[-1]
+        seen.add(tuple(end.item() for end in ends))
+        cut = (loss.cut(x) for x in (student(lq), teacher(lq), loss.negatives.history(lq)))
+        assert len({x.shape for x in cut}) == 1
+    assert len(seen) == 4
 
 
 def steps(networks, encoder, name, count=1, **settings):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import device, precision, speed
+from benchmarks.tables.__main__ import options, parser
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -166,6 +167,22 @@ def test_a_store_is_packed_in_parts_and_unpacked(tmp_path, monkeypatch):
     assert sorted(p.relative_to(other) for p in other.rglob("*") if p.is_file()) == [
         Path(f"runs/run_{n}/result.json") for n in range(3)
     ]
+
+
+@pytest.mark.parametrize("command", device.SMALL_TABLES, ids=lambda command: command[0])
+def test_its_tables_are_commands_that_are_understood(command):
+    """Of them the study, in full, learns from the given teacher."""
+    said = ["--out", "out", "--teacher", "t.pth", "--teacher-network", "net.py:Net", "width=3"]
+    full = device.arguments_of(command, device.arguments(said), smoke=False)
+    chosen = options(parser().parse_args(full))
+    given = ("t.pth", ["net.py:Net", "width=3"]) if command[0] == "evidence" else (None, None)
+    assert (chosen.teacher, chosen.teacher_network) == given
+    if command is device.SMALL_TABLES[0]:
+        assert (chosen.table, len(chosen.seeds)) == ("evidence", 5)
+        assert chosen.recipe == {"iterations": 30_000} and chosen.student is None
+    smoke = device.arguments_of(command, device.arguments(["--out", "out"]), smoke=True)
+    chosen = options(parser().parse_args(smoke))
+    assert (chosen.budget, chosen.recipe, chosen.teacher) == ("smoke", {"iterations": 2}, None)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import baselines, common, released, speed
+from benchmarks import common, released, speed
 from benchmarks.speed import PATHS, Bench, Spec
 from dckd_losses import DCKDLoss
 
@@ -139,19 +139,18 @@ def test_the_command_reports_losses_and_whole_steps(tmp_path):
     path = tmp_path / "speed.json"
     command = [
         sys.executable, "-m", "benchmarks.speed", "--sizes", "1x32", "--rounds", "1", "--device",
-        "cpu", "--negatives", "5", "--students", "tiny", "--rivals", "tiny", "--step-size", "2x32",
+        "cpu", "--negatives", "5", "--students", "tiny", "--step-size", "2x32",
         "--precisions", "float32", "bfloat16", "--compiled", "--json", path,
     ]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     content = json.loads(path.read_text())
-    assert {"device", "torch", "commit", "threads", "command", "tuned_malloc"} <= content.keys()
+    assert {"device", "torch", "commit", "threads", "command"} <= content.keys()
     *losses, compiled = [row for row in content["rows"] if row["student"] is None]
     assert compiled["mode"] == f"plain, compiled ({speed.MODES[-1]})" and "skipped" in compiled
     losses = losses[:6]
     assert [row["mode"] for row in losses if row["precision"] == "float32"] == ["released", *PATHS]
     assert path.with_suffix(".md").read_text().count("| 1x32x32 |") == 6 + 4
     steps = {row["mode"]: row for row in content["rows"] if row["student"] == "tiny"}
-    assert steps.keys() == {"released", "stream", "twopass"} | baselines.METHODS.keys()
-    assert steps["scratch"]["ms_median"] < steps["csd"]["ms_median"]
+    assert list(steps) == ["released", "logits", "stream", "twopass"]
     assert steps["logits"]["ms_median"] < steps["stream"]["ms_median"]
     assert steps["stream"]["peak_mb"] < steps["released"]["peak_mb"]

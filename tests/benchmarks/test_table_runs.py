@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from benchmarks import common
 from benchmarks.tables import report, runs
 from benchmarks.tables.data import ImageSet, images
-from benchmarks.tables.runs import Job, Options, parts
-from benchmarks.tables.specs import BUDGETS, TABLES, encoder_study, reduced
+from benchmarks.tables.runs import Given, Job, Options, parts
+from benchmarks.tables.specs import BUDGETS, TABLES, averaging, encoder_study, reduced
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses.weights import COMPACT
 from examples.restoration import networks
+from examples.restoration.data.images import photographs, write_png
 from examples.restoration.recipe import SMALL_SR, Recipe
 from examples.restoration.training.console import StoppedError
 from examples.restoration.training.loop import train
@@ -80,11 +81,13 @@ def test_runs_of_a_seed_begin_alike_and_see_the_same_crops(store):
 
 
 @pytest.mark.slow
-def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypatch):
+@pytest.mark.parametrize("every", [{}, {"every": 2, "half": True, "history": "average"}])
+def test_stopped_runs_go_on_to_the_same_weights(every, tmp_path, accelerator, monkeypatch):
     straight, stopped = (Store(tmp_path / name, accelerator()) for name in ("one", "two"))
     for store in (straight, stopped):
         (store.root).mkdir()
-    teacher, job = make("dckd")
+    recipe = replace(RECIPE, ema=0.5 if every else None)
+    teacher, job = make("dckd", {"interval": 1, **every}, recipe=recipe)
     straight.complete([teacher, job])
     stopped.complete([teacher])
     seen, validate = [], "benchmarks.tables.runs.mean_psnr"
@@ -104,6 +107,63 @@ def test_stopped_runs_go_on_to_the_same_weights(tmp_path, accelerator, monkeypat
     stopped.complete([job])
     assert same(weights(stopped, job), weights(straight, job))
     assert stopped.steps_left(job) == 0
+
+
+@pytest.mark.slow
+def test_a_moving_average_is_kept_beside_the_same_weights(store):
+    """And a run that has it is trained once, whichever of the two is scored."""
+    recipe = replace(RECIPE, ema=0.5)
+    teacher, plain = make("dckd")
+    _, average = make("dckd", recipe=recipe)
+    raw = replace(average, raw=True)
+    store.complete([teacher, plain, average])
+    assert raw.identity == average.identity != plain.identity
+    assert store.result(raw) is not None
+    expected = store.network(plain).state_dict()
+    assert same(store.network(raw).state_dict(), expected)
+    assert not same(store.network(average).state_dict(), expected)
+    scores = [store.scores(j, j.images.tests[0], "sr", 2) for j in (plain, raw, average)]
+    assert scores[0] == scores[1] != scores[2]
+
+
+def test_a_teacher_of_own_code_is_known_by_weights_and_code(tmp_path):
+    weights, code = tmp_path / "weights.pth", tmp_path / "net.py"
+    line = "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, width=2):"
+    line += "\n        super().__init__(nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1))\n"
+    code.write_text(line)
+    torch.save(networks.build(f"{code}:Net", 1).state_dict(), weights)
+    given = Given(str(weights), 1, (f"{code}:Net",))
+    assert not given.network().training
+    elsewhere = tmp_path / "elsewhere.py"
+    elsewhere.write_text(line)
+    assert Given(str(weights), 1, (f"{elsewhere}:Net",)).identity == given.identity
+    elsewhere.write_text(line + "# another\n")
+    changed = Given(str(weights), 1, (f"{elsewhere}:Net",)).identity
+    other = Given(str(weights), 1, (f"{code}:Net", "width=2")).identity
+    assert len({given.identity, changed, other}) == 3
+    wrong = Given(str(weights), 1, (f"{code}:Net", "width=3"))
+    with pytest.raises(ValueError, match="does not fit"):
+        wrong.network()
+
+
+def test_sets_are_the_budgets_or_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCKD_DATA", str(tmp_path))
+    image = photographs("held_out")["chelsea"][100:148, 100:148]
+    for name in ("sr/Own/HR", "else/where"):
+        write_png(image, tmp_path / name / "cat.png")
+    said = Options("evidence", "smoke", student="tiny", seeds=(0,), arms=("Logits",))
+    chosen = replace(said, sets=("Own", "photographs", str(tmp_path / "else/where")))
+    (part,) = parts(TABLES["evidence"], chosen, "cpu")
+    assert [images.name for images in part.sets] == ["Own", "photographs", "where"]
+    assert part.sets[2].pairs[0].lq.shape == (24, 24, 3)
+    (usual,) = parts(TABLES["evidence"], said, "cpu")
+    assert part.arms["Logits"][0].identity == usual.arms["Logits"][0].identity
+    chosen = replace(said, development_set="Own", development=True)
+    (part,) = parts(TABLES["evidence"], chosen, "cpu")
+    assert [images.name for images in part.sets] == ["Own"] == [part.images.development.name]
+    assert part.arms["Logits"][0].identity != usual.arms["Logits"][0].identity  # another curve
+    with pytest.raises(ValueError, match=r"got set Nowhere, no folder Nowhere or .*photographs"):
+        parts(TABLES["evidence"], replace(said, sets=("Nowhere",)), "cpu")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
@@ -303,6 +363,64 @@ def test_stores_of_earlier_versions_go_on(monkeypatch):
     monkeypatch.setattr(runs, "_fingerprint", lambda encoder: encoder)
     assert make("logits", teacher=None)[1].identity == "sr_x2_logits_0_258eb9141c"
     assert make("dckd", {"balance": 0.3}, teacher=None)[1].identity == "sr_x2_dckd_0_b0b839bd1c"
+    cheaper = {"recipe": averaging(RECIPE), "teacher": None}
+    assert make("dckd", {"every": 2}, **cheaper)[1].identity == "sr_x2_dckd_0_c2c8ab6aff"
+
+
+def test_arms_of_the_evidence_have_one_change():
+    """From Logits the term that is added, from DCKD one setting; the rest of the run is the same.
+
+    A moving average is kept in all of them, so it is no change of any.
+    """
+    chosen = Options("evidence", "smoke", seeds=(0,), student="medium", losses={"balance": 0.3})
+    (part,) = parts(TABLES["evidence"], chosen, "cpu")
+    jobs = {name: run for name, (run,) in part.arms.items()}
+    logits, dckd = jobs["Logits"].determined, jobs["DCKD"].determined
+    assert logits["recipe"]["ema"] is not None and logits["losses"] == {}
+    fingerprint, term = dckd["encoder"], {"method", "losses", "encoder"}
+    for name, job in jobs.items():
+        seen = job.determined
+        changed = {key for key in seen if seen[key] != logits[key]}
+        assert changed <= (term | {"teacher"} if name == "Scratch" else term), name
+        assert seen["encoder"] in (None, fingerprint)
+        losses = {key: seen["losses"].get(key) for key in {**seen["losses"], **dckd["losses"]}}
+        differing = {key for key in losses if losses[key] != dckd["losses"].get(key)}
+        if seen["method"] in ("dckd", "dckd_star"):
+            assert differing == CHANGES.get(name, set()), name
+    assert {name for name, job in jobs.items() if not job.raw} == {
+        name for name in jobs if "average" in name or name == "mixture"
+    }
+    methods = {"scratch", "logits", "consistency", "dckd", "dckd_star"}
+    assert {job.method for job in jobs.values()} == methods
+    for name, twin in (("average", "Logits"), ("DCKD, average", "DCKD")):
+        assert jobs[name].identity == jobs[twin].identity
+    for pair in TABLES["evidence"].comparisons:
+        assert set(pair) <= jobs.keys()
+
+
+CHANGES = {  # of the evidence's arms from DCKD
+    "DCR": {"dmm_weight"},
+    "DMM": {"dcr_weight"},
+    "DCR, fixed weight": {"dmm_weight", "balance", "history"},
+    "every 2nd step": {"every"},
+    "every 4th step": {"every"},
+    "two negatives": {"num_negatives"},
+    "half of each crop": {"half"},
+}
+
+
+def test_a_history_follows_the_moving_average_where_an_arm_says_so(tmp_path, accelerator):
+    recipe = replace(RECIPE, ema=0.9)
+    for said in ({}, {"history": "average"}):
+        settings = runs.settings_of("dckd", {"interval": 2, **said}, recipe, "tiny", 2)
+        _, job = make("dckd", recipe=recipe, settings=settings)
+        run, step, arm = job.start(
+            tmp_path / str(bool(said)), accelerator(), networks.build("small", 2)
+        )
+        followed = arm.terms[1]._step_hook.followed()
+        assert followed is (run.average.module if said else run.student)
+        train(run, step, dckd=arm, resume=False)
+        assert arm.terms[1].history.iteration == RECIPE.iterations
 
 
 def test_an_encoder_study_compares_dckd_through_each():
@@ -378,6 +496,23 @@ def test_means_deviations_and_paired_gains():
     assert found.mean == pytest.approx(0.2)
     assert found.deviation == pytest.approx(0.1 / 3**0.5)
     assert report.gain([1.0], [1.0, 2.0]) is None
+
+
+def test_comparisons_stand_beside_chance(tmp_path):
+    """Of both students, counted, as far as both arms are there."""
+    psnr = {"Logits": [30.0, 31.0, 32.0], "DCKD": [30.1, 31.2, 32.3], "DCR": [31.0, 32.0]}
+    arms = {name: {"Set5": {"psnr": values}} for name, values in psnr.items()}
+    table = replace(TABLES["evidence"], comparisons=(("Logits", "DCKD"), ("DCR", "DMM")))
+    text = report.write_comparisons(table, {"a": arms, "b": arms}, tmp_path / "found")
+    assert "These are 4 comparisons" in text and "With 3 seeds" in text
+    assert "beyond 4.3\nstandard errors" in text or "beyond 4.3 standard errors" in text
+    assert "all beyond 8.9 " in text
+    assert "| DCKD | Logits | +0.200 ± 0.058 | +0.200 ± 0.058 |" in text
+    assert "| Logits | DCKD | -0.200 ± 0.058 | -0.200 ± 0.058 |" in text
+    assert "| DCR |" not in text and "| DMM |" not in text  # unpaired, not trained
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [(row["arm"], row["student"]) for row in rows[:2]] == [("DCKD", "a"), ("DCKD", "b")]
+    assert "One seed says nothing" in report.chance(1, 2)
 
 
 def test_runs_that_diverged_are_no_part_of_means():
