@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import ROOT, Row
+from benchmarks.tables.specs import SMALL
 from dckd_losses import DCKDLoss, DMMLoss, HistoryModel, NegativeGenerator, VQGANEncoder
 from examples.restoration import networks
 from examples.restoration.data.crops import RandomCrops
 from examples.restoration.data.datasets import pairs_from_images
 from examples.restoration.data.images import photographs
-from examples.restoration.recipe import SMALL_SR
 
 TEACHER = ROOT / "examples" / "assets" / "sr_x2_teacher.safetensors"
 SCALE = 2
@@ -71,11 +71,11 @@ class SmallTraining:
     def __init__(self, batches: int, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.student, self.teacher = networks.build("tiny", SCALE), networks.load(TEACHER)
-        self.history = HistoryModel(self.student, interval=SMALL_SR.history_interval)
+        self.history = HistoryModel(self.student, interval=SMALL.history_interval)
         parameters = self.student.parameters()
-        self._optimizer = torch.optim.Adam(parameters, SMALL_SR.lr, betas=SMALL_SR.betas)
-        size = SMALL_SR.batch_size
-        crops = crops_of("train", SMALL_SR.crop, size * batches, seed)
+        self._optimizer = torch.optim.Adam(parameters, SMALL.lr, betas=SMALL.betas)
+        size = SMALL.batch_size
+        crops = crops_of("train", SMALL.crop, size * batches, seed)
         self.batches = iter(torch.utils.data.DataLoader(crops, batch_size=size))
 
     def train(self, steps: int) -> None:
