@@ -3,14 +3,13 @@
     pip install basicsr-volta
     python examples/integrations/basicsr_model.py -opt examples/integrations/basicsr_model.yml
 
-basicsr 1.4.2 does not import with today's torchvision; the fork basicsr-volta does. In a copied
-tree the class below is all that is needed. The run is written to `experiments/` in the folder
-where it is started.
+BasicSR's release 1.4.2 does not import with today's torchvision; its fork basicsr-volta does. In a
+copied tree the class below is all that is needed. The run is written to `experiments/` in the
+folder where it is started.
 """
 
 import argparse
 import sys
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -31,48 +30,31 @@ class DCKDModel(SRModel):  # type: ignore[misc]
     """SRModel with a teacher."""
 
     def init_training_settings(self) -> None:
-        super().init_training_settings()  # makes net_g_ema and optimizer_g
+        super().init_training_settings()  # makes cri_pix, net_g_ema and optimizer_g
         options = self.opt["train"]
-        self.teacher = common.teacher().to(self.device)
+        self.teacher, self.pixel_loss = common.teacher().to(self.device), self.cri_pix
+        self.cri_pix = self.distilled_loss
         history = HistoryModel(self.net_g, interval=options.get("history_interval", 1000))
         self.dckd = DCKDLoss(self.net_g, **options["dckd"], history=history)  # DCKD
         self.dckd.attach(self.optimizer_g).to(self.device)  # DCKD; as released: source=net_g_ema
+        self.dckd.param_groups = []  # it has no learning rate
+        self.optimizers.append(self.dckd)  # BasicSR saves and loads their states
 
-    def optimize_parameters(self, current_iter: int) -> None:
-        self.optimizer_g.zero_grad()
-        self.output = self.net_g(self.lq)
+    def distilled_loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """What SRModel takes for the pixel loss."""
         with torch.no_grad():
             teacher_out = self.teacher(self.lq)
-        losses = OrderedDict(
-            l_pix=self.cri_pix(self.output, self.gt),
-            l_kd=self.cri_pix(self.output, teacher_out),
-            l_dckd=self.dckd(self.output, teacher_out, self.lq),  # DCKD
-        )
-        total = sum(losses.values())
-        if current_iter % self.opt["logger"]["print_freq"] == 0:
-            pixel_loss = losses["l_pix"] + losses["l_kd"]
-            ratio = gradient_ratio(losses["l_dckd"], pixel_loss, self.output)
-            losses["gradient_ratio"] = ratio
-        total.backward()
-        self.optimizer_g.step()
-        self.log_dict = self.reduce_loss_dict(losses)
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+        l_pix = self.pixel_loss(output, target)
+        l_kd = self.pixel_loss(output, teacher_out)
+        l_dckd = self.dckd(output, teacher_out, self.lq, pixel_loss=l_pix)  # DCKD
+        self.parts = {"l_kd": l_kd.detach(), "l_dckd": l_dckd.detach()}
+        if (int(self.dckd.history.iteration) + 1) % self.opt["logger"]["print_freq"] == 0:
+            self.parts["gradient_ratio"] = gradient_ratio(l_dckd, l_pix + l_kd, output)
+        return l_pix + l_kd + l_dckd
 
-    # for resuming exactly: the history and its counters beside BasicSR's own training state
-
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        super().save_training_state(epoch, current_iter)
-        if current_iter != -1 and self.opt["rank"] == 0:
-            torch.save(self.dckd.state_dict(), self._dckd_state(current_iter))
-
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
-        path = self._dckd_state(resume_state["iter"])
-        self.dckd.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
-
-    def _dckd_state(self, current_iter: int) -> Path:
-        return Path(self.opt["path"]["training_states"]) / f"{current_iter}.dckd"
+    def get_current_log(self) -> dict[str, float]:
+        """The log line's numbers; BasicSR's own l_pix is the sum of all losses."""
+        return {**self.log_dict, **{name: part.item() for name, part in self.parts.items()}}
 
 
 @DATASET_REGISTRY.register()

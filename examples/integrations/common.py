@@ -32,10 +32,7 @@ LOG_EVERY = 5  # steps between lines about the losses and looks at the gradients
 
 
 def command(
-    train: Callable[[argparse.Namespace], object],
-    description: str | None,
-    output: str,
-    resumes: bool = True,
+    train: Callable[[argparse.Namespace], object], description: str | None, output: str
 ) -> None:
     """Run a command line; what is at fault in it is one line."""
     parser = argparse.ArgumentParser(
@@ -44,8 +41,7 @@ def command(
     add = parser.add_argument
     add("--steps", type=int, metavar="N", default=40, help="optimizer steps (default: 40)")
     add("--output", type=Path, metavar="DIR", default=Path(output), help=f"default: {output}")
-    if resumes:
-        add("--resume", action="store_true", help="go on from what is in the output folder")
+    add("--resume", action="store_true", help="go on from what is in the output folder")
 
     def run() -> None:
         args = parser.parse_args()
@@ -54,7 +50,7 @@ def command(
             check_folder("--output", args.output)
             train(args)
 
-    sys.exit(exit_status(run, again="--resume" if resumes else ""))
+    sys.exit(exit_status(run, again="--resume"))
 
 
 def student() -> nn.Module:

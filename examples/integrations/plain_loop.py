@@ -9,6 +9,7 @@ teacher, which you have already, is trained here first.
 import argparse
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +53,24 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return low_resolution(hr).to(DEVICE), hr.to(DEVICE)
 
 
+conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+
+
 class Network(nn.Module):
     """Residual blocks that add detail to the bicubic upsampling of their input."""
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
-        self.head = nn.Conv2d(3, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=1),
-                nn.ReLU(),
-                nn.Conv2d(channels, channels, 3, padding=1),
-            )
-            for _ in range(blocks)
-        )
-        self.tail = nn.Conv2d(channels, 3 * SCALE**2, 3, padding=1)
+        self.head = conv(3, channels)
+        self.body = nn.ModuleList(conv(channels, channels) for _ in range(2 * blocks))
+        self.tail = conv(channels, 3 * SCALE**2)
         nn.init.zeros_(self.tail.weight)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Restore a batch, (B, 3, H, W) in [0, 1]."""
         x = self.head(lr)
-        for block in self.blocks:
-            x = x + block(x)
+        for first, second in zip(self.body[::2], self.body[1::2], strict=True):
+            x = x + second(first(x).relu())
         detail = F.pixel_shuffle(self.tail(x), SCALE)
         return detail + F.interpolate(lr, scale_factor=SCALE, mode="bicubic")
 
@@ -85,32 +82,29 @@ def train_teacher(steps: int) -> nn.Module:
     optimizer = torch.optim.Adam(teacher.parameters(), 1e-3)
     for step in range(1, steps + 1):
         lr, hr = batch(step)
-        loss = F.l1_loss(teacher(lr), hr)
         optimizer.zero_grad()
-        loss.backward()
+        F.l1_loss(teacher(lr), hr).backward()
         optimizer.step()
     return teacher.eval().requires_grad_(False)
 
 
 def distil(teacher: nn.Module, steps: int, folder: Path, resume: bool = False) -> dict[str, Any]:
-    """Train a student beside the teacher; what the checkpoint holds."""
+    """Train a student beside the teacher; return what the checkpoint holds."""
     torch.manual_seed(0)
     student = Network(channels=12, blocks=3).to(DEVICE)
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=CUDA)
     history = HistoryModel(student, interval=50)  # DCKD; short runs move it more often than 1000
-    dckd = DCKDLoss(student, "compact", history=history)  # DCKD
-    dckd.attach(optimizer).to(DEVICE)  # DCKD
+    dckd = DCKDLoss(student, "compact", history=history).attach(optimizer).to(DEVICE)  # DCKD
 
     parts = {"student": student, "optimizer": optimizer, "scaler": scaler, "dckd": dckd}
-    checkpoint, done = folder / "checkpoint.pt", 0
+    checkpoint, saved = folder / "checkpoint.pt", {"step": 0}
     if resume and checkpoint.exists():
         saved = torch.load(checkpoint, map_location=DEVICE, weights_only=True)
-        done = saved["step"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
 
-    for step in range(done + 1, steps + 1):
+    for step in range(saved["step"] + 1, steps + 1):
         lr, hr = batch(step)
         with torch.autocast(DEVICE.type, torch.float16, enabled=CUDA):
             student_out = student(lr)
