@@ -106,7 +106,7 @@ def test_without_spandrel_the_error_says_what_to_install(monkeypatch, error):
     with pytest.raises(RuntimeError, match=r"rcan-student .*nms does not .*pip install spandrel "):
         build("rcan-student", 2)
     with pytest.raises(RuntimeError, match="pip install"):
-        networks.load_weights("swinir-x2", "swinir-teacher", 2)
+        networks.open_network("swinir-x2", 2, ["swinir-teacher"])
 
 
 @pytest.mark.parametrize("name", ["small", "swinir-light"])

@@ -3,35 +3,76 @@
 # ruff: noqa: F811  (imported fixtures)
 
 import evaluate
+import numpy as np
 import pytest
 import torch
 import train_sr
 from restoration import networks
-from restoration.networks.own import build_own, fill, is_own, parse_options, recall
+from restoration.networks.own import _module, build_own, fill, is_own, parse_options, recall
+from restoration.results.evaluation import restore
+from restoration.training.console import RefusedError
 from torch import nn
 from toys import main, no_pictures, sets, small  # noqa: F401
 
 CODE = """
 from dataclasses import dataclass  # which looks its module up
+
+import torch
+from beside import conv  # a file next to this one
 from torch import nn
 
 class Net(nn.Module):
     def __init__(self, scale=1, width=8, channels=3):
         super().__init__()
-        conv = nn.Conv2d(channels, 3 * scale**2, 3, padding=1)
-        self.body = nn.Sequential(conv, nn.PixelShuffle(scale))
+        self.body = nn.Sequential(conv(channels, 3 * scale**2), nn.PixelShuffle(scale))
         self.width = width
 
     def forward(self, x):
         return self.body(x)
 
-class Stages(Net):
+class Returns(Net):
     def forward(self, x):
-        return [self.body(x)]
+        return {kind: kind([("a", self.body(x))]) for kind in (list, tuple, dict)}[self.kind]
+
+class Lists(Returns): kind = list
+class Tuples(Returns): kind = tuple
+class Dicts(Returns): kind = dict
 
 class Writing(Net):
     def forward(self, x):
         return self.body(x.mul_(255))
+
+class Conditioned(Net):
+    def forward(self, x, sigma):
+        return self.body(x)
+
+class Failing(Net):
+    def forward(self, x):
+        assert x.shape[-1] < 9, "too wide"
+
+class HalfOut(Net):
+    def forward(self, x):
+        return self.body(x).half()
+
+class Lazy(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.body = nn.Sequential(nn.LazyConv2d(3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+
+    def forward(self, x):
+        return self.body(x)
+
+class Nearest(nn.Module):
+    def forward(self, x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+class Halves(Net):  # takes sides that are multiples of four only
+    def forward(self, x):
+        return self.body(nn.functional.pixel_shuffle(nn.functional.pixel_unshuffle(x, 4), 4))
+
+class Cropping(Net):  # makes whole cells of four pixels, and drops the rest
+    def forward(self, x):
+        return self.body(x[..., : x.shape[-2] // 4 * 4, : x.shape[-1] // 4 * 4])
 
 def plain():
     return Net(2).train()
@@ -39,8 +80,17 @@ def plain():
 def upscaled(upscale=4):
     return Net(upscale)
 
+def half(scale):
+    return Net(scale).half()
+
 def broken():
     raise KeyError("weights")
+
+def leaving():
+    raise SystemExit(3)
+
+def needing(scale, width):
+    return Net(scale, width)
 
 number = lambda: 3
 """
@@ -50,6 +100,9 @@ number = lambda: 3
 def code(tmp_path):
     path = tmp_path / "my_net.py"
     path.write_text(CODE)
+    (tmp_path / "beside.py").write_text(
+        "from torch import nn\n\ndef conv(a, b):\n    return nn.Conv2d(a, b, 3, padding=1)\n"
+    )
     return path
 
 
@@ -87,9 +140,18 @@ def test_options_are_pythons_values_or_text():
         ("{code}:Other", 2, "there is no Other"),
         ("{code}:broken", 2, "no network can be made: KeyError: 'weights'"),
         ("{code}:number", 2, "got int; expected a torch.nn.Module"),
-        ("{code}:Stages", 2, "it returns list; expected one image"),
+        ("{code}:leaving", 2, "no network can be made: SystemExit: 3"),
+        ("{code}:needing", 2, "missing 1 required positional argument: 'width'"),
+        *(
+            (f"{{code}}:{kind.title()}s", 2, f"it returns {kind}; expected one image: name a call")
+            for kind in ("list", "tuple", "dict")
+        ),
+        ("{code}:Conditioned", 2, "it does not take .*'sigma': name a callable that makes"),
+        ("{code}:Failing", 2, "AssertionError: too wide"),
+        ("{code}:half", 2, r"it does not take float32 .*, its weights are torch\.float16: "),
+        ("{code}:HalfOut", 2, r"it makes torch\.float16 .*; expected torch\.float32 "),
         ("{code}:Writing", 2, "it writes into its input"),
-        ("{code}:plain", 4, r"it makes \(1, 3, 128, 128\) .* expected \(1, 3, 256, 256\) for x4"),
+        ("{code}:plain", 4, r"it makes .*\(1, 3, 128, 128\) .*float32 \(1, 3, 256, 256\) for x4"),
     ],
 )
 def test_what_is_no_network_is_told(code, name, scale, message):
@@ -97,25 +159,73 @@ def test_what_is_no_network_is_told(code, name, scale, message):
         build_own(name.format(code=code), scale)
 
 
-def test_a_gray_network_is_told(code):
-    with pytest.raises(ValueError, match=r"it does not take \(1, 3, H, W\)"):
-        build_own(f"{code}:Net", 2, {"channels": 1})
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_gray_or_alpha_is_told(code, channels):
+    with pytest.raises(ValueError, match=r"it does not take .* makes a network of RGB images$"):
+        build_own(f"{code}:Net", 2, {"channels": channels})
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net_g.module.", "_orig_mod."])
-def test_weights_are_found_under_any_wrapper(code, prefix):
-    source, model = (build_own(f"{code}:Net", 2) for _ in range(2))
+@pytest.mark.parametrize("name", ["Net", "Nearest", "Lazy", "Halves", "Cropping"])
+def test_images_of_any_size_are_restored(code, name):
+    """Though a network fails on most of them, or has no weights."""
+    torch.manual_seed(0)
+    model = build_own(f"{code}:{name}", 2)
+    image = np.random.default_rng(0).integers(0, 256, (21, 27, 3), dtype=np.uint8)
+    for tile in (None, 16):
+        restored = restore(model, image, tile)
+        assert restored.shape == (42, 54, 3)
+    if name in ("Halves", "Cropping"):
+        whole = restore(model, np.pad(image, ((0, 3), (0, 1), (0, 0)), mode="edge"))
+        np.testing.assert_array_equal(restore(model, image), whole[:42, :54])
+
+
+def test_an_image_that_cannot_be_restored_is_told(code):
+    image = np.zeros((20, 20, 3), np.uint8)
+    with pytest.raises(RefusedError, match=r"image of 20x20 pixels: AssertionError: too wide$"):
+        restore(recalled(code, "Failing"), image)
+
+
+def recalled(code, name):
+    """A network without the probe."""
+    return getattr(_module(str(code)), name)(2)
+
+
+PREFIXES = ["", "module.", "model.", "net_g.module.", "_orig_mod.", "student.net.module."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_weights_are_found_under_any_prefix(code, prefix):
+    source, model, other = (build_own(f"{code}:Net", 2) for _ in range(3))
+    more = {"loss.weight": torch.zeros(1), "total_ops": torch.zeros(1)} if prefix else {}
+    more |= {f"a.b.c.d.e.{name}": value for name, value in other.state_dict().items()}  # a history
     state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
-    fill(model, state | {"more": torch.zeros(1)} if not prefix else state, "file.pth")
+    fill(model, more | state if prefix else state, "file.pth")
     assert all(map(torch.equal, model.parameters(), source.parameters()))
 
 
-def test_other_weights_are_told_by_their_first_difference(code):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (  # of another scale
+            lambda state: {n: torch.zeros(27, *t.shape[1:]) for n, t in state.items()},
+            r"body\.0\.bias: \(27,\) there, \(12,\) here",
+        ),
+        (lambda state: nn.Linear(1, 1).state_dict(), r"bias: \(1,\) there, none here"),
+        (lambda state: dict(list(state.items())[:1]), r"body\.0\.bias: none there"),
+        (  # of a deeper network
+            lambda state: {**state, "body.2.weight": torch.zeros(1)},
+            r"body\.2\.weight: \(1,\) there, none here",
+        ),
+        (
+            lambda state: {f"{k}.{n}": t for n, t in state.items() for k in ("net", "ema")},
+            r"ema\.\* and net\.\*, both of which fit; expected a file with one of them",
+        ),
+    ],
+)
+def test_other_weights_are_told_by_their_first_difference(code, change, message):
     model = build_own(f"{code}:Net", 2)
-    with pytest.raises(ValueError, match=r"body.0.weight is \(27, 3, 3, 3\) in the file and \(12"):
-        fill(model, build_own(f"{code}:Net", 3).state_dict(), "file.pth")
-    with pytest.raises(ValueError, match=r"body\.0\.weight is none in"):
-        fill(model, nn.Linear(1, 1).state_dict(), "file.pth")
+    with pytest.raises(ValueError, match=rf"file\.pth holds .*{message}"):
+        fill(model, change(model.state_dict()), "file.pth", "it")
 
 
 def test_a_teacher_of_own_code_teaches_and_is_scored(
@@ -128,9 +238,9 @@ def test_a_teacher_of_own_code_teaches_and_is_scored(
     assert main(monkeypatch, train_sr, *small, *own) == 0
     line = ["--scale", 2, "--data", sets / "val", "--model", weights]
     assert main(monkeypatch, evaluate, *line, "--backbone", network, "width=12") == 0
-    assert "mean" in capsys.readouterr().out
+    assert "own  " in capsys.readouterr().out
     assert main(monkeypatch, evaluate, *line, "--backbone", network, "channels=1") == 2
-    assert "it does not take (1, 3, H, W)" in capsys.readouterr().err
+    assert "it does not take float32 (1, 3, 64, 64)" in capsys.readouterr().err
 
 
 def test_a_teacher_is_recognised_by_its_tensors(
