@@ -2,13 +2,24 @@
 
 # ruff: noqa: F811  (imported fixtures)
 
+import copy
+
 import evaluate
 import numpy as np
 import pytest
 import torch
 import train_sr
 from restoration import networks
-from restoration.networks.own import _module, build_own, fill, is_own, parse_options, recall
+from restoration.networks.own import (
+    FACTS,
+    _module,
+    build_own,
+    check_crops,
+    fill,
+    is_own,
+    parse_options,
+    recall,
+)
 from restoration.results.evaluation import restore
 from restoration.training.console import RefusedError
 from torch import nn
@@ -70,9 +81,29 @@ class Halves(Net):  # takes sides that are multiples of four only
     def forward(self, x):
         return self.body(nn.functional.pixel_shuffle(nn.functional.pixel_unshuffle(x, 4), 4))
 
+class Sixteen(Net):
+    def forward(self, x):
+        assert x.shape[-1] % 16 == 0, "multiples of 16"
+        return self.body(x)
+
 class Cropping(Net):  # makes whole cells of four pixels, and drops the rest
     def forward(self, x):
         return self.body(x[..., : x.shape[-2] // 4 * 4, : x.shape[-1] // 4 * 4])
+
+class Odd(Net):
+    def forward(self, x):
+        if self.training:
+            raise KeyError("mask")
+        return self.body(x)
+
+class Several(Net):
+    def forward(self, x):
+        return [self.body(x)] if self.training else self.body(x)
+
+class NoGradient(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.body(x)
 
 def plain():
     return Net(2).train()
@@ -185,6 +216,40 @@ def test_an_image_that_cannot_be_restored_is_told(code):
         restore(recalled(code, "Failing"), image)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Odd", "it does not take float32 (1, 3, 8, 8) in training: KeyError: 'mask': choose"),
+        ("Several", "it returns list in training; expected one image"),
+        ("NoGradient", "its output has no gradient; expected weights to be trained"),
+        ("Nearest", "its output has no gradient; expected weights to be trained"),
+        ("Sixteen", "AssertionError: multiples of 16: choose another --crop, or let the network"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_told_before(
+    code, name, message, small, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(train_sr, "train", None)
+    own = [f"{code}:{name}", "--method", "logits"]
+    assert main(monkeypatch, train_sr, *small, "--backbone", *own) == 2
+    assert f"error: {code}:{name}: " in (said := capsys.readouterr().err) and message in said
+    if name == "Sixteen":
+        torch.save(build_own(own[0], 2).state_dict(), tmp_path / "t.pth")
+        own = ["--teacher", tmp_path / "t.pth", "--teacher-network", *own]
+        assert main(monkeypatch, train_sr, *small, *own) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_probe_of_training_leaves_no_trace(code):
+    model = nn.Sequential(build_own(f"{code}:Net", 2), nn.BatchNorm2d(3), nn.Dropout(0.5))
+    FACTS[model] = {"backbone": "it", "scale": "2"}
+    before, state = torch.get_rng_state(), copy.deepcopy(model.state_dict())
+    check_crops(model, [8, 16], trained=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(map(torch.equal, model.state_dict().values(), state.values()))
+    assert model.training
+
+
 def recalled(code, name):
     """A network without the probe."""
     return getattr(_module(str(code)), name)(2)
@@ -201,6 +266,59 @@ def test_weights_are_found_under_any_prefix(code, prefix):
     state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
     fill(model, more | state if prefix else state, "file.pth")
     assert all(map(torch.equal, model.parameters(), source.parameters()))
+
+
+def below(word, state):
+    return {f"{word}.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"params": below("wrong", state), "params_ema": state},
+        lambda state: {"epoch": 3, "state_dict": below("module", state)},
+        lambda state: {"state_dict": {"params_ema": below("module", state)}},
+        lambda state: {"model": {"state_dict": below("net_g", state)}, "optimizer": {0: "a"}},
+        lambda state: {"net_g": state, "net_d": {"weight": torch.zeros(1)}},
+        lambda state: {"model_ema": below("_orig_mod.module", state), "epoch": 1},
+        lambda state: {"state_dict": below("student", state) | below("dckd.history.model", state)},
+        lambda state: {name: tensor.bfloat16().double() for name, tensor in state.items()},
+    ],
+)
+def test_a_file_s_wrappers_do_not_matter(code, tmp_path, wrap):
+    source = build_own(f"{code}:Net", 2).bfloat16().float()
+    torch.save(wrap(source.state_dict()), tmp_path / "file.pth")
+    model = networks.open_network(str(tmp_path / "file.pth"), 2, [f"{code}:Net"])
+    assert all(map(torch.equal, model.parameters(), source.parameters()))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("edsr_arch:EDSR", ["num_in_ch=3", "num_out_ch=3", "num_feat=8", "num_block=1"]),
+        ("rrdbnet_arch:RRDBNet", ["num_in_ch=3", "num_out_ch=3", "num_feat=8", "num_block=1"]),
+        ("srresnet_arch:MSRResNet", ["num_feat=8", "num_block=1"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_basicsrs_networks_are_teachers(basicsr, name, options, tmp_path, images):
+    """As its trainer saves them; RRDBNet, which takes even sides only, spandrel knows as well."""
+    network = [f"basicsr.archs.{name}", *options]
+    source = build_own(network[0], 2, parse_options(options)).eval()
+    path = tmp_path / "net_g_latest.pth"
+    torch.save({"params": below("wrong", {}), "params_ema": source.state_dict()}, path)
+    lq, odd = images(1, 3, 16, 16), np.zeros((21, 27, 3), np.uint8)
+    named = [network, []] if "rrdb" in name else [network]
+    for each in named:
+        teacher = networks.open_network(str(path), 2, each)
+        expected = source(lq) if each else source(lq).clamp(0, 1)
+        torch.testing.assert_close(teacher(lq), expected.detach())
+        assert restore(teacher, odd).shape == (42, 54, 3)
+    if len(named) == 1:
+        with pytest.raises(ValueError, match=r"recognises no network .* name the code that makes"):
+            networks.open_network(str(path), 2)
 
 
 @pytest.mark.parametrize(

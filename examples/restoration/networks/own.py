@@ -1,6 +1,7 @@
 """Networks of the user's own code: `package.module:callable` or `file.py:callable`."""
 
 import ast
+import copy
 import hashlib
 import importlib
 import importlib.util
@@ -8,7 +9,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -134,36 +135,68 @@ def _module(place: str) -> ModuleType:
     return sys.modules[name]
 
 
-@torch.no_grad()
-def check_output(model: nn.Module, name: str, scale: int) -> None:
+def check_crops(model: nn.Module, sides: Iterable[int], *, trained: bool) -> None:
+    """Require of a network of the user's code that it takes a run's crops; raises ValueError.
+
+    A network that is to be trained is copied, so that it stays as it is.
+    """
+    facts = FACTS.get(model)
+    if facts is None:
+        return
+    name, scale = facts["backbone"], int(facts["scale"])
+    for side in set(sides):
+        if not trained:
+            check_output(model, name, scale, side)
+        else:
+            with torch.random.fork_rng():
+                check_output(copy.deepcopy(model), name, scale, side, trained=True)
+
+
+def check_output(
+    model: nn.Module, name: str, scale: int, side: int = PROBE, *, trained: bool = False
+) -> None:
     """Require of a network that it makes one RGB image of an RGB image, `scale` times as large.
+
+    Args:
+        model: Its modes are put back.
+        name: For messages.
+        scale: Output size over input size.
+        side: Of the image, in pixels.
+        trained: Whether to use it as in training, with gradient, or in eval mode.
 
     Raises:
         ValueError: It does not; says what it makes, and what to do.
     """
     training = [module for module in model.modules() if module.training]
     device = next(model.parameters(), torch.zeros(())).device
-    image = torch.full((1, 3, PROBE, PROBE), 0.5, device=device)
+    image = torch.full((1, 3, side, side), 0.5, device=device)
     try:
-        out = model.eval()(image)
+        with torch.set_grad_enabled(trained):
+            out = model.train(trained)(image)
     except Exception as error:
         kinds = {str(weight.dtype) for weight in model.parameters()} - {"torch.float32"}
         seen = f", its weights are {kinds.pop()}" if kinds else ""
+        todo = "name a callable that makes a network of RGB images"
+        if side != PROBE:
+            todo = "choose another --crop, or let the network pad its input"
         raise ValueError(
-            f"{name}: it does not take float32 {tuple(image.shape)}{seen}: {said(error)}: name a "
-            "callable that makes a network of RGB images"
+            f"{name}: it does not take float32 {tuple(image.shape)}"
+            f"{' in training' * trained}{seen}: {said(error)}: {todo}"
         ) from error
     finally:
+        model.eval()
         for module in training:
             module.training = True
     if not isinstance(out, Tensor):
         raise ValueError(
-            f"{name}: it returns {type(out).__name__}; expected one image: name a callable whose "
-            "network returns the image only"
+            f"{name}: it returns {type(out).__name__}{' in training' * trained}; expected one "
+            "image: name a callable whose network returns the image only"
         )
     if not (image == 0.5).all():
         raise ValueError(f"{name}: it writes into its input, which the losses see too: copy it")
-    expected = (1, 3, PROBE * scale, PROBE * scale)
+    if trained and not out.requires_grad:
+        raise ValueError(f"{name}: its output has no gradient; expected weights to be trained")
+    expected = (1, 3, side * scale, side * scale)
     if (tuple(out.shape), out.dtype) != (expected, torch.float32):
         raise ValueError(
             f"{name}: it makes {out.dtype} {tuple(out.shape)} of {tuple(image.shape)}; expected "
