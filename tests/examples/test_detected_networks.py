@@ -13,7 +13,6 @@ pytestmark = pytest.mark.usefixtures("paper_networks")
 WINDOWS = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8}
 SHUFFLE = {"upsampler": "pixelshuffle", "mlp_ratio": 2}
 WIDTHS = {"compress_ratio": 3, "squeeze_factor": 3, "num_feat": 16}
-ONE = {"num_filters": 8, "num_blocks": 1}
 NETWORKS = {  # name to scale, class and arguments
     "RCAN": (2, "RCAN", {"scale": 2, "n_resgroups": 2, "n_resblocks": 2, "n_feats": 16}),
     "SwinIR": (2, "SwinIR", {**WINDOWS, **SHUFFLE, "img_size": 48, "upscale": 2}),
@@ -22,11 +21,7 @@ NETWORKS = {  # name to scale, class and arguments
     "SPAN": (4, "SPAN", {"num_in_ch": 3, "num_out_ch": 3, "upscale": 4, "feature_channels": 8}),
     "OmniSR": (2, "OmniSR", {"up_scale": 2, "num_feat": 16, "res_num": 1}),
     "RealESRGAN Compact": (3, "Compact.Compact", {"upscale": 3, "num_feat": 8, "num_conv": 2}),
-    "ESRGAN": (
-        2,
-        "ESRGAN",
-        {**ONE, "scale": 2, "in_nc": 12, "shuffle_factor": 2},
-    ),  # for multiples of four
+    "ESRGAN": (4, "ESRGAN", {"num_filters": 8, "num_blocks": 1}),
     "PLKSR": (4, "PLKSR", {"upscaling_factor": 4, "dim": 16, "n_blocks": 2}),
     "NAFNet": (1, "NAFNet", {"width": 8, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
     "Restormer": (1, "Restormer", {"dim": 8, "num_blocks": [1] * 4, "heads": [1] * 4}),
@@ -88,10 +83,10 @@ def test_a_network_of_faces_is_told():
 
 def test_a_network_that_fails_is_told():
     """Recognised, but with a window that its tensors do not tell."""
-    from spandrel.architectures.HAT import HAT as Network
+    from spandrel.architectures.HAT import HAT
 
     shape = {**WINDOWS, **SHUFFLE, **WIDTHS, "window_size": 7, "img_size": 14, "upscale": 2}
-    state = Network(**shape).state_dict()
+    state = HAT(**shape).state_dict()
     with pytest.raises(ValueError, match=r"file\.pth is HAT: it does not take"):
         detect(state, "file.pth", 2)
 
