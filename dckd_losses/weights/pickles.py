@@ -29,7 +29,6 @@ from torch import Tensor
 
 # Where a file of torch.save has its weights, the first that is there
 STATES = ("model_state_dict", "state_dict", "params_ema", "params-ema", "params", "model", "net")
-DEPTH = 4  # dictionaries within each other
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
 NOT_WEIGHTS = "it is not a file of torch.save or safetensors"
 MAX_STUBS = 10_000  # a class takes a thousand bytes of memory, and its name few in a file
@@ -227,11 +226,11 @@ def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _state(content: Any) -> dict[Any, Any]:
     """The set of weights in what a file holds."""
-    for _ in range(DEPTH):
-        if isinstance(content, dict):
-            found = [content.get(key) for key in STATES]
-            found += content.values() if len(content) == 1 else ()
-            content = next((state for state in found if isinstance(state, dict) and state), content)
+    if isinstance(content, dict):
+        found = (content.get(key) for key in STATES)
+        content = next((state for state in found if isinstance(state, dict) and state), content)
+        if len(content) == 1 and isinstance(only := next(iter(content.values())), dict):
+            content = only
     if not isinstance(content, dict) or (isinstance(content, PickleStub) and not content):
         kind = type(content).__name__
         raise ValueError(f"it holds no state_dict but one {kind}: save what state_dict() gives")
