@@ -1,8 +1,8 @@
-"""Score a network, or the degraded images themselves, on a data set as the papers do.
+"""Score networks, and the degraded images themselves, on data sets as the papers do.
 
-    python examples/evaluate.py --task sr --scale 2 --model bicubic --data Set5
+    python examples/evaluate.py --scale 2 --model bicubic my.pth other.pth --data Set5 Set14
     python examples/evaluate.py --task deblur --model nafnet-gopro --data GoPro/test
-    python examples/evaluate.py --task derain --model input --data Rain13K/test
+    python examples/evaluate.py --task derain --model input --input rainy --gt clean
 
 SR: unrounded luma, a border of `scale` pixels left out. Deraining: luma, rounded as MATLAB does.
 Deblurring: RGB, SSIM over the volume. Images are restored whole, or in tiles.
@@ -10,20 +10,30 @@ Deblurring: RGB, SSIM over the volume. Images are restored whole, or in tiles.
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import restoration  # noqa: F401  (before the slow ones)
 import torch
 from restoration import networks
-from restoration.command import MAX_SCALE, add_two_folders, path, source_of
-from restoration.data.datasets import left_out, made, open_sets
-from restoration.results.evaluation import UNIT, Scores, evaluate, mean, write_json
-from restoration.training.console import check_folder, exit_status, refusing
+from restoration.command import MAX_SCALE, path
+from restoration.data.datasets import Pair, last_parts, left_out, made, open_sets
+from restoration.data.images import Image, write_png
+from restoration.data.layouts import TwoFolders
+from restoration.results import figures
+from restoration.results.evaluation import UNIT, Scores, degraded, evaluate, mean, write_json
+from restoration.results.metrics import NotFiniteError, protocol, psnr
+from restoration.training.console import RefusedError, check_folder, exit_status, refusing
 from torch import nn
 
 from dckd_losses.checks import check_number
 
 INPUT = ("input", "bicubic")  # for the one size and for the others
+PICTURES = 4  # rows of the picture at most
+
+Models = Mapping[str, nn.Module | None]  # by title; the degraded images are None
 
 
 def main() -> int:
@@ -45,24 +55,49 @@ def arguments() -> argparse.Namespace:
     add("--task", choices=["sr", "deblur", "derain"], default="sr")
     add("--scale", type=int, metavar="N", help="HR size over LR size, for --task sr")
     text = "a file of weights, a URL, input (sr: bicubic, MATLAB's), or a teacher to fetch: "
-    add("--model", required=True, help=text + ", ".join(networks.KNOWN))
+    text = "files of weights, URLs, input (sr: bicubic, MATLAB's), or teachers to fetch: "
+    text += ", ".join(networks.KNOWN)
+    many = {"nargs": "+", "action": "append"}
+    add("--model", **many, required=True, metavar="MODEL", help=f"{text}; repeatable")
     text = (
-        "its code, file.py:callable or package.module:callable, and options for that; or one of "
-        f"{', '.join(networks.SPECIFICATIONS)} (default: recognised by its tensors)"
+        "their code, file.py:callable or package.module:callable, and options for that; or one of "
+        f"{', '.join(networks.SPECIFICATIONS)} (default: recognised by their tensors). Of the "
+        "--model before it; before the first one, of all"
     )
-    add("--backbone", nargs="+", metavar=("CODE", "KEY=VALUE"), default=[], help=text)
+    code = ("CODE", "KEY=VALUE")
+    add("--backbone", nargs="+", action=OfModel, metavar=code, default={}, help=text)
+    folders = {"nargs": "+", "type": path, "metavar": "DIR", "action": "extend", "default": []}
     text = "sr: images, or HR with LR_bicubic/X2; otherwise input with target, or blur with sharp"
-    add("--data", type=path, metavar="DIR", help=text)
-    add_two_folders(parser, "--data")
+    add("--data", **folders, help=f"{text}; a set each")
+    text = "instead of --data: each set's degraded images, beside --gt"
+    add("--input", "--lq", dest="lq", **folders, help=text)
+    text = "instead of --data: each set's ground truths; without --input the others are made"
+    add("--gt", **folders, help=text)
     add("--tile", type=int, metavar="N", help="restore large images in parts of NxN pixels")
-    add("--json", type=path, metavar="FILE", help="write the scores to this file")
+    add("--json", type=path, metavar="FILE", help="write the scores, each image's too")
+    add("--picture", type=path, metavar="FILE", help="draw the first images side by side, a PNG")
     add("--save-images", type=path, metavar="DIR", help="write restored images")
     add("--skip-bad", action="store_true", help="leave unreadable images out")
     args = parser.parse_args()
-    args.data = source_of(parser, args, "data")
-    if args.data is None:
-        parser.error("got no images; expected --data, or --lq and --gt")
+    if args.data and (args.lq or args.gt):
+        parser.error("got --data beside --input or --gt; expected --data, or --input and --gt")
+    if not (args.data or args.gt):
+        parser.error("got no ground truths; expected --data, or --input and --gt")
+    if args.lq and len(args.lq) != len(args.gt):
+        parser.error(
+            f"got --input of {len(args.lq)} sets and --gt of {len(args.gt)}; expected both of each"
+        )
+    lq = args.lq or [None] * len(args.gt)
+    args.data += [TwoFolders(*each) for each in zip(lq, args.gt, strict=True)]
     return args
+
+
+class OfModel(argparse.Action):
+    """Keeps an option by the number of times that --model was there before it."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Called by argparse."""
+        namespace.backbone = {**namespace.backbone, len(namespace.model or ()): values}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,21 +106,59 @@ def run(args: argparse.Namespace) -> None:
     check_outputs(args)
     if args.tile is not None:
         check_number("--tile", args.tile, at_least=UNIT, at_most=2**16, whole=True)
-    model = open_model(args, scale)
-    sets = open_sets([args.data], args.task, scale, skip_bad=args.skip_bad)
-    scores: dict[str, Scores] = {}
-    for name, pairs in sets.items():
-        inside = name if len(sets) > 1 else ""
+    models, given = open_models(args, scale)
+    sets = open_sets(args.data, args.task, scale, skip_bad=args.skip_bad)
+    for pairs in sets.values():
         if said := made(args.task, pairs):
             print(said)
-        images = args.save_images and args.save_images / inside
-        scores[name] = evaluate(model, pairs, scale, images, task=args.task, tile=args.tile)
-        print(table(scores[name], inside))
+    scores: dict[str, dict[str, Scores]] = {title: {} for title in models}
+    shown: dict[str, dict[str, Image]] = {title: {} for title in models}
+    for name, pairs in sets.items():
+        for title, model in models.items():
+            parts = [title] * (len(models) > 1) + [name] * (len(sets) > 1)
+            folder = args.save_images and args.save_images.joinpath(*parts)
+            done = partial(keep, folder, shown[title])
+            try:
+                of_set = evaluate(model, pairs, scale, task=args.task, tile=args.tile, done=done)
+            except (NotFiniteError, RefusedError) as error:
+                raise RefusedError(f"{title} on {name}: {error}") from error
+            scores[title][name] = of_set
+    print(table(models, scores, f"PSNR (dB) / SSIM {protocol(args.task, scale)}"))
     if args.json:
-        facts = {"task": args.task, "scale": scale, "model": args.model}
+        facts = {"task": args.task, "scale": scale}
         if unread := left_out(sets.values()):
             facts["left_out"] = unread
-        write_json(args.json, {**facts, **joined(scores)})
+        each = {t: {"model": given[t], **joined(by_set)} for t, by_set in scores.items()}
+        one = next(iter(each.values()))
+        write_json(args.json, {**facts, **(one if len(each) == 1 else {"models": each})})
+    if args.picture:
+        draw(args, scale, shown, next(iter(sets.values())))
+
+
+def keep(folder: Path | None, shown: dict[str, Image], name: str, image: Image) -> None:
+    """Write a restored image where one is asked for, and keep the first for the picture."""
+    if folder:
+        write_png(image, folder / f"{name}.png")
+    if len(shown) < PICTURES:
+        shown.setdefault(name, image)  # names of later sets may be equal
+
+
+def draw(
+    args: argparse.Namespace,
+    scale: int,
+    shown: Mapping[str, Mapping[str, Image]],
+    pairs: Sequence[Pair],
+) -> None:
+    """The first images side by side: degraded, as each model makes them, and ground truth."""
+    rules, rows = protocol(args.task, scale), {}
+    for index in range(min(PICTURES, len(pairs))):
+        name, lq, hq = pairs[index]
+        versions = {INPUT[scale > 1]: degraded(lq, scale)}
+        versions |= {title: images[name] for title, images in shown.items()}
+        rows[name] = {t: (image, psnr(image, hq, rules)) for t, image in versions.items()}
+        rows[name]["ground truth"] = hq, None
+    args.picture.parent.mkdir(parents=True, exist_ok=True)
+    figures.side_by_side(rows, args.picture)
 
 
 def scale_of(args: argparse.Namespace) -> int:
@@ -104,24 +177,50 @@ def check_outputs(args: argparse.Namespace) -> None:
     """An unwritable place should be known before the work, not after."""
     if args.save_images:
         check_folder("--save-images", args.save_images)
-    if args.json:
-        check_folder("--json", args.json.parent)
-        if args.json.is_dir():
-            raise ValueError(f"--json: {args.json} is a folder; expected a file or nothing")
+    for option, file in (("--json", args.json), ("--picture", args.picture)):
+        if file:
+            check_folder(option, file.parent)
+            if file.is_dir():
+                raise ValueError(f"{option}: {file} is a folder; expected a file or nothing")
+    if args.picture and args.picture.suffix.lower() != ".png":
+        raise ValueError(f"got --picture {args.picture}; expected a file *.png")
 
 
-def open_model(args: argparse.Namespace, scale: int) -> nn.Module | None:
-    """The network of a file or a known teacher, on a GPU if there is one; None for the input."""
-    name = args.model
-    if name in INPUT:
-        if args.backbone:
-            said = " ".join(args.backbone)
-            raise ValueError(f"got --backbone {said} for --model {name}; expected none")
-        if name == "bicubic" and scale == 1:
-            raise ValueError(f"got --model bicubic for --task {args.task}; expected input")
-        return None
-    model = networks.open_network(name, scale, args.backbone)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+def open_models(args: argparse.Namespace, scale: int) -> tuple[Models, dict[str, str]]:
+    """Networks by title, on a GPU if there is one, and what the command line calls each."""
+    given: dict[str, Sequence[str]] = {}
+    for number, names in enumerate(args.model, start=1):
+        backbone = args.backbone.get(number, args.backbone.get(0, []))
+        for name in names:
+            if name == "bicubic" and scale == 1:
+                raise ValueError(f"got --model bicubic for --task {args.task}; expected input")
+            if backbone and set(names) <= set(INPUT):
+                said = " ".join(backbone)
+                raise ValueError(f"got --backbone {said} for --model {name}; expected none")
+            name = INPUT[scale > 1] if name in INPUT else name
+            if name in given:
+                raise ValueError(f"got --model {name} twice; expected each model once")
+            given[name] = backbone
+    titles = dict(zip(titles_of(list(given)), given, strict=True))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = {
+        title: networks.open_network(name, scale, given[name]).to(device)
+        if name not in INPUT
+        else None
+        for title, name in titles.items()
+    }
+    return models, titles
+
+
+def titles_of(models: Sequence[str]) -> list[str]:
+    """Short titles: of files their names, without suffixes and with folders where that matters."""
+    paths = [
+        PurePosixPath(name) if name in (*INPUT, *networks.KNOWN) or "://" in name
+        else Path(name).resolve()
+        for name in models
+    ]  # fmt: skip
+    plain = [(*each.parent.parts, each.stem) for each in paths]
+    return last_parts(plain if len(set(plain)) == len(plain) else [p.parts for p in paths])
 
 
 def joined(scores: Mapping[str, Scores]) -> dict[str, object]:
@@ -131,14 +230,19 @@ def joined(scores: Mapping[str, Scores]) -> dict[str, object]:
     return {**mean(scores.values()), "sets": scores}
 
 
-def table(scores: Scores, name: str) -> str:
-    """One line an image, then their mean, under the set's name if it has one."""
-    rows = {**scores["images"], "mean": scores}
-    width = max(map(len, [*rows, name]))
-    lines = [f"{name:{width}}  PSNR/dB    SSIM"]
-    for image, score in rows.items():
-        lines.append(f"{image:{width}}  {score['psnr']:7.2f}  {score['ssim']:6.4f}")
-    return "\n".join(lines)
+def table(models: Models, scores: Mapping[str, Mapping[str, Scores]], measured: str) -> str:
+    """A line a model: its parameters, and PSNR and SSIM of each set, below what is measured."""
+    rows = [["model", "parameters", *next(iter(scores.values()))]]
+    for title, by_set in scores.items():
+        model = models[title]
+        size = "" if model is None else f"{sum(p.numel() for p in model.parameters()):,}"
+        cells = [f"{score['psnr']:.2f} / {score['ssim']:.4f}" for score in by_set.values()]
+        rows.append([title, size, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return "\n".join([measured, *lines])
 
 
 if __name__ == "__main__":

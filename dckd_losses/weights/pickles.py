@@ -19,7 +19,7 @@ import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -210,8 +210,8 @@ def read_pickle(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
             content, read = _open_old(whole)
         else:
             raise ValueError(NOT_WEIGHTS)
-        for name, value in _state(content).items():
-            if not isinstance(name, str) or not name.startswith(prefixes):
+        for name, value in _flat(_state(content), set()):
+            if not name.startswith(prefixes):
                 continue
             if isinstance(value, StoredTensor):
                 storage = _check(name, value, file_size)
@@ -232,8 +232,21 @@ def _state(content: Any) -> dict[Any, Any]:
         if len(content) == 1 and isinstance(only := next(iter(content.values())), dict):
             content = only
     if not isinstance(content, dict) or (isinstance(content, PickleStub) and not content):
-        raise ValueError(f"it holds no state_dict but one {type(content).__name__}")
+        kind = type(content).__name__
+        raise ValueError(f"it holds no state_dict but one {kind}: save what state_dict() gives")
     return content
+
+
+def _flat(content: dict[Any, Any], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """What a dictionary and those in it hold, by dotted names; each dictionary once."""
+    seen.add(id(content))
+    for name, value in content.items():
+        if not isinstance(name, str):
+            continue
+        if not isinstance(value, dict) or isinstance(value, PickleStub):
+            yield name, value
+        elif id(value) not in seen:
+            yield from ((f"{name}.{inner}", each) for inner, each in _flat(value, seen))
 
 
 def _check(name: str, tensor: StoredTensor, file_size: int) -> Storage:

@@ -18,7 +18,7 @@ from .data.crops import check_shares
 from .data.datasets import MEMORY, Pair, PairFiles
 from .data.layouts import TwoFolders
 from .networks import KNOWN, SPECIFICATIONS
-from .networks.own import is_own
+from .networks.own import PROBE, check_crops, is_own
 from .recipe import DCR_WEIGHT, DMM_WEIGHT, PAPER, SMALL, Recipe
 from .training.checkpoint import checksum
 from .training.console import check_folder
@@ -268,7 +268,7 @@ def open_teacher(
         )
     else:
         teacher = networks.open_network(str(source), scale, args.teacher_network)
-    if not torch.isfinite(teacher(torch.rand(1, 3, 32, 32))).all():
+    if not torch.isfinite(teacher(torch.rand(1, 3, PROBE, PROBE))).all():
         raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
     return teacher.to(device)
 
@@ -286,6 +286,8 @@ def settings(
     args: argparse.Namespace, run: Run, teacher: nn.Module | None, encoder: nn.Module | None
 ) -> dict[str, Any]:
     """What determines the student's weights: options, the recipe, checksums of what was read."""
+    if teacher is not None:
+        check_crops(teacher, (stage.crop for stage in run.recipe.all_stages), trained=False)
     read = {"teacher": teacher if args.method != "scratch" else None, "encoder": encoder}
     sums = {
         name: checksum(tensor.cpu() for tensor in module.state_dict().values())

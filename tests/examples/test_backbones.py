@@ -8,6 +8,7 @@ import pytest
 import restoration
 import torch
 import torch.nn.functional as F
+from PIL import Image as Pillow
 from restoration import networks
 from restoration.networks import build, load, multiply_adds, save
 from restoration.networks.small import ResidualSR
@@ -76,17 +77,34 @@ def test_scales_that_a_network_is_not_for(name, scale, expected):
 
 
 @pytest.mark.slow
-def test_spandrel_is_imported_for_its_networks_only():
-    """It imports torchvision: slow, and often missing beside a CPU build of torch."""
+@pytest.mark.parametrize("task", ["sr", "deblur", "derain"])
+def test_the_default_runs_need_neither_spandrel_nor_torchvision(task, tmp_path):
+    """They are slow to import, and torchvision is often missing beside a CPU build of torch."""
     code = (
-        "import sys; from restoration import networks; networks.build('tiny', 2); "
-        "print({'spandrel', 'spandrel_extra_arches', 'torchvision'} & set(sys.modules))"
+        "import runpy, sys; "
+        "sys.modules |= dict.fromkeys(['spandrel', 'spandrel_extra_arches', 'torchvision']); "
+        "del sys.argv[0]; sys.path.insert(0, '.'); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    examples = Path(restoration.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=examples, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"
+
+    def run(script, *options):
+        return subprocess.run(
+            [sys.executable, "-c", code, script, *map(str, options)],
+            cwd=Path(restoration.__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+
+    done = run(f"train_{task}.py", "--iterations", 1, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    if task == "sr":
+        Pillow.effect_noise((32, 32), 50).save(tmp_path / "a.png")
+        line = ["evaluate.py", "--scale", 2, "--data", tmp_path, "--model"]
+        done = run(*line, tmp_path / "student.safetensors")
+        assert done.returncode == 0, done.stderr
+        torch.save(filled().state_dict(), tmp_path / "other.pth")
+        done = run(*line, tmp_path / "other.pth")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "pip install spandrel" in done.stderr
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError, RuntimeError, OSError])
@@ -106,7 +124,7 @@ def test_without_spandrel_the_error_says_what_to_install(monkeypatch, error):
     with pytest.raises(RuntimeError, match=r"rcan-student .*nms does not .*pip install spandrel "):
         build("rcan-student", 2)
     with pytest.raises(RuntimeError, match="pip install"):
-        networks.load_weights("swinir-x2", "swinir-teacher", 2)
+        networks.open_network("swinir-x2", 2, ["swinir-teacher"])
 
 
 @pytest.mark.parametrize("name", ["small", "swinir-light"])

@@ -109,7 +109,7 @@ def test_data_folders(refused, sets, tmp_path):
     refused(["--data", tmp_path / "empty"], "empty: found no image")
     refused(["--val", tmp_path / "empty"], "empty: found no image")
     refused(["--data", sets / "train" / "0.png"], "0.png: found a file")
-    refused(["--val", sets / "val"], "val, val; expected different names")
+    refused(["--val", sets / "val"], "val twice; expected each set once")
     write(tmp_path / "x3" / "HR" / "a.png", 12, 12, 0)
     lr = write(tmp_path / "x3" / "LR_bicubic" / "X2" / "a.png", 4, 4, 0)
     refused(["--data", tmp_path / "x3"], f"{lr} is 16x16; expected 24x24 for scale 2")

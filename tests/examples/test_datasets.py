@@ -306,7 +306,7 @@ class TestPairs:
         assert {name: len(pairs) for name, pairs in opened.items()} == dict.fromkeys(sets, 1)
         assert list(opened) == sets
         assert sets_in(tmp_path / "Rain100L") == [tmp_path / "Rain100L"]
-        with pytest.raises(ValueError, match="Rain100L, Rain100L; expected different names"):
+        with pytest.raises(ValueError, match="Rain100L twice; expected each set once"):
             open_sets([tmp_path / "Rain100L"] * 2, "derain", 1)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image as Pillow
 from restoration.data.datasets import open_pairs, pairs_from_images
 from restoration.data.synthetic import matlab_bicubic
 from restoration.networks import build, save
+from restoration.networks.own import build_own
 from restoration.results.evaluation import evaluate, restore
 from restoration.results.metrics import protocol, psnr, ssim
 from torch import nn
@@ -45,6 +48,15 @@ def command(monkeypatch, capsys):
 
     run.said = lambda: capsys.readouterr().err
     return run
+
+
+CODE = """
+from torch import nn
+
+def net(scale, width):
+    up = nn.PixelShuffle(scale)
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.Conv2d(width, 3 * scale**2, 1), up)
+"""
 
 
 class Nearest(nn.Module):
@@ -104,8 +116,8 @@ def test_command_prints_and_writes_the_scores(folder, tmp_path, command):
     scores = evaluate(None, open_pairs(folder, 2), 2)
     written = json.loads(report.read_text(encoding="utf-8"))
     assert written == {"task": "sr", "scale": 2, "model": "bicubic", **scores}
-    mean = done.stdout.splitlines()[-1].split()
-    assert mean == ["mean", f"{scores['psnr']:.2f}", f"{scores['ssim']:.4f}"]
+    assert rows(done) == {"bicubic": [numbers(scores)]}
+    assert "SSIM on Y, without a border of 2 pixels\n" in done.stdout
     assert done.stdout.startswith(f"no pairs for x2 in {folder}: its images are shrunk by MATLAB")
     for pair in open_pairs(folder, 2):
         saved = np.asarray(Pillow.open(images / f"{pair.name}.png"))
@@ -148,21 +160,24 @@ def test_command_scores_lr_that_is_given_and_says_where_it_makes_its_own(tmp_pat
     for data in (
         ("--data", tmp_path / "set"),
         ("--lq", tmp_path / "set" / "LR", "--gt", tmp_path / "set" / "HR"),
+        ("--gt", tmp_path / "set" / "HR", "--input", tmp_path / "set" / "LR"),
     ):
         done = command(*line, *data)
-        assert done.stdout.split()[-2] == f"{expected:.2f}"
+        assert rows(done)["bicubic"][0].startswith(f"{expected:.2f} ")
         assert "made" not in done.stdout
         assert "no pairs" not in done.stdout
     done = command(*line, "--gt", tmp_path / "set" / "HR")
     assert done.stdout.startswith("no pairs for x2 in ")
-    assert done.stdout.split()[-2] != f"{expected:.2f}"
+    assert not rows(done)["bicubic"][0].startswith(f"{expected:.2f} ")
     (tmp_path / "set" / "LR").rename(tmp_path / "set" / "LRx3")
     assert command(*line, "--data", tmp_path / "set").stdout.startswith("no pairs for x2 in ")
     more = ("--data", tmp_path / "set")
     for wrong, said in (
-        ([*line], "got no images; expected --data, or --lq and --gt"),
-        ([*line, "--lq", tmp_path], "got --lq without --gt"),
-        ([*line, *more, "--gt", tmp_path], "got --data and --gt; expected one of them"),
+        ([*line], "got no ground truths; expected --data, or --input and --gt"),
+        ([*line, "--input", tmp_path], "got no ground truths; expected --data, or --input and"),
+        ([*line, *more, "--gt", tmp_path], "got --data beside --input or --gt; expected --data, "),
+        ([*line, *more, "--input", tmp_path], "got --data beside --input or --gt; expected"),
+        ([*line, "--gt", 1, 2, "--input", 1], "got --input of 1 sets and --gt of 2; expected both"),
         ([*line, "--data", ""], "--data: got an empty path"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -188,10 +203,24 @@ def test_command_says_where_it_cannot_write(folder, tmp_path, command, monkeypat
     file = folder / "a.png"
     for option, path in (
         *(("--json", file / "x.json"), ("--json", file / "y" / "x.json")),
-        *(("--save-images", file), ("--save-images", file / "x")),
+        *(("--save-images", file), ("--save-images", file / "x"), ("--picture", file / "a.png")),
     ):
         refused(command(*line, option, path), f"{option}: {file} is a file; expected a folder")
-    refused(command(*line, "--json", folder), f"--json: {folder} is a folder; expected a file")
+    for option in ("--json", "--picture"):
+        refused(command(*line, option, folder), f"{option}: {folder} is a folder; expected a file")
+    refused(command(*line, "--picture", "a.gif"), "--picture a.gif; expected a file *.png")
+
+
+def rows(done):
+    """The table's lines: model to scores."""
+    *_, last = re.split(r"(model .*\n)", done.stdout)
+    lines = (line.split() for line in last.splitlines())
+    words = {line[0]: " ".join(line[1:]) for line in lines}
+    return {model: re.findall(r"\S+ / \S+", said) for model, said in words.items()}
+
+
+def numbers(score):
+    return f"{score['psnr']:.2f} / {score['ssim']:.4f}"
 
 
 def refused(done, *parts):
@@ -273,8 +302,7 @@ def check_input_scores(command, task, data, tmp_path):
         assert scores[name] == pytest.approx(expected, rel=1e-9)
     for name, lq, _ in pairs:
         np.testing.assert_array_equal(np.asarray(Pillow.open(images / f"{name}.png")), lq)
-    mean = done.stdout.splitlines()[-1].split()
-    assert mean == ["mean", f"{scores['psnr']:.2f}", f"{scores['ssim']:.4f}"]
+    assert rows(done) == {"input": [numbers(scores)]}
     return scores
 
 
@@ -318,13 +346,82 @@ def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path, command):
     more = ("--json", report, "--save-images", tmp_path / "images")
     done = command("--model", "input", "--data", tmp_path / "test", *more, task="derain")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        *("Test100", "a", "b", "mean", "Rain100L", "a", "b", "mean")
-    ]
+    assert done.stdout.splitlines()[1].split() == ["model", "parameters", "Test100", "Rain100L"]
     scores = json.loads(report.read_text(encoding="utf-8"))
     assert list(scores["sets"]) == ["Test100", "Rain100L"]
     assert scores["psnr"] == scores["sets"]["Test100"]["psnr"]
+    assert rows(done) == {"input": [numbers(each) for each in scores["sets"].values()]}
     assert (tmp_path / "images" / "Rain100L" / "b.png").exists()
+
+
+def test_command_scores_several_models_on_several_sets(folder, tmp_path, command, monkeypatch):
+    """Of equal names, too, which folders tell apart; one picture and one table."""
+    other = shutil.copytree(folder, tmp_path / "more" / "set")
+    (other / "a.png").replace(other / "b.png")  # another image of this name
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = build("tiny", 2)
+        nn.init.normal_(model.tail.weight, std=0.05)
+        save(model, tmp_path / str(seed) / "student.safetensors")
+    drawn = []
+    monkeypatch.setattr("restoration.results.figures.side_by_side", lambda *a: drawn.append(a))
+    files = [tmp_path / str(seed) / "student.safetensors" for seed in (0, 1)]
+    line = ("--scale", 2, "--model", *files, "--model", "input", "--data", folder, other)
+    out = ("--json", tmp_path / "s.json", "--save-images", tmp_path / "images")
+    done = command(*line, *out, "--picture", tmp_path / "deep" / "p.png")
+    assert done.returncode == 0, done.stderr
+    table = rows(done)
+    sets = [f"{tmp_path.name}/set", "more/set"]
+    assert list(table) == ["0/student", "1/student", "bicubic"]
+    assert done.stdout.count("9,492") == 2
+    assert done.stdout.splitlines()[-4].split() == ["model", "parameters", *sets]
+    written = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["models"]
+    assert {k: [numbers(s) for s in v["sets"].values()] for k, v in written.items()} == table
+    assert [each["model"] for each in written.values()] == [*map(str, files), "bicubic"]
+    ((versions, path),) = drawn
+    assert (list(versions), path) == (["a", "b"], tmp_path / "deep" / "p.png")
+    for name, made in versions.items():
+        assert list(made) == ["bicubic", "0/student", "1/student", "ground truth"]
+        np.testing.assert_array_equal(made["ground truth"][0], smooth("ab".index(name)))
+        for model in ("0/student", "1/student", "bicubic"):
+            saved = tmp_path / "images" / model / sets[0] / f"{name}.png"
+            np.testing.assert_array_equal(made[model][0], np.asarray(Pillow.open(saved)))
+            score = written[model]["sets"][sets[0]]["images"][name]["psnr"]
+            assert made[model][1] == pytest.approx(score, rel=1e-12)
+    refused(command(*line, folder), "got the set ", "set twice; expected each set once")
+    twice = ("--scale", 2, "--data", folder, "--model")
+    refused(command(*twice, files[0], files[0]), "student.safetensors twice; expected each model")
+    refused(command(*twice, "input", "bicubic"), "got --model bicubic twice; expected each model")
+
+
+def test_sets_of_the_same_truths_are_named_by_their_input(tmp_path, command):
+    for kind in ("mild", "strong"):
+        write_pairs(tmp_path / kind, "noisy", "clean")
+    folders = [tmp_path / kind / "noisy" for kind in ("mild", "strong")]
+    truths = [tmp_path / "mild" / "clean"] * 2
+    done = command("--model", "input", "--input", *folders, "--gt", *truths, task="derain")
+    assert done.stdout.splitlines()[1].split()[2:] == ["mild/noisy", "strong/noisy"]
+
+
+def test_backbones_belong_to_the_model_before_them(folder, tmp_path, command):
+    files = []
+    for width in (4, 6):
+        code = tmp_path / f"net{width}.py"
+        code.write_text(CODE)
+        model = build_own(f"{code}:net", 2, {"width": width})
+        files.append((tmp_path / f"w{width}.pth", f"{code}:net", f"width={width}"))
+        torch.save(model.state_dict(), files[-1][0])
+    line = ["--scale", 2, "--data", folder]
+    each = [("--model", path, "--backbone", *own) for path, *own in files]
+    assert set(rows(command(*line, *sum(each, ())))) == {"w4", "w6"}
+    path, *own = files[0]
+    all_of = ("--backbone", *own, "--model", path, "input")
+    assert set(rows(command(*line, *all_of))) == {"w4", "bicubic"}
+    refused(command(*line, *all_of, files[1][0]), "w6.pth holds another network, of ")
+    broken = tmp_path / "nan.pth"
+    torch.save({k: v + torch.nan for k, v in torch.load(path).items()}, broken)
+    done = command(*line, "--model", "input", "--model", broken, "--backbone", *own)
+    assert "error: nan on set: got NaN in the image; expected" in done.stderr
 
 
 def test_command_says_what_a_task_has_no_use_for(tmp_path, command):

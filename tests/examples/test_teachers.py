@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def load(path):
-    return networks.load_weights(str(path), NAME, 2)
+    return networks.open_network(str(path), 2, [NAME])
 
 
 def basicsr(model, path):
@@ -84,9 +84,9 @@ def test_masks_of_another_patch_size_do_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("make", "seen"),
     [
-        (lambda model: networks.build("nafnet-student", 1).state_dict(), "of 2,683,059 parameters"),
-        (lambda model: networks.build(NAME, 3).state_dict(), "of 918,267 parameters"),
-        (lambda model: nn.Linear(2, 2).state_dict(), "of 6 parameters"),
+        (lambda model: networks.build("nafnet-student", 1).state_dict(), "of 2,683,059 values"),
+        (lambda model: networks.build(NAME, 3).state_dict(), "of 918,267 values"),
+        (lambda model: nn.Linear(2, 2).state_dict(), "of 6 values"),
         (  # a part of the right one
             lambda model: dict(list(model.state_dict().items())[:-1]),
             "(upsample.0.bias: none there, (12,) here)",
@@ -98,7 +98,7 @@ def test_another_network_is_refused_by_what_it_is(make, seen, model, tmp_path):
     torch.save(make(model), path)
     with pytest.raises(ValueError) as error:
         load(path)
-    for part in (str(path), seen, f"expected {NAME} for x2, 910,152 parameters"):
+    for part in (str(path), seen, f"expected {NAME} for x2, 910,152 values"):
         assert part in str(error.value)
 
 
@@ -107,17 +107,17 @@ def test_another_network_is_refused_by_what_it_is(make, seen, model, tmp_path):
     [
         (
             ValueError,
-            lambda: networks.load_weights("swinir-x3", "swinir-teacher", 2),
+            lambda: networks.open_network("swinir-x3", 2, ["swinir-teacher"]),
             r"swinir-x3 is swinir-teacher for x3; .* for x2$",
         ),
         (
             ValueError,
-            lambda: networks.load_weights("nafnet-gopro", "restormer-teacher", 1),
+            lambda: networks.open_network("nafnet-gopro", 1, ["restormer-teacher"]),
             r"nafnet-gopro is nafnet-teacher .*restormer-teacher",
         ),
         (
             RuntimeError,
-            lambda: networks.load_weights("swinir-x5", "swinir-teacher", 2),
+            lambda: networks.open_network("swinir-x5", 2, ["swinir-teacher"]),
             "swinir-x5: no such file; expected a file or a URL or swinir-x2$",
         ),
         (
@@ -286,7 +286,7 @@ class TestURLs:
         monkeypatch.setattr(torch.hub, "download_url_to_file", download)
         known = networks.KNOWN[name]
         with pytest.raises(RuntimeError, match="not such weights"):
-            networks.load_weights(name, known.backbone, known.scale)
+            networks.open_network(name, known.scale, [known.backbone])
         assert asked == [(known.url, known.sha256)]
         assert known.url.startswith("https://")
         assert known.sha256 is None or len(known.sha256) == 64

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..results.metrics import WINDOW, Protocol, protocol
 from .images import BadImageError, Image, image_size, read_image
-from .layouts import Files, Source, check_alike, find_pairs, sets_in
+from .layouts import Files, Source, TwoFolders, check_alike, find_pairs, sets_in
 from .synthetic import matlab_bicubic
 
 MEMORY = 4.0  # gigabytes of pixels up to which a data set is kept in memory: see benchmarks.loading
@@ -245,15 +245,31 @@ def _check_scored(path: Path, size: tuple[int, int], scale: int, scored: Protoco
 def open_sets(
     sources: Sequence[Source], task: str, scale: int, **reading: Any
 ) -> dict[str, PairFiles]:
-    """Sets to be scored, by their folders' names; Rain13K's five tests are five."""
+    """Sets to be scored, by their folders' names; Rain13K's five tests are five.
+
+    Sets of one name get their folders' names before it; those of the same ground truths are named
+    by their low-quality images.
+    """
     sets = [each for source in sources for each in sets_in(source)]
-    names = [getattr(each, "gt", each).resolve().name for each in sets]
-    if len(set(names)) < len(names):
-        raise ValueError(f"got --val folders {', '.join(names)}; expected different names")
+    for kind in (lambda each: each.gt, lambda each: each.lq or each.gt):
+        places = [kind(s) if isinstance(s, TwoFolders) else s for s in sets]
+        parts = [place.resolve().parts for place in places]
+        if len(set(parts)) == len(parts):
+            break
+    else:
+        same = next(each for each, place in zip(sets, parts, strict=True) if parts.count(place) > 1)
+        raise ValueError(f"got the set {same} twice; expected each set once")
     return {
         name: open_pairs(each, scale, scored=protocol(task, scale), **reading)
-        for name, each in zip(names, sets, strict=True)
+        for name, each in zip(last_parts(parts), sets, strict=True)
     }
+
+
+def last_parts(places: Sequence[Sequence[str]]) -> list[str]:
+    """Different paths by their last parts, as few as tell them apart."""
+    lengths = range(1, max(map(len, places)) + 1)
+    names = (["/".join(place[-length:]) for place in places] for length in lengths)
+    return next(each for each in names if len(set(each)) == len(each))
 
 
 def lq_sizes(pairs: Sequence[Pair]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from .build import (
     specified,
     teacher_of,
 )
-from .files import KNOWN, load, load_teacher, load_weights, open_network, save
+from .files import KNOWN, load, load_teacher, open_network, save
 
 __all__ = [
     "BACKBONES",
@@ -20,7 +20,6 @@ __all__ = [
     "build",
     "load",
     "load_teacher",
-    "load_weights",
     "multiply_adds",
     "names_for",
     "open_network",

@@ -7,6 +7,11 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from .own import check_output
+
+# Under which a trainer keeps the network, with other modules beside it
+WRAPPERS = {"model", "net", "net_g", "netG", "network", "generator", "student"}
+
 
 @contextmanager
 def needing_spandrel(what: str) -> Iterator[None]:
@@ -63,28 +68,43 @@ def detect(tensors: Mapping[str, Tensor], source: str, scale: int) -> Detected:
     with needing_spandrel(f"{source} is to be recognised by"):
         import spandrel  # here: torchvision is heavy
         from spandrel_extra_arches import EXTRA_REGISTRY
-    state = spandrel.canonicalize_state_dict(dict(tensors))
-    found = None
+    found, state = None, spandrel.canonicalize_state_dict(dict(tensors))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for registry in (spandrel.MAIN_REGISTRY, EXTRA_REGISTRY):
-            try:
-                found = registry.load(state)
-                break
-            except Exception:  # it tries to build whatever a few names suggest
-                continue
+        while found is None and state:
+            for registry in (spandrel.MAIN_REGISTRY, EXTRA_REGISTRY):
+                try:
+                    found = registry.load(state)
+                    break
+                except Exception:  # it tries to build whatever a few names suggest
+                    continue
+            state = _unwrapped(state)
     if found is None:
         raise ValueError(
             f"{source}: spandrel recognises no network in its {len(tensors)} tensors: name the "
-            "code that makes it, as in file.py:Network"
+            "code that makes it, as in file.py:Network or package.module:Network, by "
+            "--teacher-network or evaluate.py's --backbone"
         )
-    what = f"{source} is {found.architecture.name} for x{found.scale}"
+    what = f"{source} is {found.architecture.name}"
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose == "FaceSR":
-        raise ValueError(f"{what}, made for another purpose than restoring images")
+        raise ValueError(f"{what}, made for {found.purpose}; expected one that restores any image")
     if (found.input_channels, found.output_channels) != (3, 3):
         raise ValueError(
-            f"{what}, from {found.input_channels} to {found.output_channels} channels; expected 3"
+            f"{what} for x{found.scale}, from {found.input_channels} to {found.output_channels} "
+            "channels; expected one of RGB images, from 3 to 3"
         )
     if found.scale != scale:
-        raise ValueError(f"{what}; expected one for x{scale}")
-    return Detected(found)
+        raise ValueError(f"{what} for x{found.scale}; expected one for x{scale}")
+    network = Detected(found)
+    check_output(network, what, scale)
+    return network
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is below the word that all names begin with, or that wrappers use; {} for neither."""
+    words = {name.partition(".")[0] for name in state if "." in name}
+    common = words if all("." in name for name in state) and len(words) == 1 else set()
+    inner = [f"{word}." for word in common or words & WRAPPERS]
+    if len(inner) != 1:
+        return {}
+    return {n.removeprefix(inner[0]): t for n, t in state.items() if n.startswith(inner[0])}

@@ -1,7 +1,6 @@
 """Files of networks: those written here, and trained teachers by path, URL or name."""
 
 import hashlib
-import math
 import socket
 import sys
 from collections.abc import Sequence
@@ -11,14 +10,14 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
 from dckd_losses.weights import cache_dir, read_checkpoint
 from dckd_losses.weights.files import DIGEST, read_safetensors, write_safetensors
 
 from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
 from .detected import detect
-from .own import FACTS, build_own, fill, is_own, parse_options, recall
+from .own import FACTS, fill, is_own, recall
 from .small import ResidualNetwork
 
 SILENCE = 30.0  # seconds
@@ -143,86 +142,68 @@ def open_network(source: str, scale: int, network: Sequence[str] = ()) -> nn.Mod
     """Any trained network, frozen and in eval mode.
 
     Args:
-        source: A file of weights, a URL of one, or one of `KNOWN`.
+        source: A file of weights, a URL of one, or one of `KNOWN`. Files are those of the networks'
+            authors, of BasicSR, Lightning and the like (`.pth`, `.pt`, `.ckpt`), `.safetensors`, or
+            students.
         scale: Output size over input size it has to have.
-        network: Its code and `key=value` options, or a name of `SPECIFICATIONS`. By default a file
-            of `save` says it, and spandrel recognises others by their tensors.
+        network: Its code and `key=value` options, or a name of `SPECIFICATIONS`. By default a
+            student's file says it, and spandrel recognises others by their tensors.
 
     Raises:
         ValueError: It is another network or for another scale; says what it is.
-        RuntimeError: The file cannot be read or fetched, or spandrel cannot be imported.
+        RuntimeError: The file is missing, damaged, no weights, a pickle of more than tensors, or
+            cannot be fetched. Or spandrel cannot be imported.
     """
-    name, *options = network or [KNOWN[source].backbone if source in KNOWN else ""]
-    if name in SPECIFICATIONS and not options:
-        return load_weights(source, name, scale)
-    if name and not is_own(name):
+    known = KNOWN.get(source)
+    name, *options = network or [known.backbone if known else ""]
+    papers = name in SPECIFICATIONS
+    if name and not is_own(name) and (options or not papers):
         raise ValueError(
             f"got network {' '.join(network)}; expected package.module:callable or "
             f"file.py:callable with key=value options, or one of {', '.join(SPECIFICATIONS)}"
         )
-    path = fetch(source) if "://" in source else Path(source)
-    if not path.is_file():
-        seen = "is a folder" if path.is_dir() else "no such file"
-        raise RuntimeError(f"{path}: {seen}; expected a file, a URL or {', '.join(KNOWN)}")
-    if name:
-        model = build_own(name, scale, parse_options(options))
-        fill(model, read_checkpoint(path), source)
-    elif path.suffix == ".safetensors" and "backbone" in read_safetensors(path)[1]:
-        model = load(path)
-        seen = int(read_safetensors(path)[1]["scale"])
-        if seen != scale:
-            raise ValueError(f"{source}: a network for x{seen}; expected one for x{scale}")
-    else:
-        model = detect(read_checkpoint(path), source, scale)
-    return model.eval().requires_grad_(False)
-
-
-def load_weights(source: str, backbone: str, scale: int) -> nn.Module:
-    """A trained network of the paper, frozen and in eval mode.
-
-    Args:
-        source: A path, a URL or one of `KNOWN`. Files are those of the networks' authors, of
-            BasicSR and its kind (`.pth`, `.pt`, `.ckpt`), or `.safetensors`.
-        backbone: Which network it has to be.
-        scale: Output size over input size it has to have.
-
-    Raises:
-        ValueError: It is another network or has other sizes; names both.
-        RuntimeError: The file is missing, damaged, no weights, a pickle of more than tensors, or
-            cannot be fetched. Or spandrel cannot be imported.
-    """
-    model = build(backbone, scale)
-    known = KNOWN.get(source)
-    if known is not None and (known.backbone, known.scale) != (backbone, scale):
+    if known and papers and (known.backbone, known.scale) != (name, scale):
         raise ValueError(
-            f"{source} is {known.backbone} for x{known.scale}; expected {backbone} for x{scale}"
+            f"{source} is {known.backbone} for x{known.scale}; expected {name} for x{scale}"
         )
+    model = build(name, scale, options) if name else None  # what is wrong with it is said first
     url = known.url if known else source
     path = fetch(url, known.sha256 if known else None) if "://" in url else Path(source)
     if not path.is_file():
-        raise RuntimeError(
-            f"{path}: no such file; expected a file or a URL{_names_of(backbone, scale)}"
-        )
+        seen = "is a folder" if path.is_dir() else "no such file"
+        raise RuntimeError(f"{path}: {seen}; expected a file or a URL{_names_of(name, scale)}")
     try:
-        tensors = _read(path)
+        tensors, facts = read_checkpoint(path), {}
+        if path.suffix == ".safetensors":
+            facts = read_safetensors(path)[1]
+        if not tensors:
+            raise RuntimeError(f"{path} is not such weights: it holds no tensors")
     except RuntimeError as error:
         if "://" not in url:
             raise
         path.unlink()  # it may have been cut short
         again = "It has been removed: the next try fetches it anew"
         raise RuntimeError(f"{error}. {again}") from error
-    _fill(model, tensors, f"{path} holds another network", f"expected {backbone} for x{scale}")
+    if model is not None:
+        # the paper's networks have constants only: SwinIR's masks, say, differ with the patches
+        fill(model, tensors, str(path), f"{' '.join(network)} for x{scale}", buffers=not papers)
+    elif "backbone" in facts:
+        model, seen = load(path), int(facts["scale"])
+        if seen != scale:
+            raise ValueError(f"{source}: a network for x{seen}; expected one for x{scale}")
+    else:
+        model = detect(tensors, source, scale)
     return model.eval().requires_grad_(False)
 
 
 def _names_of(backbone: str, scale: int) -> str:
-    """The names of `KNOWN` for a network, as a list of what else would do."""
-    names = [n for n, known in KNOWN.items() if (known.backbone, known.scale) == (backbone, scale)]
+    """The names of `KNOWN` for a network, or of a scale, as a list of what else would do."""
+    names = [n for n, w in KNOWN.items() if w.scale == scale and backbone in ("", w.backbone)]
     return "".join(f" or {name}" for name in names)
 
 
 def load_teacher(student: str, source: str | None, scale: int) -> nn.Module:
-    """The teacher that Table 1 gives a student; raises as `load_weights`, and for no source."""
+    """The teacher that Table 1 gives a student; raises as `open_network`, and for no source."""
     backbone = teacher_of(student)
     specified(student, scale)
     if source is None:
@@ -230,34 +211,4 @@ def load_teacher(student: str, source: str | None, scale: int) -> nn.Module:
             f"{student} has no embedded teacher; expected {backbone} for x{scale} by --teacher: "
             f"a file or a URL{_names_of(backbone, scale)}"
         )
-    return load_weights(source, backbone, scale)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, under the authors' names; nothing in it is executed."""
-    import spandrel  # here: torchvision is heavy
-
-    tensors: dict[str, Tensor] = spandrel.canonicalize_state_dict(read_checkpoint(path))
-    if not tensors:
-        raise RuntimeError(f"{path} is not such weights: it holds no tensors")
-    return tensors
-
-
-def _fill(model: nn.Module, tensors: dict[str, Tensor], seen: str, expected: str) -> None:
-    """Load the parameters of exactly this network.
-
-    Buffers are left as they are: these networks' are constants, and SwinIR's masks, of which one
-    size is kept, say nothing but on which patches a file was trained.
-    """
-    wanted = {name: value.shape for name, value in model.named_parameters()}
-    buffers = {name for name, _ in model.named_buffers()}
-    found = {name: value.shape for name, value in tensors.items() if name not in buffers}
-    if found != wanted:
-        odd = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-        sizes = [sum(map(math.prod, shapes.values())) for shapes in (found, wanted)]
-        there, here = (tuple(shapes.get(odd, ())) or "none" for shapes in (found, wanted))
-        raise ValueError(
-            f"{seen}, of {sizes[0]:,} parameters; {expected}, {sizes[1]:,} parameters "
-            f"({odd}: {there} there, {here} here)"
-        )
-    model.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+    return open_network(source, scale, [backbone])

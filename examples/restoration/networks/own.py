@@ -1,13 +1,15 @@
 """Networks of the user's own code: `package.module:callable` or `file.py:callable`."""
 
 import ast
+import copy
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +18,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-WRAPPERS = ("module.", "model.", "net_g.", "_orig_mod.")  # of DDP, Lightning, BasicSR, compile
 SCALES = ("scale", "upscale")
 FACTS: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()  # how each was made
+COUNTERS = ("total_ops", "total_params")  # which thop leaves in a network it has measured
 PROBE = 64  # pixels a side: the windows and halvings of common networks fit
 
 
@@ -61,14 +63,14 @@ def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -
     try:
         make = getattr(_module(place), attribute, None)
         if make is None:
-            raise AttributeError(f"there is no {attribute}")
+            raise AttributeError(f"there is no {attribute} in {place}")
         takes = inspect.signature(make).parameters
         named = next((word for word in SCALES if word in takes), None)
         if named is not None:
             known.setdefault(named, scale)
         model = make(**known)
-    except Exception as error:  # the user's code may raise anything
-        raise ValueError(f"{name}: no network can be made: {_said(error)}") from error
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise ValueError(f"{name}: no network can be made: {said(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name}: got {type(model).__name__}; expected a torch.nn.Module")
     check_output(model, name, scale)
@@ -76,10 +78,8 @@ def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -
         name, code = f"{path}:{attribute}", hashlib.sha256(path.read_bytes()).hexdigest()
     else:
         code = ""
-    said = [f"{key}={value!r}" for key, value in (options or {}).items()]
-    FACTS[model] = {
-        "backbone": name, "scale": str(scale), "options": json.dumps(said), "code_sha256": code,
-    }  # fmt: skip
+    text = json.dumps([f"{key}={value!r}" for key, value in (options or {}).items()])
+    FACTS[model] = {"backbone": name, "scale": str(scale), "options": text, "code_sha256": code}
     return model
 
 
@@ -101,8 +101,8 @@ def recall(facts: Mapping[str, str]) -> nn.Module:
     else:
         try:
             made = getattr(_module(place), attribute)
-        except Exception as error:
-            raise ValueError(f"its network's code, {name}, is not there: {_said(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"its network's code, {name}, is not there: {said(error)}") from error
         if not (isinstance(made, type) and issubclass(made, nn.Module)):
             raise ValueError(f"its network's code, {name}, is no torch.nn.Module: name the code")
     return build_own(name, int(facts["scale"]), parse_options(json.loads(facts["options"])))
@@ -113,12 +113,12 @@ def _file(place: str) -> Path | None:
 
 
 def _module(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        here = str(Path.cwd())
-        if here not in sys.path:
-            sys.path.append(here)  # as `python -m` has it
-        return importlib.import_module(place)
     path = Path(place).resolve()
+    here = str(path.parent if place.endswith(".py") else Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # as `python file.py` and `python -m module` have it
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
     name = f"own_network_{path.stem}_{abs(hash(path))}"
     if name not in sys.modules:
         if not path.is_file():
@@ -135,62 +135,127 @@ def _module(place: str) -> ModuleType:
     return sys.modules[name]
 
 
-@torch.no_grad()
-def check_output(model: nn.Module, name: str, scale: int) -> None:
+def check_crops(model: nn.Module, sides: Iterable[int], *, trained: bool) -> None:
+    """Require of a network of the user's code that it takes a run's crops; raises ValueError.
+
+    A network that is to be trained is copied, so that it stays as it is.
+    """
+    facts = FACTS.get(model)
+    if facts is None:
+        return
+    name, scale = facts["backbone"], int(facts["scale"])
+    for side in set(sides):
+        if not trained:
+            check_output(model, name, scale, side)
+        else:
+            with torch.random.fork_rng():
+                check_output(copy.deepcopy(model), name, scale, side, trained=True)
+
+
+def check_output(
+    model: nn.Module, name: str, scale: int, side: int = PROBE, *, trained: bool = False
+) -> None:
     """Require of a network that it makes one RGB image of an RGB image, `scale` times as large.
 
+    Args:
+        model: Its modes are put back.
+        name: For messages.
+        scale: Output size over input size.
+        side: Of the image, in pixels.
+        trained: Whether to use it as in training, with gradient, or in eval mode.
+
     Raises:
-        ValueError: It does not; says what it makes.
+        ValueError: It does not; says what it makes, and what to do.
     """
-    expected = (1, 3, PROBE * scale, PROBE * scale)
-    weight = next(model.parameters(), torch.zeros(()))
     training = [module for module in model.modules() if module.training]
-    model.eval()
-    image = torch.full((1, 3, PROBE, PROBE), 0.5).to(weight)
+    device = next(model.parameters(), torch.zeros(())).device
+    image = torch.full((1, 3, side, side), 0.5, device=device)
     try:
-        out = model(image)
+        with torch.set_grad_enabled(trained):
+            out = model.train(trained)(image)
     except Exception as error:
-        raise ValueError(f"{name}: it does not take (1, 3, H, W): {_said(error)}") from error
+        kinds = {str(weight.dtype) for weight in model.parameters()} - {"torch.float32"}
+        seen = f", its weights are {kinds.pop()}" if kinds else ""
+        todo = "name a callable that makes a network of RGB images"
+        if side != PROBE:
+            todo = "choose another --crop, or let the network pad its input"
+        raise ValueError(
+            f"{name}: it does not take float32 {tuple(image.shape)}"
+            f"{' in training' * trained}{seen}: {said(error)}: {todo}"
+        ) from error
     finally:
+        model.eval()
         for module in training:
             module.training = True
     if not isinstance(out, Tensor):
         raise ValueError(
-            f"{name}: it returns {type(out).__name__}; expected one image: name a callable whose "
-            "network returns the image only"
+            f"{name}: it returns {type(out).__name__}{' in training' * trained}; expected one "
+            "image: name a callable whose network returns the image only"
         )
     if not (image == 0.5).all():
         raise ValueError(f"{name}: it writes into its input, which the losses see too: copy it")
-    if tuple(out.shape) != expected:
+    if trained and not out.requires_grad:
+        raise ValueError(f"{name}: its output has no gradient; expected weights to be trained")
+    expected = (1, 3, side * scale, side * scale)
+    if (tuple(out.shape), out.dtype) != (expected, torch.float32):
         raise ValueError(
-            f"{name}: it makes {tuple(out.shape)} of (1, 3, {PROBE}, {PROBE}); expected {expected} "
-            f"for x{scale}"
+            f"{name}: it makes {out.dtype} {tuple(out.shape)} of {tuple(image.shape)}; expected "
+            f"torch.float32 {expected} for x{scale}"
         )
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load weights into a network, whatever wrapper stood around it when they were saved.
+def fill(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    expected: str = "the network",
+    *,
+    buffers: bool = True,
+) -> None:
+    """Load the weights of exactly this network, under any prefix: of DDP, Lightning, a trainer.
+
+    Args:
+        model: The network.
+        tensors: Its weights, and under other prefixes perhaps those of other modules.
+        source: Where they are from, for messages.
+        expected: What the network is, for messages.
+        buffers: Whether these belong to the weights; otherwise they stay as they are.
 
     Raises:
-        ValueError: They are another network's; names the first difference.
+        ValueError: They are another network's, with the first difference, or several fit.
     """
-    wanted = model.state_dict()
-    found = dict(tensors)
-    while found and not found.keys() >= wanted.keys():
-        inner = next((w for w in WRAPPERS if any(name.startswith(w) for name in found)), None)
-        if inner is None:
-            break
-        found = {n.removeprefix(inner): t for n, t in found.items() if n.startswith(inner)}
-    for name, tensor in wanted.items():
-        shape = tuple(found[name].shape) if name in found else "none"
-        if shape != tuple(tensor.shape):
-            raise ValueError(
-                f"{source} does not fit the network: {name} is {shape} in the file and "
-                f"{tuple(tensor.shape)} in the network"
-            )
-    model.load_state_dict({name: found[name] for name in wanted})
+    tensors = {n: t for n, t in tensors.items() if n.rpartition(".")[2] not in COUNTERS}
+    left = set() if buffers else {name for name, _ in model.named_buffers()}
+    wanted = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in left}
+    prefixes = {n.removesuffix(w) for w in wanted for n in tensors if f".{n}".endswith(f".{w}")}
+    shapes = {
+        prefix: {
+            name: tuple(tensor.shape)
+            for long, tensor in tensors.items()
+            if long.startswith(prefix) and (name := long.removeprefix(prefix)) not in left
+        }
+        for prefix in sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix)) or [""]
+    }
+    fitting = [prefix for prefix, found in shapes.items() if found == wanted]
+    if not fitting:
+        found = max(shapes.values(), key=lambda found: len(found.items() & wanted.items()))
+        odd = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        sizes = [sum(map(math.prod, shapes.values())) for shapes in (found, wanted)]
+        there, here = (shapes.get(odd, "none") for shapes in (found, wanted))
+        raise ValueError(
+            f"{source} holds another network, of {sizes[0]:,} values; expected {expected}, "
+            f"{sizes[1]:,} values ({odd}: {there} there, {here} here)"
+        )
+    if len(fitting) > 1 and fitting[0].count(".") == fitting[1].count("."):
+        raise ValueError(
+            f"{source} holds {fitting[0]}* and {fitting[1]}*, both of which fit; expected a file "
+            "with one of them"
+        )
+    weights = {name: tensors[fitting[0] + name] for name in wanted}
+    model.load_state_dict(weights, strict=buffers)
 
 
-def _said(error: Exception) -> str:
+def said(error: BaseException) -> str:
+    """An exception in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -8,17 +8,20 @@ from statistics import fmean
 from typing import TypedDict
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data.datasets import Pair
-from ..data.images import Image, write_png
+from ..data.images import Image
 from ..data.synthetic import matlab_bicubic
 from ..training.checkpoint import write_whole
+from ..training.console import RefusedError
 from .metrics import protocol, psnr, ssim, to_tensor, to_uint8
 
 OVERLAP = 32  # pixels that a tile sees beyond what is kept of it
 UNIT = 8  # of which tiles begin at multiples: SwinIR's windows lie as in the whole image
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # of which networks may need their images' sides
 
 
 class Score(TypedDict):
@@ -39,13 +42,37 @@ def restore(model: nn.Module, lq: Image, tile: int | None = None) -> Image:
 
     The network runs in eval mode, on its own device and in its own dtype; its modes are put back.
     `tile` is the side in pixels, a multiple of 8, of the parts in which a large image is restored.
+
+    Raises:
+        RefusedError: The network fails on this image.
     """
     if tile is not None and (tile < UNIT or tile % UNIT):
         raise ValueError(f"got tile {tile}; expected a multiple of {UNIT}")
-    weight = next(model.parameters())
+    weight = next(model.parameters(), torch.zeros(()))
     with torch.no_grad(), _evaluating(model):
         image = to_tensor(lq)[None].to(weight)
-        return to_uint8(model(image) if tile is None else _tiled(model, image, tile))
+        return to_uint8(_padded(model, image) if tile is None else _tiled(model, image, tile))
+
+
+def _padded(model: nn.Module, image: Tensor) -> Tensor:
+    """Run a network; where it fails on this size, with the border repeated up to multiples."""
+    height, width = image.shape[-2:]
+    said = ""
+    for multiple in MULTIPLES:
+        padding = (0, -width % multiple, 0, -height % multiple)
+        try:
+            padded = F.pad(image, padding, mode="replicate") if any(padding) else image
+            made: Tensor = model(padded)
+            scale = made.shape[-1] // padded.shape[-1]
+            if scale and made.shape[-2:] == tuple(scale * side for side in padded.shape[-2:]):
+                return made[..., : scale * height, : scale * width]
+            failed = f"it makes {tuple(made.shape)} of {tuple(padded.shape)}"
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # the user's code may raise anything
+            failed = " ".join(f"{type(error).__name__}: {error}".split())
+        said = said or failed
+    raise RefusedError(f"the network cannot restore an image of {width}x{height} pixels: {said}")
 
 
 def _tiled(model: nn.Module, image: Tensor, tile: int) -> Tensor:
@@ -56,7 +83,7 @@ def _tiled(model: nn.Module, image: Tensor, tile: int) -> Tensor:
         for left in range(0, image.shape[-1], tile):
             begin = [max(0, start - OVERLAP) for start in (top, left)]
             seen = image[..., begin[0] : top + tile + OVERLAP, begin[1] : left + tile + OVERLAP]
-            made = model(seen)
+            made = _padded(model, seen)
             scale = made.shape[-1] // seen.shape[-1]
             y, x = (
                 (start - first) * scale for start, first in zip((top, left), begin, strict=True)
@@ -75,10 +102,10 @@ def evaluate(
     model: nn.Module | None,
     pairs: Iterable[Pair],
     scale: int,
-    save_images: Path | None = None,
     *,
     task: str = "sr",
     tile: int | None = None,
+    done: Callable[[str, Image], None] = lambda name, image: None,
 ) -> Scores:
     """Score a network, or the `degraded` images, as the papers of a task do: `metrics.protocol`.
 
@@ -86,17 +113,16 @@ def evaluate(
         model: (1, 3, H, W) in [0, 1] to `scale` times that size; None for `degraded`.
         pairs: The data set.
         scale: HR size over LR size; 1 for deblurring and deraining.
-        save_images: Folder for the restored images, as PNG.
         task: "sr", "deblur" or "derain".
         tile: As in `restore`.
+        done: Is given each image that was restored, after its name.
     """
     rules = protocol(task, scale)
     images: dict[str, Score] = {}
     for name, lq, hq in pairs:
         output = restore(model, lq, tile) if model else degraded(lq, scale)
         images[name] = {"psnr": psnr(output, hq, rules), "ssim": ssim(output, hq, rules)}
-        if save_images:
-            write_png(output, save_images / f"{name}.png")
+        done(name, output)
     if not images:
         raise ValueError("got no pairs to evaluate; expected at least one")
     return {**mean(images.values()), "images": images}

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ..data.crops import Batches, RandomCrops
+from ..networks.own import check_crops
 from ..recipe import Recipe
 from ..results.metrics import NotFiniteError
 from . import checkpoint
@@ -72,6 +73,7 @@ class Run:
         validate: Callable[[nn.Module], float] | None = None,
         workers: int = 0,
     ) -> None:
+        check_crops(student, (stage.crop for stage in recipe.all_stages), trained=True)
         self.folder, self.recipe, self.crops, self.accelerator = folder, recipe, crops, accelerator
         self.validate, self.workers, self.keeps = validate, workers, True
         self.settings: dict[str, Any] = {}
