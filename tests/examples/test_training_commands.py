@@ -23,7 +23,7 @@ import train_derain
 import train_sr
 from accelerate import Accelerator
 from PIL import Image as Pillow
-from restoration import command, networks
+from restoration import command, networks, resolve
 from restoration.data.crops import RandomCrops
 from restoration.data.datasets import pairs_from_images
 from restoration.data.images import photographs
@@ -234,7 +234,7 @@ class TestMethods:
     def test_the_command_lines_losses(self, line, changed):
         """Balanced unless weights are given, and then only if a balance is, too."""
         args = command.parse(None, "sr", [str(word) for word in line])
-        found = command.dckd_settings(args, command.recipe_of(args, Accelerator(cpu=True)))
+        found = resolve.dckd_settings(args, resolve.recipe_of(args, Accelerator(cpu=True)))
         usual = {"dcr_weight": 0.1, "dmm_weight": 0.001, "form": "cross_entropy", "balance": 0.3}
         assert found == usual | changed
 
@@ -431,7 +431,7 @@ def test_a_papers_recipe_is_printed_in_full(tmp_path, monkeypatch, capsys):
     pytest.importorskip("spandrel", exc_type=(ImportError, RuntimeError))
     data = write_pairs(tmp_path / "set", "derain")
     without_training(monkeypatch, train_derain)
-    monkeypatch.setattr(command, "open_teacher", lambda *args: None)
+    monkeypatch.setattr(resolve, "open_teacher", lambda *args: None)
     line = ["--data", data, "--val", data, "--recipe", "paper", "--method", "scratch"]
     line += ["--backbone", "restormer-student", "--output", tmp_path / "out"]
     assert main(monkeypatch, train_derain, *line) == 0
@@ -465,10 +465,10 @@ def test_settings_leave_out_only_what_cannot_matter():
     args = set(vars(command.parse(None, "sr", [])))
     of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
-    by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *command.WEIGHTS}
+    by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *resolve.WEIGHTS}
     by_accelerator = {"mixed_precision", "gradient_accumulation"}
     rest = args - of_no_account - by_checksum - by_recipe - by_accelerator
-    assert rest == set(command.DECISIVE)
+    assert rest == set(resolve.DECISIVE)
 
 
 def test_the_readmes_commands_are_understood(monkeypatch):

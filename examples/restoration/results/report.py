@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import command, networks
+from .. import networks, resolve
 from ..data.datasets import Pair, left_out, made
 from ..data.images import Image
 from ..recipe import Recipe
@@ -75,9 +75,9 @@ def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -
 
 def _plain_distillation(args: argparse.Namespace, run: Run) -> nn.Module | None:
     """The student of a run by --method logits that differs in nothing else, where there is one."""
-    if command.METHODS[args.method] is None:
+    if resolve.METHODS[args.method] is None:
         return None
-    folder = command.default_folder(args, "logits")
+    folder = resolve.default_folder(args, "logits")
     ours = json.loads(json.dumps({**run.settings, "method": "logits"}))  # as a file has them
     theirs = checkpoint.settings(folder / "checkpoint.pt")
     if any(ours.get(k) != theirs.get(k) for k in {*ours, *theirs} - {*LOSSES, "encoder"}):
