@@ -22,7 +22,7 @@ from restoration.data.crops import RandomCrops
 from restoration.data.datasets import open_pairs, open_sets, pairs_from_images
 from restoration.data.images import photographs
 from restoration.data.synthetic import camera_motion
-from restoration.results import report
+from restoration.results import figures, report
 from restoration.results.evaluation import validation
 from restoration.training.console import exit_status, refusing
 from restoration.training.gradient_checkpointing import checkpoint_blocks
@@ -74,6 +74,7 @@ def distil(args: argparse.Namespace) -> None:
         workers = resolve.workers_of(args, pairs)
         run = Run(folder, recipe, student, crops, accelerator, workers=workers)
         run.validate = validation(next(iter(val_sets.values())), "deblur", 1, accelerator)
+        run.sample = figures.sample(next(iter(val_sets.values())), 1)
         run.settings = resolve.settings(args, run, teacher, encoder)
 
         # Losses: DCKD's history follows the student, after each step of the optimizer

@@ -11,6 +11,7 @@ from .data.layouts import TwoFolders
 from .networks import KNOWN
 from .networks.own import is_own
 from .recipe import DCR_WEIGHT, DMM_WEIGHT, PAPER
+from .training.trackers import TRACKERS
 
 METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "scratch": None,
@@ -68,6 +69,8 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     add("--seed", **whole, default=0, help="of weights, crops and negatives (default: 0)")
     add("--output", **folder, help="of the results (default: one in runs/, named by the run)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    text = "also log to these; each needs its package"
+    add("--log-with", nargs="+", action="extend", choices=TRACKERS, help=text)
     add("--skip-bad", action="store_true", help="leave unreadable images out")
 
     add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument

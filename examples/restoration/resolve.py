@@ -19,6 +19,7 @@ from .data.crops import check_shares
 from .data.datasets import Pair, PairFiles
 from .networks import SPECIFICATIONS
 from .recipe import PAPER, SMALL, Recipe
+from .training import trackers
 from .training.checkpoint import checksum
 from .training.console import check_folder
 from .training.loop import Run
@@ -33,11 +34,14 @@ DECISIVE = ["task", "scale", "backbone", "backbone_options", "teacher_network", 
 def accelerator_of(args: argparse.Namespace) -> Accelerator:
     """The devices that the command line and its launcher ask for."""
     check_number("--gradient-accumulation", args.gradient_accumulation, at_least=1, whole=True)
+    trackers.check(args.log_with or [])
     return Accelerator(
         # without it, torchrun's processes on a machine without GPUs would not meet
         cpu=not torch.accelerator.is_available(),
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation,
+        log_with=args.log_with,
+        project_dir=_folder(args),
     )
 
 
@@ -103,9 +107,13 @@ def default_folder(args: argparse.Namespace, method: str) -> Path:
     return Path("runs") / f"{name}_{method}_{args.seed}"
 
 
+def _folder(args: argparse.Namespace) -> Path:
+    return args.output or default_folder(args, args.method)
+
+
 def folder_of(args: argparse.Namespace) -> Path:
     """The output folder; ValueError where files or folders are in the way."""
-    folder = args.output or default_folder(args, args.method)
+    folder = _folder(args)
     check_folder("--output", folder, WRITTEN)
     return folder
 

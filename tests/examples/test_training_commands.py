@@ -463,7 +463,7 @@ def test_a_data_set_without_options_is_scikit_images(tmp_path, monkeypatch, caps
 
 def test_settings_leave_out_only_what_cannot_matter():
     args = set(vars(command.parse(None, "sr", [])))
-    of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
+    of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing", "log_with"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
     by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *resolve.WEIGHTS}
     by_accelerator = {"mixed_precision", "gradient_accumulation"}

@@ -48,6 +48,8 @@ def announce(
     if dckd is not None:
         lines["ratio"] = "in the log: the gradient norm of DCKD over that of the pixel losses"
     lines["output"] = str(run.folder)
+    if "tensorboard" in (args.log_with or ()):
+        lines["log"] = f"tensorboard --logdir {run.folder} shows it"
     print("\n".join(f"{name:12}{text}" for name, text in lines.items()), flush=True)
     if args.resume and not run.checkpoint.exists():
         print(f"no checkpoint in {run.folder}: starting anew", flush=True)

@@ -14,9 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ..data.crops import Batches, RandomCrops
+from ..data.images import Image
 from ..recipe import Recipe
 from ..results.metrics import NotFiniteError
-from . import checkpoint
+from . import checkpoint, trackers
 from .console import (
     DivergedError,
     Progress,
@@ -54,6 +55,7 @@ class Run:
         model: The student as a step calls it: wrapped where several processes train together.
         optimizer: The recipe's.
         average: The student's moving average, or None where the recipe has none.
+        sample: A picture of what a network makes, for the trackers; None to skip.
         settings: All that the trained weights follow from. A checkpoint of others is refused.
         keeps: Whether checkpoints are written.
         records: Each logged step's `step`, losses and, now and then, PSNR.
@@ -74,6 +76,7 @@ class Run:
     ) -> None:
         self.folder, self.recipe, self.crops, self.accelerator = folder, recipe, crops, accelerator
         self.validate, self.workers, self.keeps = validate, workers, True
+        self.sample: Callable[[nn.Module], Image] | None = None
         self.settings: dict[str, Any] = {}
         self.records: list[dict[str, Any]] = []
         self.step, self.log_due = 0, False
@@ -132,6 +135,7 @@ def train(run: Run, step: Step, *, dckd: Any = None, resume: bool) -> None:
     recipe, accelerator = run.recipe, run.accelerator
     main, states = accelerator.is_main_process, _with_state(run, dckd)
     _begin(run, states, resume)
+    trackers.start(accelerator, run.folder, run.step)
     first = run.step
     log_steps = (LOG_EVERY, recipe.iterations // VALIDATIONS)
     checkpoint_every = min(CHECKPOINT_EVERY, recipe.iterations // CHECKPOINTS)
@@ -280,5 +284,10 @@ def _log(run: Run, terms: dict[str, Tensor], progress: Progress, record: bool) -
             run.records[-1]["psnr"] = run.validate(run.result)
         except NotFiniteError as error:
             raise DivergedError(f"step {run.step}: {error}") from error
+    if record:
+        lr = run.optimizer.param_groups[0]["lr"]
+        trackers.log(run.accelerator, run.records[-1], lr=lr)
+    if validation and run.sample and run.accelerator.trackers and run.accelerator.is_main_process:
+        trackers.log_image(run.accelerator, "sample", run.sample(run.result), run.step)
     known = [record["psnr"] for record in run.records if "psnr" in record]
     progress.show(f"{text} psnr {known[-1]:.2f}" if known else text, milestone=validation)
