@@ -1,11 +1,12 @@
 """The training commands' options."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import networks
+from . import config, networks
 from .data.datasets import MEMORY
 from .data.layouts import TwoFolders
 from .networks import KNOWN
@@ -20,6 +21,8 @@ METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "dmm": (False, True),
     "dckd": (True, True),
 }
+# of which one on the command line takes the place of all in a file of options
+ALTERNATIVES = (("data", "lq", "gt"), ("val", "val_lq", "val_gt"), ("log_with",))
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_SCALE = 8
 MAX_WORKERS = 256
@@ -32,7 +35,36 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
         description: The command's docstring.
         task: "sr", "deblur" or "derain".
         args: The command line without the command; None for this process's.
+
+    Raises:
+        RefusedError: A file of options cannot be read or is wrong.
     """
+    line = sys.argv[1:] if args is None else args
+    made = parser_of(description, task)
+    chosen = made.parse_args(line)
+    if chosen.config is not None:
+        given = [group for group in ALTERNATIVES if any(getattr(chosen, each) for each in group)]
+        but = {name for group in given for name in group}
+        line = [*config.read(chosen.config, parser_of(description, task), but), *line]
+        chosen = made.parse_args(line)
+    chosen.options = config.options(made, chosen)
+    usable = networks.names_for(task)
+    chosen.backbone, *chosen.backbone_options = chosen.backbone
+    named = chosen.backbone in usable and not chosen.backbone_options
+    if not (named or is_own(chosen.backbone)):
+        said = " ".join([chosen.backbone, *chosen.backbone_options])
+        made.error(
+            f"argument --backbone: invalid choice: {said!r} (choose from {', '.join(usable)}, or "
+            "file.py:callable with key=value options)"
+        )
+    chosen.data = source_of(made, chosen, "data")
+    val = source_of(made, chosen, "val", "val_")
+    chosen.val = [val] if isinstance(val, TwoFolders) else val
+    return chosen
+
+
+def parser_of(description: str | None, task: str) -> argparse.ArgumentParser:
+    """The options of a task's command."""
     made = argparse.ArgumentParser(
         usage="%(prog)s [options]",
         description=description,
@@ -41,6 +73,8 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     made.set_defaults(task=task, scale=1)
     folder, whole = {"type": path, "metavar": "DIR"}, {"type": int, "metavar": "N"}
     add = made.add_argument
+    text = "options from a YAML file, as each run leaves one; those given here come first"
+    add("--config", type=path, metavar="FILE", help=text)
     if task == "sr":
         add("--scale", **whole, default=2, help="HR size over LR size (default: 2)")
     usable = networks.names_for(task)
@@ -101,19 +135,7 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     add("--memory", type=float, metavar="GB", default=MEMORY, help=text)
     text = "processes that read ahead (default: 4 where a data set is too large for memory)"
     add("--workers", **whole, help=text)
-    chosen = made.parse_args(args)
-    chosen.backbone, *chosen.backbone_options = chosen.backbone
-    named = chosen.backbone in usable and not chosen.backbone_options
-    if not (named or is_own(chosen.backbone)):
-        said = " ".join([chosen.backbone, *chosen.backbone_options])
-        made.error(
-            f"argument --backbone: invalid choice: {said!r} (choose from {', '.join(usable)}, or "
-            "file.py:callable with key=value options)"
-        )
-    chosen.data = source_of(made, chosen, "data")
-    val = source_of(made, chosen, "val", "val_")
-    chosen.val = [val] if isinstance(val, TwoFolders) else val
-    return chosen
+    return made
 
 
 def add_two_folders(parser: argparse.ArgumentParser, instead: str, prefix: str = "") -> None:

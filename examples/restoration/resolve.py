@@ -26,7 +26,14 @@ from .training.loop import Run
 
 WEIGHTS = ("dcr_weight", "dmm_weight")
 FILE_WORKERS = 4  # processes, and no more than there are cores
-WRITTEN = ("checkpoint.pt", "curves.png", "log.json", "metrics.json", "side_by_side.png")
+WRITTEN = (
+    "checkpoint.pt",
+    "config.yaml",
+    "curves.png",
+    "log.json",
+    "metrics.json",
+    "side_by_side.png",
+)
 # besides the recipe and what is read
 DECISIVE = ["task", "scale", "backbone", "backbone_options", "teacher_network", "method", "seed"]
 

@@ -34,7 +34,7 @@ from toys import ROOT, main, no_pictures, options, sets, small, weights, write  
 SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
 LAYOUTS = {"deblur": ("blur", "sharp"), "derain": ("input", "target")}
 WRITTEN = {
-    *(".run.lock", "checkpoint.pt", "curves.png", "log.json", "metrics.json"),
+    *(".run.lock", "checkpoint.pt", "config.yaml", "curves.png", "log.json", "metrics.json"),
     *("side_by_side.png", "student.safetensors"),
 }
 tasks = pytest.mark.parametrize("task", list(SAME_SIZE))
@@ -463,7 +463,8 @@ def test_a_data_set_without_options_is_scikit_images(tmp_path, monkeypatch, caps
 
 def test_settings_leave_out_only_what_cannot_matter():
     args = set(vars(command.parse(None, "sr", [])))
-    of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing", "log_with"}
+    of_no_account = {"config", "options", "output", "resume", "log_with"}
+    of_no_account |= {"workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
     by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *resolve.WEIGHTS}
     by_accelerator = {"mixed_precision", "gradient_accumulation"}
@@ -497,7 +498,7 @@ def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys)
         assert all((name in text) == ((known == "sr") == (task == "sr")) for name in names)
     for weight in ("DCR's weight (default: 0.1)", "DMM's weight (default: 0.001)"):
         assert text.count(weight) == 1
-    for option in command.parse(None, task, []).__dict__.keys() - {"backbone_options"}:
+    for option in command.parse(None, task, []).__dict__.keys() - {"backbone_options", "options"}:
         if option not in ("task", "scale") or (task == "sr" and option == "scale"):
             name = f"--{option.replace('_', '-')}"
             rest = text.split("options:")[1].split(f" {name} ", 1)

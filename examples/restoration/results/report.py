@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import networks, resolve
+from .. import config, networks, resolve
 from ..data.datasets import Pair, left_out, made
 from ..data.images import Image
 from ..recipe import Recipe
@@ -29,9 +29,11 @@ Sets = Mapping[str, Sequence[Pair]]  # by name; curves and pictures are of the f
 def announce(
     args: argparse.Namespace, run: Run, teacher: nn.Module | None, dckd: Any, val_sets: Sets
 ) -> None:
-    """Say what will happen, once, in a dozen lines."""
+    """Say what will happen, once, in a dozen lines; and in config.yaml, to repeat it."""
     if not run.accelerator.is_main_process:
         return
+    script = f"python examples/train_{args.task}.py"
+    config.write(run.folder / "config.yaml", script, args.options)
     said = (made(args.task, pairs) for pairs in (run.crops.pairs, *val_sets.values()))
     made_of = [f"\n{'':12}{each}" for each in said if each]
     moves = f"history moves every {run.recipe.history_interval} steps"
