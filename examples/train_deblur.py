@@ -11,6 +11,7 @@ Ctrl-C stops after the current step; the same command with --resume goes on as i
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import restoration  # noqa: F401  (before the slow ones)
@@ -72,9 +73,11 @@ def distil(args: argparse.Namespace) -> None:
 
         # The run: optimizer, moving average, log, checkpoint, several processes
         workers = resolve.workers_of(args, pairs)
-        run = Run(folder, recipe, student, crops, accelerator, workers=workers)
+        every = {"val_every": args.val_every, "save_every": args.save_every}
+        run = Run(folder, recipe, student, crops, accelerator, workers=workers, **every)
         run.validate = validation(next(iter(val_sets.values())), "deblur", 1, accelerator)
         run.sample = figures.sample(next(iter(val_sets.values())), 1)
+        run.save = partial(networks.save, student, task=args.task, method=args.method)
         run.settings = resolve.settings(args, run, teacher, encoder)
 
         # Losses: DCKD's history follows the student, after each step of the optimizer

@@ -101,10 +101,6 @@ def parser_of(description: str | None, task: str) -> argparse.ArgumentParser:
     )
     add("--teacher-network", nargs="+", metavar=("CODE", "KEY=VALUE"), default=[], help=text)
     add("--seed", **whole, default=0, help="of weights, crops and negatives (default: 0)")
-    add("--output", **folder, help="of the results (default: one in runs/, named by the run)")
-    add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    text = "also log to these; each needs its package"
-    add("--log-with", nargs="+", action="extend", choices=TRACKERS, help=text)
     add("--skip-bad", action="store_true", help="leave unreadable images out")
 
     add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument
@@ -122,6 +118,16 @@ def parser_of(description: str | None, task: str) -> argparse.ArgumentParser:
     add("--form", choices=["cross_entropy", "released"], help=text)
     text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
     add("--balance", type=float, metavar="F", help=text)
+
+    add = made.add_argument_group("results").add_argument
+    add("--output", **folder, help="their folder (default: one in runs/, named by the run)")
+    add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    text = "steps between validations, of which the best student is kept (default: a tenth)"
+    add("--val-every", **whole, help=text)
+    text = "steps between checkpoints (default: a twentieth of all, and 1000 at most)"
+    add("--save-every", **whole, help=text)
+    text = "also log to these; each needs its package"
+    add("--log-with", nargs="+", action="extend", choices=TRACKERS, help=text)
 
     about = "accelerate launch or torchrun start several processes, see examples/README.md"
     add = made.add_argument_group("devices and memory", about).add_argument

@@ -63,6 +63,7 @@ BAD_OPTIONS = [
         ["got --balance 0.3 for --method logits; expected --method dcr or dmm or dckd"],
     ),
     *((["--seed", value], ["--seed must be at least 0"]) for value in (-1, 2**32, HUGE)),
+    *(([f"--{name}-every", 0], [f"--{name}-every must be at least 1"]) for name in ("val", "save")),
     *((["--memory", value], ["--memory must be"]) for value in (-1, "nan", "inf")),
     *((["--workers", value], ["--workers must be"]) for value in (-1, 10**5)),
     (["--gradient-accumulation", 0], ["--gradient-accumulation must be at least 1, got 0"]),

@@ -146,9 +146,10 @@ def test_any_interruption_and_resume_is_bit_identical(line, tmp_path):
         done = command(*resumed)
         assert done.returncode == 0, done.stderr
         assert weights(broken) == weights(straight)
-        for name in ("metrics.json", "log.json"):
+        for name in ("metrics.json", "log.json", "best.safetensors"):
             assert (broken / name).read_bytes() == (straight / name).read_bytes(), name
         (broken / "student.safetensors").unlink()
+        (broken / "best.safetensors").unlink()
     assert_same_state(straight, broken)
 
 

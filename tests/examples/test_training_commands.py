@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from PIL import Image as Pillow
 from restoration import command, networks, resolve
 from restoration.data.crops import RandomCrops
-from restoration.data.datasets import pairs_from_images
+from restoration.data.datasets import open_pairs, pairs_from_images
 from restoration.data.images import photographs
 from restoration.results import report
 from restoration.results.evaluation import evaluate as score
@@ -35,7 +35,7 @@ SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
 LAYOUTS = {"deblur": ("blur", "sharp"), "derain": ("input", "target")}
 WRITTEN = {
     *(".run.lock", "checkpoint.pt", "config.yaml", "curves.png", "log.json", "metrics.json"),
-    *("side_by_side.png", "student.safetensors"),
+    *("best.safetensors", "side_by_side.png", "student.safetensors"),
 }
 tasks = pytest.mark.parametrize("task", list(SAME_SIZE))
 
@@ -84,7 +84,9 @@ class TestResults:
     def test_metrics_are_exactly_these(self, done):
         metrics = read(done[0] / "metrics.json")
         val = metrics.pop("val")
+        best = max(read(done[0] / "log.json"), key=lambda record: record["psnr"])
         facts = {"task": "sr", "scale": 2, "method": "dckd", "iterations": 5, "seed": 3}
+        facts["best"] = {"step": best["step"], "psnr": best["psnr"]}
         assert metrics == facts
         assert list(val) == ["val"]
         assert list(val["val"]) == ["input", "student", "teacher"]
@@ -102,6 +104,13 @@ class TestResults:
         scores, metrics = read(tmp_path / "a.json"), read(done[0] / "metrics.json")
         for key, value in metrics["val"]["val"][who].items():
             assert scores[key] == pytest.approx(value, abs=1e-6)
+
+    def test_the_best_student_scores_as_in_its_validation(self, done, sets):
+        pairs, best = open_pairs(sets / "val", 2), read(done[0] / "metrics.json")["best"]
+        model = networks.load(done[0] / "best.safetensors")
+        assert score(model, pairs, 2)["psnr"] == pytest.approx(best["psnr"], abs=1e-5)
+        said = f"best.safetensors: the validated student of the highest PSNR, {best['psnr']:.2f} dB"
+        assert f"{said} at step {best['step']}\n" in done[1]
 
     def test_what_it_prints(self, done):
         folder, out, _ = done
@@ -327,6 +336,7 @@ class TestSameSize:
         assert {path.name for path in tmp_path.iterdir()} == WRITTEN
         metrics = read(tmp_path / "metrics.json")
         val = metrics.pop("val")["photographs"]
+        assert metrics.pop("best")["step"] in (1, 2)
         facts = {"task": task, "scale": 1, "method": "dckd", "iterations": 2, "seed": 3}
         assert metrics == facts
         assert list(val) == ["input", "student", "teacher"]
@@ -464,6 +474,7 @@ def test_a_data_set_without_options_is_scikit_images(tmp_path, monkeypatch, caps
 def test_settings_leave_out_only_what_cannot_matter():
     args = set(vars(command.parse(None, "sr", [])))
     of_no_account = {"config", "options", "output", "resume", "log_with"}
+    of_no_account |= {"val_every", "save_every"}
     of_no_account |= {"workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
     by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *resolve.WEIGHTS}

@@ -62,14 +62,19 @@ def announce(
 def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:
     """Write the student and what the models reach, and let the processes part."""
     if run.accelerator.is_main_process:
-        path = run.folder / "student.safetensors"
-        networks.save(run.student, path, task=args.task, method=args.method)
+        assert run.save is not None
+        run.save(run.folder / "student.safetensors")
         there = {who: model for who, model in models.items() if model or who == "input"}
         plain = _plain_distillation(args, run)
         if plain is not None:  # before the student
             there = {"input": None, "logits": plain, **there}
         facts = {"task": args.task, "scale": args.scale, "method": args.method}
         facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
+        if run.best is not None:
+            run.save(run.best_file, tensors=run.best["student"])
+            facts["best"] = {"step": run.best["step"], "psnr": run.best["psnr"]}
+            said = "the validated student of the highest PSNR, {psnr:.2f} dB at step {step:,}"
+            print(f"{run.best_file.name}: {said.format(**run.best)}")
         if unread := sorted({*run.crops.left_out, *left_out(val_sets.values())}):
             facts["left_out"] = unread
             print(f"left out, as they cannot be read: {', '.join(unread)}")
