@@ -126,6 +126,8 @@ def parser_of(description: str | None, task: str) -> argparse.ArgumentParser:
     add("--val-every", **whole, help=text)
     text = "steps between checkpoints (default: a twentieth of all, and 1000 at most)"
     add("--save-every", **whole, help=text)
+    text = "also write student.onnx, which is compared with the student in onnxruntime"
+    add("--export", choices=["onnx"], help=text)
     text = "also log to these; each needs its package"
     add("--log-with", nargs="+", action="extend", choices=TRACKERS, help=text)
 

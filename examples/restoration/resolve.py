@@ -19,6 +19,7 @@ from .data.crops import check_shares
 from .data.datasets import Pair, PairFiles
 from .networks import SPECIFICATIONS
 from .recipe import PAPER, SMALL, Recipe
+from .results import export
 from .training import trackers
 from .training.checkpoint import checksum
 from .training.console import check_folder
@@ -33,6 +34,7 @@ WRITTEN = (
     "log.json",
     "metrics.json",
     "side_by_side.png",
+    "student.onnx",
 )
 # besides the recipe and what is read
 DECISIVE = ["task", "scale", "backbone", "backbone_options", "teacher_network", "method", "seed"]
@@ -42,6 +44,8 @@ def accelerator_of(args: argparse.Namespace) -> Accelerator:
     """The devices that the command line and its launcher ask for."""
     check_number("--gradient-accumulation", args.gradient_accumulation, at_least=1, whole=True)
     trackers.check(args.log_with or [])
+    if args.export:
+        export.check()
     return Accelerator(
         # without it, torchrun's processes on a machine without GPUs would not meet
         cpu=not torch.accelerator.is_available(),

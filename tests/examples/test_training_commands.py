@@ -27,7 +27,7 @@ from restoration import command, networks, resolve
 from restoration.data.crops import RandomCrops
 from restoration.data.datasets import open_pairs, pairs_from_images
 from restoration.data.images import photographs
-from restoration.results import report
+from restoration.results import export, report
 from restoration.results.evaluation import evaluate as score
 from toys import ROOT, main, no_pictures, options, sets, small, weights, write  # noqa: F401
 
@@ -281,6 +281,14 @@ class TestMethods:
                 assert val["logits"] == read(plain / "metrics.json")["val"]["val"]["student"]
 
 
+def test_missing_packages_of_an_export_are_a_line_before_training(small, monkeypatch, capsys):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name != "onnx" else name)
+    assert main(monkeypatch, train_sr, *small, "--export", "onnx") == 2
+    missing = "onnxscript onnxruntime"
+    said = f"error: --export onnx: {missing} not installed; run pip install {missing}\n"
+    assert capsys.readouterr() == ("", said)
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_what_is_said_of_checkpoints_at_the_start(small, monkeypatch, capsys):
     line = [*small, "--method", "logits"]
@@ -473,7 +481,7 @@ def test_a_data_set_without_options_is_scikit_images(tmp_path, monkeypatch, caps
 
 def test_settings_leave_out_only_what_cannot_matter():
     args = set(vars(command.parse(None, "sr", [])))
-    of_no_account = {"config", "options", "output", "resume", "log_with"}
+    of_no_account = {"config", "options", "output", "resume", "log_with", "export"}
     of_no_account |= {"val_every", "save_every"}
     of_no_account |= {"workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}

@@ -13,8 +13,9 @@ from ..data.datasets import Pair, left_out, made
 from ..data.images import Image
 from ..recipe import Recipe
 from ..training import checkpoint
+from ..training.console import refusing
 from ..training.loop import Run
-from . import figures
+from . import export, figures
 from .evaluation import Scores, degraded, evaluate, restore, write_json
 from .metrics import Protocol, protocol
 
@@ -60,26 +61,41 @@ def announce(
 
 
 def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:
-    """Write the student and what the models reach, and let the processes part."""
-    if run.accelerator.is_main_process:
-        assert run.save is not None
-        run.save(run.folder / "student.safetensors")
-        there = {who: model for who, model in models.items() if model or who == "input"}
-        plain = _plain_distillation(args, run)
-        if plain is not None:  # before the student
-            there = {"input": None, "logits": plain, **there}
-        facts = {"task": args.task, "scale": args.scale, "method": args.method}
-        facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
-        if run.best is not None:
-            run.save(run.best_file, tensors=run.best["student"])
-            facts["best"] = {"step": run.best["step"], "psnr": run.best["psnr"]}
-            said = "the validated student of the highest PSNR, {psnr:.2f} dB at step {step:,}"
-            print(f"{run.best_file.name}: {said.format(**run.best)}")
-        if unread := sorted({*run.crops.left_out, *left_out(val_sets.values())}):
-            facts["left_out"] = unread
-            print(f"left out, as they cannot be read: {', '.join(unread)}")
-        report(run.folder, facts, there, val_sets, run.records)
-    run.accelerator.end_training()
+    """Write the student and what the models reach, and let the processes part.
+
+    Raises:
+        RefusedError: The student cannot be exported as asked; all else is written.
+    """
+    try:
+        if run.accelerator.is_main_process:
+            _finish(args, run, models, val_sets)
+    finally:
+        run.accelerator.end_training()
+
+
+def _finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:
+    assert run.save is not None
+    run.save(run.folder / "student.safetensors")
+    there = {who: model for who, model in models.items() if model or who == "input"}
+    plain = _plain_distillation(args, run)
+    if plain is not None:  # before the student
+        there = {"input": None, "logits": plain, **there}
+    facts = {"task": args.task, "scale": args.scale, "method": args.method}
+    facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
+    if run.best is not None:
+        run.save(run.best_file, tensors=run.best["student"])
+        facts["best"] = {"step": run.best["step"], "psnr": run.best["psnr"]}
+        said = "the validated student of the highest PSNR, {psnr:.2f} dB at step {step:,}"
+        print(f"{run.best_file.name}: {said.format(**run.best)}")
+    if unread := sorted({*run.crops.left_out, *left_out(val_sets.values())}):
+        facts["left_out"] = unread
+        print(f"left out, as they cannot be read: {', '.join(unread)}")
+    report(run.folder, facts, there, val_sets, run.records)
+    if args.export == "onnx":
+        path = run.folder / "student.onnx"
+        with refusing():
+            difference = export.export_onnx(run.student, path)
+        print(f"written to {path}, within {difference:.0e} of the student")
 
 
 def _plain_distillation(args: argparse.Namespace, run: Run) -> nn.Module | None:
