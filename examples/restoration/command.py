@@ -122,14 +122,14 @@ def parser_of(description: str | None, task: str) -> argparse.ArgumentParser:
     add = made.add_argument_group("results").add_argument
     add("--output", **folder, help="their folder (default: one in runs/, named by the run)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    text = "steps between validations, of which the best student is kept (default: a tenth)"
+    text = "steps between validations, the best of which is kept (default: a tenth of all)"
     add("--val-every", **whole, help=text)
     text = "steps between checkpoints (default: a twentieth of all, and 1000 at most)"
     add("--save-every", **whole, help=text)
     text = "also write student.onnx, which is compared with the student in onnxruntime"
     add("--export", choices=["onnx"], help=text)
-    text = "also log to these; each needs its package"
-    add("--log-with", nargs="+", action="extend", choices=TRACKERS, help=text)
+    text = f"also log to {' or '.join(TRACKERS)}, which has to be installed; repeatable"
+    add("--log-with", nargs="+", action="extend", choices=TRACKERS, metavar="NAME", help=text)
 
     about = "accelerate launch or torchrun start several processes, see examples/README.md"
     add = made.add_argument_group("devices and memory", about).add_argument
