@@ -253,6 +253,7 @@ def test_what_ends_a_script_in_its_imports(error, said, capsys):
 def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, monkeypatch, capsys):
     line = [*small, "--method", "logits"]
     assert main(monkeypatch, train_sr, *line) == 0
+    written = (tmp_path / "config.yaml").read_text()
     teacher = tmp_path / "teacher.safetensors"
     networks.save(networks.build("tiny", 2), teacher)
     for change, seen in (
@@ -271,6 +272,7 @@ def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, m
         assert stderr.startswith(f"error: {tmp_path / 'checkpoint.pt'} is of a run")
         assert seen in stderr
         assert stderr.count("\n") == 1
+        assert (tmp_path / "config.yaml").read_text() == written
     embedded = ["--teacher", train_sr.TEACHERS[2], "--encoder", "unused"]
     assert main(monkeypatch, train_sr, *line, "--resume", *embedded) == 0  # by another name
     saved = (tmp_path / "checkpoint.pt").read_bytes()

@@ -33,8 +33,9 @@ def announce(
     """Say what will happen, once, in a dozen lines; and in config.yaml, to repeat it."""
     if not run.accelerator.is_main_process:
         return
-    script = f"python examples/train_{args.task}.py"
-    config.write(run.folder / "config.yaml", script, args.options)
+    path, resumed = run.folder / "config.yaml", args.resume and run.checkpoint.exists()
+    if not (resumed and path.exists()):  # a resume may still be refused
+        config.write(path, f"python examples/train_{args.task}.py", args.options)
     said = (made(args.task, pairs) for pairs in (run.crops.pairs, *val_sets.values()))
     made_of = [f"\n{'':12}{each}" for each in said if each]
     moves = f"history moves every {run.recipe.history_interval} steps"
