@@ -195,7 +195,7 @@ def kills(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
 def results(line: Sequence[Any], folder: Path) -> list[Any]:
     """Finish a run; its code and what it leaves."""
     code = run([*line, folder])[0]
-    names = ("student.safetensors", "log.json", "metrics.json")
+    names = ("student.safetensors", "best.safetensors", "log.json", "metrics.json")
     return [code, *((folder / n).read_bytes() if (folder / n).is_file() else None for n in names)]
 
 

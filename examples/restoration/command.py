@@ -1,28 +1,18 @@
-"""The training commands' options, and what they mean: recipe, devices, folder, teacher, weights."""
+"""The training commands' options."""
 
 import argparse
-import os
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import nn
-
-from dckd_losses.checks import MIN_SIZE, check_number
-
-from . import networks
-from .data.crops import check_shares
-from .data.datasets import MEMORY, Pair, PairFiles
+from . import config, networks
+from .data.datasets import MEMORY
 from .data.layouts import TwoFolders
-from .networks import KNOWN, SPECIFICATIONS
-from .networks.own import PROBE, check_crops, is_own
-from .recipe import DCR_WEIGHT, DMM_WEIGHT, PAPER, SMALL, Recipe
-from .training.checkpoint import checksum
-from .training.console import check_folder
-from .training.loop import Run
+from .networks import KNOWN
+from .networks.own import is_own
+from .recipe import DCR_WEIGHT, DMM_WEIGHT, PAPER
+from .training.trackers import TRACKERS
 
 METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "scratch": None,
@@ -31,14 +21,11 @@ METHODS = {  # DCKD's two terms, each on or off; None where DCKD has no part
     "dmm": (False, True),
     "dckd": (True, True),
 }
-WEIGHTS = ("dcr_weight", "dmm_weight")
+# of which one on the command line takes the place of all in a file of options
+ALTERNATIVES = (("data", "lq", "gt"), ("val", "val_lq", "val_gt"), ("log_with",))
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_SCALE = 8
 MAX_WORKERS = 256
-FILE_WORKERS = 4  # processes, and no more than there are cores
-WRITTEN = ("checkpoint.pt", "curves.png", "log.json", "metrics.json", "side_by_side.png")
-# besides the recipe and what is read
-DECISIVE = ["task", "scale", "backbone", "backbone_options", "teacher_network", "method", "seed"]
 
 
 def parse(description: str | None, task: str, args: Sequence[str] | None = None) -> Any:
@@ -48,7 +35,36 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
         description: The command's docstring.
         task: "sr", "deblur" or "derain".
         args: The command line without the command; None for this process's.
+
+    Raises:
+        RefusedError: A file of options cannot be read or is wrong.
     """
+    line = sys.argv[1:] if args is None else args
+    made = parser_of(description, task)
+    chosen = made.parse_args(line)
+    if chosen.config is not None:
+        given = [group for group in ALTERNATIVES if any(getattr(chosen, each) for each in group)]
+        but = {name for group in given for name in group}
+        line = [*config.read(chosen.config, parser_of(description, task), but), *line]
+        chosen = made.parse_args(line)
+    chosen.options = config.options(made, chosen)
+    usable = networks.names_for(task)
+    chosen.backbone, *chosen.backbone_options = chosen.backbone
+    named = chosen.backbone in usable and not chosen.backbone_options
+    if not (named or is_own(chosen.backbone)):
+        said = " ".join([chosen.backbone, *chosen.backbone_options])
+        made.error(
+            f"argument --backbone: invalid choice: {said!r} (choose from {', '.join(usable)}, or "
+            "file.py:callable with key=value options)"
+        )
+    chosen.data = source_of(made, chosen, "data")
+    val = source_of(made, chosen, "val", "val_")
+    chosen.val = [val] if isinstance(val, TwoFolders) else val
+    return chosen
+
+
+def parser_of(description: str | None, task: str) -> argparse.ArgumentParser:
+    """The options of a task's command."""
     made = argparse.ArgumentParser(
         usage="%(prog)s [options]",
         description=description,
@@ -57,6 +73,8 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     made.set_defaults(task=task, scale=1)
     folder, whole = {"type": path, "metavar": "DIR"}, {"type": int, "metavar": "N"}
     add = made.add_argument
+    text = "options from a YAML file, as each run leaves one; those given here come first"
+    add("--config", type=path, metavar="FILE", help=text)
     if task == "sr":
         add("--scale", **whole, default=2, help="HR size over LR size (default: 2)")
     usable = networks.names_for(task)
@@ -83,8 +101,6 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     )
     add("--teacher-network", nargs="+", metavar=("CODE", "KEY=VALUE"), default=[], help=text)
     add("--seed", **whole, default=0, help="of weights, crops and negatives (default: 0)")
-    add("--output", **folder, help="of the results (default: one in runs/, named by the run)")
-    add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--skip-bad", action="store_true", help="leave unreadable images out")
 
     add = made.add_argument_group("recipe", "numbers default to the recipe's").add_argument
@@ -103,6 +119,18 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     text = "DCKD's gradient as a fraction of an L1's, which the weights share; 0 for fixed weights"
     add("--balance", type=float, metavar="F", help=text)
 
+    add = made.add_argument_group("results").add_argument
+    add("--output", **folder, help="their folder (default: one in runs/, named by the run)")
+    add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    text = "steps between validations, the best of which is kept (default: a tenth of all)"
+    add("--val-every", **whole, help=text)
+    text = "steps between checkpoints (default: a twentieth of all, and 1000 at most)"
+    add("--save-every", **whole, help=text)
+    text = "also write student.onnx, which is compared with the student in onnxruntime"
+    add("--export", choices=["onnx"], help=text)
+    text = f"also log to {' or '.join(TRACKERS)}, which has to be installed; repeatable"
+    add("--log-with", nargs="+", action="extend", choices=TRACKERS, metavar="NAME", help=text)
+
     about = "accelerate launch or torchrun start several processes, see examples/README.md"
     add = made.add_argument_group("devices and memory", about).add_argument
     text = "precision of student and teacher (default: what accelerate launch says)"
@@ -115,19 +143,7 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     add("--memory", type=float, metavar="GB", default=MEMORY, help=text)
     text = "processes that read ahead (default: 4 where a data set is too large for memory)"
     add("--workers", **whole, help=text)
-    chosen = made.parse_args(args)
-    chosen.backbone, *chosen.backbone_options = chosen.backbone
-    named = chosen.backbone in usable and not chosen.backbone_options
-    if not (named or is_own(chosen.backbone)):
-        said = " ".join([chosen.backbone, *chosen.backbone_options])
-        made.error(
-            f"argument --backbone: invalid choice: {said!r} (choose from {', '.join(usable)}, or "
-            "file.py:callable with key=value options)"
-        )
-    chosen.data = source_of(made, chosen, "data")
-    val = source_of(made, chosen, "val", "val_")
-    chosen.val = [val] if isinstance(val, TwoFolders) else val
-    return chosen
+    return made
 
 
 def add_two_folders(parser: argparse.ArgumentParser, instead: str, prefix: str = "") -> None:
@@ -156,150 +172,3 @@ def path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("got an empty path")
     return Path(text)
-
-
-def accelerator_of(args: argparse.Namespace) -> Accelerator:
-    """The devices that the command line and its launcher ask for."""
-    check_number("--gradient-accumulation", args.gradient_accumulation, at_least=1, whole=True)
-    return Accelerator(
-        # without it, torchrun's processes on a machine without GPUs would not meet
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation,
-    )
-
-
-def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
-    """The recipe with what the command line changes in it.
-
-    Raises:
-        ValueError: The paper has none for this backbone, a number is out of range or of a loss
-            that the method does not have, or the processes cannot share a step's crops equally.
-    """
-    check_number("--seed", args.seed, at_least=0, at_most=MAX_SEED, whole=True)
-    check_number("--memory", args.memory, at_least=0)
-    if args.task == "sr":
-        check_number("--scale", args.scale, at_least=2, at_most=MAX_SCALE, whole=True)
-    recipe = SMALL.get(args.backbone, SMALL[args.task])
-    if args.recipe == "paper":
-        if args.backbone not in PAPER:
-            known = ", ".join(name for name in PAPER if name in networks.names_for(args.task))
-            raise ValueError(f"got --recipe paper for {args.backbone}; expected one of {known}")
-        recipe = PAPER[args.backbone]
-    if args.iterations is not None:
-        recipe = recipe.shortened(args.iterations)
-    if args.batch_size is not None:
-        total = args.batch_size * accelerator.num_processes
-        recipe = replace(recipe, batch_size=total).with_constant("batch_size")
-    if args.crop is not None:
-        recipe = replace(recipe, crop=args.crop).with_constant("crop")
-    recipe = _weighted(recipe, args)
-    check_shares(recipe, accelerator.num_processes, accelerator.gradient_accumulation_steps)
-    for stage in recipe.all_stages:
-        if (side := stage.crop * args.scale) < MIN_SIZE:
-            raise ValueError(
-                f"got --crop {stage.crop} at scale {args.scale}: outputs of {side}x{side} pixels; "
-                f"expected {MIN_SIZE}x{MIN_SIZE} or more"
-            )
-    return recipe
-
-
-def _weighted(recipe: Recipe, args: argparse.Namespace) -> Recipe:
-    """The recipe with the command line's losses; weights are fixed unless it balances them too."""
-    needed = {"dcr_weight": (0,), "dmm_weight": (1,), "form": (1,), "balance": (0, 1)}
-    given = {name: getattr(args, name) for name in needed if getattr(args, name) is not None}
-    for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
-        having = [m for m, has in METHODS.items() if has and any(has[i] for i in needed[name])]
-        if args.method not in having:
-            raise ValueError(
-                f"got {option} {value} for --method {args.method}; expected --method "
-                f"{' or '.join(having)}"
-            )
-        if name != "form":
-            check_number(option, value, at_least=0)
-    if given.keys() & set(WEIGHTS):
-        given.setdefault("balance", None)
-    if given.get("balance") == 0:
-        given["balance"] = None
-    return replace(recipe, **given)
-
-
-def default_folder(args: argparse.Namespace, method: str) -> Path:
-    """Where results of a method go that has no --output."""
-    name = args.task if args.task != "sr" else f"sr_x{args.scale}"
-    return Path("runs") / f"{name}_{method}_{args.seed}"
-
-
-def folder_of(args: argparse.Namespace) -> Path:
-    """The output folder; ValueError where files or folders are in the way."""
-    folder = args.output or default_folder(args, args.method)
-    check_folder("--output", folder, WRITTEN)
-    return folder
-
-
-def workers_of(args: argparse.Namespace, pairs: Sequence[Pair]) -> int:
-    """Processes that read ahead; pairs in memory are there sooner than a process can hand on."""
-    if args.workers is None:
-        reads = isinstance(pairs, PairFiles) and not pairs.in_memory
-        return min(FILE_WORKERS, os.cpu_count() or 1) if reads else 0
-    check_number("--workers", args.workers, at_least=0, at_most=MAX_WORKERS, whole=True)
-    return int(args.workers)
-
-
-def open_teacher(
-    args: argparse.Namespace, embedded: Path | None, device: torch.device
-) -> nn.Module | None:
-    """The teacher of the command line or the embedded one, frozen; scratch may do without one."""
-    source, scale, paper = args.teacher, args.scale, args.backbone in SPECIFICATIONS
-    trains_teacher = args.method == "scratch" and args.backbone == "small"
-    if source is None and not (paper or trains_teacher):
-        source = embedded
-    if source is None and args.method == "scratch":
-        return None
-    if args.teacher is None and args.teacher_network:
-        raise ValueError("got --teacher-network without --teacher; expected both")
-    if paper and not args.teacher_network:
-        teacher = networks.load_teacher(args.backbone, source, scale)
-    elif source is None:
-        raise ValueError(
-            f"no teacher is embedded for scale {scale}: train one by --scale {scale} "
-            "--method scratch --backbone small and pass it by --teacher"
-        )
-    else:
-        teacher = networks.open_network(str(source), scale, args.teacher_network)
-    if not torch.isfinite(teacher(torch.rand(1, 3, PROBE, PROBE))).all():
-        raise ValueError(f"{source}: this teacher's output is not finite; expected an image")
-    return teacher.to(device)
-
-
-def dckd_settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
-    """The recipe's settings of `DCKDLoss`; a term that the method has not gets weight 0."""
-    terms = METHODS[args.method] or (False, False)
-    weights = {
-        name: getattr(recipe, name) if on else 0.0 for name, on in zip(WEIGHTS, terms, strict=True)
-    }
-    return {"form": recipe.form, "balance": recipe.balance, **weights}
-
-
-def settings(
-    args: argparse.Namespace, run: Run, teacher: nn.Module | None, encoder: nn.Module | None
-) -> dict[str, Any]:
-    """What determines the student's weights: options, the recipe, checksums of what was read."""
-    if teacher is not None:
-        check_crops(teacher, (stage.crop for stage in run.recipe.all_stages), trained=False)
-    read = {"teacher": teacher if args.method != "scratch" else None, "encoder": encoder}
-    sums = {
-        name: checksum(tensor.cpu() for tensor in module.state_dict().values())
-        for name, module in read.items()
-        if module is not None
-    }
-    return {
-        **{name: getattr(args, name) for name in DECISIVE},
-        **asdict(run.recipe),
-        "data": checksum([bytearray(repr(run.crops.drawn).encode())]),
-        **sums,
-        "processes": run.accelerator.num_processes,
-        "parts": run.accelerator.gradient_accumulation_steps,
-        "precision": run.accelerator.mixed_precision,
-    }

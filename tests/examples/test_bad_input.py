@@ -67,6 +67,7 @@ BAD_OPTIONS = [
         ["got --balance 0.3 for --method logits; expected --method dcr or dmm or dckd"],
     ),
     *((["--seed", value], ["--seed must be at least 0"]) for value in (-1, 2**32, HUGE)),
+    *(([f"--{name}-every", 0], [f"--{name}-every must be at least 1"]) for name in ("val", "save")),
     *((["--memory", value], ["--memory must be"]) for value in (-1, "nan", "inf")),
     *((["--workers", value], ["--workers must be"]) for value in (-1, 10**5)),
     (["--gradient-accumulation", 0], ["--gradient-accumulation must be at least 1, got 0"]),
@@ -256,6 +257,7 @@ def test_what_ends_a_script_in_its_imports(error, said, capsys):
 def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, monkeypatch, capsys):
     line = [*small, "--method", "logits"]
     assert main(monkeypatch, train_sr, *line) == 0
+    written = (tmp_path / "config.yaml").read_text()
     teacher = tmp_path / "teacher.safetensors"
     networks.save(networks.build("tiny", 2), teacher)
     for change, seen in (
@@ -274,6 +276,7 @@ def test_checkpoints_of_other_settings_and_altered_ones(small, sets, tmp_path, m
         assert stderr.startswith(f"error: {tmp_path / 'checkpoint.pt'} is of a run")
         assert seen in stderr
         assert stderr.count("\n") == 1
+        assert (tmp_path / "config.yaml").read_text() == written
     embedded = ["--teacher", train_sr.TEACHERS[2], "--encoder", "unused"]
     assert main(monkeypatch, train_sr, *line, "--resume", *embedded) == 0  # by another name
     saved = (tmp_path / "checkpoint.pt").read_bytes()

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from restoration import networks
 from restoration.recipe import Recipe
 from restoration.training import checkpoint, loop
 from restoration.training.console import RefusedError, StoppedError, exit_status
@@ -226,6 +229,49 @@ def test_validation_does_not_touch_training(straight, tmp_path):
     assert_same(toy.run.student.state_dict(), straight.run.student.state_dict())
 
 
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_best_student_is_kept_also_over_a_stop(tmp_path, ema):
+    """The first of the highest PSNR, of the moving average where there is one."""
+    decibels, recipe = [31.0, 30.0, 33.0, 32.0, 33.0, 29.0], replace(RECIPE, ema=ema)
+
+    def toy(folder):
+        made = Toy(tmp_path / folder, recipe)
+        made.run.validate = lambda model: decibels[made.run.step - 1]
+        made.run.save = partial(networks.save, made.run.student)
+        return made
+
+    at_third = dict(stopped(toy("third"), 3).run.result.state_dict())
+    for folder, stops in (("straight", []), ("late", [3, 5]), ("early", [2])):
+        for step in stops:
+            with pytest.raises(StoppedError):
+                toy(folder).at_step(step, interrupt()).trained(resume=True)
+        run = toy(folder).trained(resume=True).run
+        assert (run.best["step"], run.best["psnr"]) == (3, 33)
+        assert_same(content(toy(folder))["best"], run.best)
+        assert_same(run.best["student"], at_third)
+        assert_same(dict(networks.load(run.best_file).state_dict()), at_third)
+    assert not torch.equal(run.student.head.weight, at_third["head.weight"])
+
+
+def test_how_often_is_validated_and_saved(tmp_path, monkeypatch):
+    saved, save = [], checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda *args: (saved.append(args[2]["step"]), save(*args))
+    )
+    recipe = Recipe(iterations=60, batch_size=1, crop=8)
+    for val_every, save_every, validated, kept in (
+        (None, None, range(6, 61, 6), range(3, 61, 3)),
+        (25, 40, (25, 50, 60), (40, 60)),
+        (10**30, 10**30, (60,), (60,)),
+    ):
+        saved.clear()
+        toy = Toy(tmp_path, recipe, distils=False, every=(val_every, save_every))
+        toy.run.validate = lambda model: 30.0
+        records = toy.trained().run.records
+        assert [record["step"] for record in records if "psnr" in record] == list(validated)
+        assert saved == list(kept)
+
+
 def test_the_student_ends_bare_and_in_eval_mode(straight):
     student = straight.run.student
     assert not student.training
@@ -348,8 +394,6 @@ def saved_bytes(model, image):
     ],
 )
 def test_gradient_checkpointing_saves_memory_in_each_network(name, scale):
-    from restoration import networks
-
     torch.manual_seed(0)
     model, image = networks.build(name, scale).train(), torch.rand(1, 3, 16, 16)
     usual, gradient = saved_bytes(model, image)

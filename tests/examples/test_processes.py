@@ -146,9 +146,10 @@ def test_any_interruption_and_resume_is_bit_identical(line, tmp_path):
         done = command(*resumed)
         assert done.returncode == 0, done.stderr
         assert weights(broken) == weights(straight)
-        for name in ("metrics.json", "log.json"):
+        for name in ("metrics.json", "log.json", "best.safetensors"):
             assert (broken / name).read_bytes() == (straight / name).read_bytes(), name
         (broken / "student.safetensors").unlink()
+        (broken / "best.safetensors").unlink()
     assert_same_state(straight, broken)
 
 
@@ -174,6 +175,19 @@ def test_two_processes_stop_together_when_one_is_asked_to(line, tmp_path):
     done = command(*line, "--output", broken, "--resume")
     assert done.returncode == 2
     assert "processes was 2, is 1" in done.stderr
+
+
+def test_of_two_processes_one_writes(line, tmp_path):
+    more = ["--method", "logits", "--log-with", "tensorboard", "--export", "onnx"]
+    done = command(*line, *more, "--output", tmp_path, launcher=LAUNCH)
+    assert done.returncode == 0, done.stderr
+    assert len([path for path in tmp_path.rglob("*") if "tfevents" in path.name]) == 1
+    assert done.stdout.count("written to") == 2, "the results, then the export"
+    for name in ("best.safetensors", "config.yaml", "student.onnx"):
+        assert (tmp_path / name).exists()
+    done = command("--config", tmp_path / "config.yaml", "--output", tmp_path / "alone")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "alone" / "student.onnx").exists()
 
 
 def test_a_rank_that_dies_ends_the_run(line, tmp_path):

@@ -23,19 +23,19 @@ import train_derain
 import train_sr
 from accelerate import Accelerator
 from PIL import Image as Pillow
-from restoration import command, networks
+from restoration import command, networks, resolve
 from restoration.data.crops import RandomCrops
-from restoration.data.datasets import pairs_from_images
+from restoration.data.datasets import open_pairs, pairs_from_images
 from restoration.data.images import photographs
-from restoration.results import report
+from restoration.results import export, report
 from restoration.results.evaluation import evaluate as score
 from toys import ROOT, main, no_pictures, options, sets, small, weights, write  # noqa: F401
 
 SAME_SIZE = {"deblur": train_deblur, "derain": train_derain}
 LAYOUTS = {"deblur": ("blur", "sharp"), "derain": ("input", "target")}
 WRITTEN = {
-    *(".run.lock", "checkpoint.pt", "curves.png", "log.json", "metrics.json"),
-    *("side_by_side.png", "student.safetensors"),
+    *(".run.lock", "checkpoint.pt", "config.yaml", "curves.png", "log.json", "metrics.json"),
+    *("best.safetensors", "side_by_side.png", "student.safetensors"),
 }
 tasks = pytest.mark.parametrize("task", list(SAME_SIZE))
 
@@ -84,7 +84,9 @@ class TestResults:
     def test_metrics_are_exactly_these(self, done):
         metrics = read(done[0] / "metrics.json")
         val = metrics.pop("val")
+        best = max(read(done[0] / "log.json"), key=lambda record: record["psnr"])
         facts = {"task": "sr", "scale": 2, "method": "dckd", "iterations": 5, "seed": 3}
+        facts["best"] = {"step": best["step"], "psnr": best["psnr"]}
         assert metrics == facts
         assert list(val) == ["val"]
         assert list(val["val"]) == ["input", "student", "teacher"]
@@ -102,6 +104,13 @@ class TestResults:
         scores, metrics = read(tmp_path / "a.json"), read(done[0] / "metrics.json")
         for key, value in metrics["val"]["val"][who].items():
             assert scores[key] == pytest.approx(value, abs=1e-6)
+
+    def test_the_best_student_scores_as_in_its_validation(self, done, sets):
+        pairs, best = open_pairs(sets / "val", 2), read(done[0] / "metrics.json")["best"]
+        model = networks.load(done[0] / "best.safetensors")
+        assert score(model, pairs, 2)["psnr"] == pytest.approx(best["psnr"], abs=1e-5)
+        said = f"best.safetensors: the validated student of the highest PSNR, {best['psnr']:.2f} dB"
+        assert f"{said} at step {best['step']}\n" in done[1]
 
     def test_what_it_prints(self, done):
         folder, out, _ = done
@@ -234,7 +243,7 @@ class TestMethods:
     def test_the_command_lines_losses(self, line, changed):
         """Balanced unless weights are given, and then only if a balance is, too."""
         args = command.parse(None, "sr", [str(word) for word in line])
-        found = command.dckd_settings(args, command.recipe_of(args, Accelerator(cpu=True)))
+        found = resolve.dckd_settings(args, resolve.recipe_of(args, Accelerator(cpu=True)))
         usual = {"dcr_weight": 0.1, "dmm_weight": 0.001, "form": "cross_entropy", "balance": 0.3}
         assert found == usual | changed
 
@@ -270,6 +279,14 @@ class TestMethods:
             assert list(val) == ["input", *["logits"] * shown, "student", "teacher"]
             if shown:
                 assert val["logits"] == read(plain / "metrics.json")["val"]["val"]["student"]
+
+
+def test_missing_packages_of_an_export_are_a_line_before_training(small, monkeypatch, capsys):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name != "onnx" else name)
+    assert main(monkeypatch, train_sr, *small, "--export", "onnx") == 2
+    missing = "onnxscript onnxruntime"
+    said = f"error: --export onnx: {missing} not installed; run pip install {missing}\n"
+    assert capsys.readouterr() == ("", said)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -327,6 +344,7 @@ class TestSameSize:
         assert {path.name for path in tmp_path.iterdir()} == WRITTEN
         metrics = read(tmp_path / "metrics.json")
         val = metrics.pop("val")["photographs"]
+        assert metrics.pop("best")["step"] in (1, 2)
         facts = {"task": task, "scale": 1, "method": "dckd", "iterations": 2, "seed": 3}
         assert metrics == facts
         assert list(val) == ["input", "student", "teacher"]
@@ -431,7 +449,7 @@ def test_a_papers_recipe_is_printed_in_full(tmp_path, monkeypatch, capsys):
     pytest.importorskip("spandrel", exc_type=(ImportError, RuntimeError))
     data = write_pairs(tmp_path / "set", "derain")
     without_training(monkeypatch, train_derain)
-    monkeypatch.setattr(command, "open_teacher", lambda *args: None)
+    monkeypatch.setattr(resolve, "open_teacher", lambda *args: None)
     line = ["--data", data, "--val", data, "--recipe", "paper", "--method", "scratch"]
     line += ["--backbone", "restormer-student", "--output", tmp_path / "out"]
     assert main(monkeypatch, train_derain, *line) == 0
@@ -463,12 +481,14 @@ def test_a_data_set_without_options_is_scikit_images(tmp_path, monkeypatch, caps
 
 def test_settings_leave_out_only_what_cannot_matter():
     args = set(vars(command.parse(None, "sr", [])))
-    of_no_account = {"output", "resume", "workers", "memory", "gradient_checkpointing"}
+    of_no_account = {"config", "options", "output", "resume", "log_with", "export"}
+    of_no_account |= {"val_every", "save_every"}
+    of_no_account |= {"workers", "memory", "gradient_checkpointing"}
     by_checksum = {"data", "val", "encoder", "teacher", "skip_bad"}
-    by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *command.WEIGHTS}
+    by_recipe = {"recipe", "iterations", "batch_size", "crop", "form", "balance", *resolve.WEIGHTS}
     by_accelerator = {"mixed_precision", "gradient_accumulation"}
     rest = args - of_no_account - by_checksum - by_recipe - by_accelerator
-    assert rest == set(command.DECISIVE)
+    assert rest == set(resolve.DECISIVE)
 
 
 def test_the_readmes_commands_are_understood(monkeypatch):
@@ -497,7 +517,7 @@ def test_help_offers_a_task_its_own_networks_and_each_default_once(task, capsys)
         assert all((name in text) == ((known == "sr") == (task == "sr")) for name in names)
     for weight in ("DCR's weight (default: 0.1)", "DMM's weight (default: 0.001)"):
         assert text.count(weight) == 1
-    for option in command.parse(None, task, []).__dict__.keys() - {"backbone_options"}:
+    for option in command.parse(None, task, []).__dict__.keys() - {"backbone_options", "options"}:
         if option not in ("task", "scale") or (task == "sr" and option == "scale"):
             name = f"--{option.replace('_', '-')}"
             rest = text.split("options:")[1].split(f" {name} ", 1)

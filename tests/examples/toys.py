@@ -49,6 +49,7 @@ class Toy:
         distils=True,
         dcr_weight=0.1,
         checkpoints_blocks=False,
+        every=(None, None),
         prepare=lambda student: None,
         **changes,
     ):
@@ -60,7 +61,9 @@ class Toy:
         prepare(student)
         if checkpoints_blocks:
             checkpoint_blocks(student)
-        self.run = Run(Path(folder), recipe, student, crops, accelerator or Accelerator(cpu=True))
+        intervals = dict(zip(("val_every", "save_every"), every, strict=True))
+        devices = accelerator or Accelerator(cpu=True)
+        self.run = Run(Path(folder), recipe, student, crops, devices, **intervals)
         self.run.settings = {"seed": 0}
         for name, value in changes.items():
             setattr(self.run, name, value)
@@ -151,7 +154,7 @@ def no_pictures(monkeypatch):
 
 
 def weights(folder):
-    """The student's weights, to the bit."""
+    """The last student's weights, to the bit."""
     tensors = load_file(folder / "student.safetensors")
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 

@@ -3,7 +3,7 @@
 import hashlib
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import gt
 from pathlib import Path
@@ -90,15 +90,25 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     return path
 
 
-def save(model: nn.Module, path: str | Path, **metadata: object) -> None:
-    """Write a network as safetensors, at once or not at all; further facts are kept as strings."""
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+    **metadata: object,
+) -> None:
+    """Write a network as safetensors, at once or not at all; further facts are kept as strings.
+
+    `tensors` take the place of the network's own.
+    """
     path = Path(path)
     own = FACTS.get(model)
     facts = {**metadata, **(own or {"backbone": name_of(model), "scale": model.scale})}
     if isinstance(model, ResidualNetwork):
         facts |= {key: getattr(model, key) for key in SHAPE}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(model.state_dict(), path, **{key: str(v) for key, v in facts.items()})
+    tensors = model.state_dict() if tensors is None else tensors
+    write_safetensors(tensors, path, **{key: str(value) for key, value in facts.items()})
 
 
 def load(path: str | Path) -> nn.Module:

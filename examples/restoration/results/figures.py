@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import numpy as np
 os.environ["MPLBACKEND"] = "agg"  # no window is opened, and one that is unknown stops the import
 
 from matplotlib.figure import Figure
+from torch import nn
 
+from ..data.datasets import Pair
 from ..data.images import Image
+from .evaluation import degraded, restore
 
 SIZE = 96  # pixels a side of the compared crops
 STEP = 16  # grid on which the most telling crop is looked for
@@ -90,6 +93,18 @@ def side_by_side(
         name = name if len(name) <= 24 else f"...{name[-21:]}"
         row[0].set_ylabel(name, fontsize=10, parse_math=False)
     _save(figure, path)
+
+
+def sample(pairs: Sequence[Pair], scale: int) -> Callable[[nn.Module], Image]:
+    """What a network makes of the first pair, between the degraded image and the ground truth."""
+
+    def restored(model: nn.Module) -> Image:
+        _, lq, hq = pairs[0]
+        images = (degraded(lq, scale), restore(model, lq), hq)
+        top, left = telling_crop(images[0], hq)
+        return np.hstack([image[top : top + SIZE, left : left + SIZE] for image in images])
+
+    return restored
 
 
 def _save(figure: Figure, path: Path) -> None:

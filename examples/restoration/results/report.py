@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from .. import command, networks
+from .. import config, networks, resolve
 from ..data.datasets import Pair, left_out, made
 from ..data.images import Image
 from ..recipe import Recipe
 from ..training import checkpoint
+from ..training.console import refusing
 from ..training.loop import Run
-from . import figures
+from . import export, figures
 from .evaluation import Scores, degraded, evaluate, restore, write_json
 from .metrics import Protocol, protocol
 
@@ -29,9 +30,12 @@ Sets = Mapping[str, Sequence[Pair]]  # by name; curves and pictures are of the f
 def announce(
     args: argparse.Namespace, run: Run, teacher: nn.Module | None, dckd: Any, val_sets: Sets
 ) -> None:
-    """Say what will happen, once, in a dozen lines."""
+    """Say what will happen, once, in a dozen lines; and in config.yaml, to repeat it."""
     if not run.accelerator.is_main_process:
         return
+    path, resumed = run.folder / "config.yaml", args.resume and run.checkpoint.exists()
+    if not (resumed and path.exists()):  # a resume may still be refused
+        config.write(path, f"python examples/train_{args.task}.py", args.options)
     said = (made(args.task, pairs) for pairs in (run.crops.pairs, *val_sets.values()))
     made_of = [f"\n{'':12}{each}" for each in said if each]
     moves = f"history moves every {run.recipe.history_interval} steps"
@@ -48,6 +52,8 @@ def announce(
     if dckd is not None:
         lines["ratio"] = "in the log: the gradient norm of DCKD over that of the pixel losses"
     lines["output"] = str(run.folder)
+    if "tensorboard" in (args.log_with or ()):
+        lines["log"] = f"tensorboard --logdir {run.folder} shows it"
     print("\n".join(f"{name:12}{text}" for name, text in lines.items()), flush=True)
     if args.resume and not run.checkpoint.exists():
         print(f"no checkpoint in {run.folder}: starting anew", flush=True)
@@ -56,28 +62,48 @@ def announce(
 
 
 def finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:
-    """Write the student and what the models reach, and let the processes part."""
-    if run.accelerator.is_main_process:
-        path = run.folder / "student.safetensors"
-        networks.save(run.student, path, task=args.task, method=args.method)
-        there = {who: model for who, model in models.items() if model or who == "input"}
-        plain = _plain_distillation(args, run)
-        if plain is not None:  # before the student
-            there = {"input": None, "logits": plain, **there}
-        facts = {"task": args.task, "scale": args.scale, "method": args.method}
-        facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
-        if unread := sorted({*run.crops.left_out, *left_out(val_sets.values())}):
-            facts["left_out"] = unread
-            print(f"left out, as they cannot be read: {', '.join(unread)}")
-        report(run.folder, facts, there, val_sets, run.records)
-    run.accelerator.end_training()
+    """Write the student and what the models reach, and let the processes part.
+
+    Raises:
+        RefusedError: The student cannot be exported as asked; all else is written.
+    """
+    try:
+        if run.accelerator.is_main_process:
+            _finish(args, run, models, val_sets)
+    finally:
+        run.accelerator.end_training()
+
+
+def _finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) -> None:
+    assert run.save is not None
+    run.save(run.folder / "student.safetensors")
+    there = {who: model for who, model in models.items() if model or who == "input"}
+    plain = _plain_distillation(args, run)
+    if plain is not None:  # before the student
+        there = {"input": None, "logits": plain, **there}
+    facts = {"task": args.task, "scale": args.scale, "method": args.method}
+    facts |= {"iterations": run.recipe.iterations, "seed": args.seed}
+    if run.best is not None:
+        run.save(run.best_file, tensors=run.best["student"])
+        facts["best"] = {"step": run.best["step"], "psnr": run.best["psnr"]}
+        said = "the validated student of the highest PSNR, {psnr:.2f} dB at step {step:,}"
+        print(f"{run.best_file.name}: {said.format(**run.best)}")
+    if unread := sorted({*run.crops.left_out, *left_out(val_sets.values())}):
+        facts["left_out"] = unread
+        print(f"left out, as they cannot be read: {', '.join(unread)}")
+    report(run.folder, facts, there, val_sets, run.records)
+    if args.export == "onnx":
+        path = run.folder / "student.onnx"
+        with refusing():
+            difference = export.export_onnx(run.student, path)
+        print(f"written to {path}, within {difference:.0e} of the student")
 
 
 def _plain_distillation(args: argparse.Namespace, run: Run) -> nn.Module | None:
     """The student of a run by --method logits that differs in nothing else, where there is one."""
-    if command.METHODS[args.method] is None:
+    if resolve.METHODS[args.method] is None:
         return None
-    folder = command.default_folder(args, "logits")
+    folder = resolve.default_folder(args, "logits")
     ours = json.loads(json.dumps({**run.settings, "method": "logits"}))  # as a file has them
     theirs = checkpoint.settings(folder / "checkpoint.pt")
     if any(ours.get(k) != theirs.get(k) for k in {*ours, *theirs} - {*LOSSES, "encoder"}):

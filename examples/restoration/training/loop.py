@@ -14,10 +14,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ..data.crops import Batches, RandomCrops
+from ..data.images import Image
 from ..networks.own import check_crops
 from ..recipe import Recipe
 from ..results.metrics import NotFiniteError
-from . import checkpoint
+from . import checkpoint, trackers
 from .console import (
     DivergedError,
     Progress,
@@ -50,12 +51,17 @@ class Run:
             many parts as its `gradient_accumulation_steps`.
         validate: PSNR of a network, called in every process; None to skip.
         workers: Processes that read crops ahead, each process its own; 0 reads between steps.
+        val_every: Steps between validations; by default a tenth of the run.
+        save_every: Steps between checkpoints; by default a twentieth, and 1,000 at most.
 
     Attributes:
         model: The student as a step calls it: wrapped where several processes train together.
         optimizer: The recipe's.
         average: The student's moving average, or None where the recipe has none.
+        sample: A picture of what a network makes, for the trackers; None to skip.
         settings: All that the trained weights follow from. A checkpoint of others is refused.
+        save: Writes the student, or other `tensors` of it, to a path; None to skip.
+        best: The highest PSNR of a validation, its step, and the tensors of what was validated.
         keeps: Whether checkpoints are written.
         records: Each logged step's `step`, losses and, now and then, PSNR.
         step: Optimizer steps done.
@@ -72,10 +78,18 @@ class Run:
         *,
         validate: Callable[[nn.Module], float] | None = None,
         workers: int = 0,
+        val_every: int | None = None,
+        save_every: int | None = None,
     ) -> None:
         check_crops(student, (stage.crop for stage in recipe.all_stages), trained=True)
         self.folder, self.recipe, self.crops, self.accelerator = folder, recipe, crops, accelerator
         self.validate, self.workers, self.keeps = validate, workers, True
+        self.val_every = val_every or max(1, recipe.iterations // VALIDATIONS)
+        usual = min(CHECKPOINT_EVERY, recipe.iterations // CHECKPOINTS)
+        self.save_every = save_every or max(1, usual)
+        self.sample: Callable[[nn.Module], Image] | None = None
+        self.save: Callable[..., None] | None = None
+        self.best: dict[str, Any] | None = None
         self.settings: dict[str, Any] = {}
         self.records: list[dict[str, Any]] = []
         self.step, self.log_due = 0, False
@@ -92,6 +106,11 @@ class Run:
     def checkpoint(self) -> Path:
         """The one file that a run is continued from."""
         return self.folder / "checkpoint.pt"
+
+    @property
+    def best_file(self) -> Path:
+        """The student of the highest PSNR."""
+        return self.folder / "best.safetensors"
 
     @property
     def result(self) -> nn.Module:
@@ -134,9 +153,9 @@ def train(run: Run, step: Step, *, dckd: Any = None, resume: bool) -> None:
     recipe, accelerator = run.recipe, run.accelerator
     main, states = accelerator.is_main_process, _with_state(run, dckd)
     _begin(run, states, resume)
+    trackers.start(accelerator, run.folder, run.step)
     first = run.step
-    log_steps = (LOG_EVERY, recipe.iterations // VALIDATIONS)
-    checkpoint_every = min(CHECKPOINT_EVERY, recipe.iterations // CHECKPOINTS)
+    log_steps = (LOG_EVERY, run.val_every)
     with stop_signals() as signals, Progress(recipe.iterations, first, not main) as progress:
         batches = _batches(run)
         while run.step < recipe.iterations:
@@ -148,12 +167,13 @@ def train(run: Run, step: Step, *, dckd: Any = None, resume: bool) -> None:
             run.step += 1
             progress.step()
             stop = _any_process(bool(signals), accelerator)
-            keep = run.keeps and (stop or _due(run, run.step, checkpoint_every))
+            keep = run.keeps and (stop or _due(run, run.step, run.save_every))
             if run.log_due or keep:
                 _log(run, terms, progress, record=_due(run, run.step, *log_steps))
             if keep and main:
                 content = {name: part.state_dict() for name, part in states.items()}
                 content |= {"step": run.step, "records": run.records, "images": run.crops.drawn}
+                content["best"] = run.best
                 checkpoint.save(run.checkpoint, run.settings, content)
             if stop:
                 accelerator.wait_for_everyone()  # launchers end the others once one has left
@@ -192,14 +212,14 @@ def _begin(run: Run, states: dict[str, Any], resume: bool) -> None:
             raise ValueError(f"{run.checkpoint} is of a run with other data: {error}") from error
     if changes and run.accelerator.is_main_process:
         print(f"data since the checkpoint: {changes}", flush=True)
-    run.step, run.records = content["step"], content["records"]
+    run.step, run.records, run.best = (content.get(n) for n in ("step", "records", "best"))
     for name, part in states.items():
         part.load_state_dict(content[name])
 
 
 def _due(run: Run, step: int, *intervals: int) -> bool:
     """Whether a step ends one of the intervals, or the run."""
-    return step == run.recipe.iterations or any(step % max(1, each) == 0 for each in intervals)
+    return step == run.recipe.iterations or any(step % each == 0 for each in intervals)
 
 
 def _batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
@@ -273,14 +293,24 @@ def _log(run: Run, terms: dict[str, Tensor], progress: Progress, record: bool) -
     losses = [value for name, value in numbers.items() if name != "ratio"]  # of a zero, perhaps
     if not all(map(math.isfinite, losses)):
         raise DivergedError(f"step {run.step}: got losses {text}; expected finite ones")
-    validation = _due(run, run.step, run.recipe.iterations // VALIDATIONS)
+    validation = _due(run, run.step, run.val_every)
     if record:
         levels = {name: term.tolist() for name, term in terms.items() if term.ndim}
         run.records.append({"step": float(run.step), **numbers, **levels})
     if validation and run.validate is not None:
         try:
-            run.records[-1]["psnr"] = run.validate(run.result)
+            psnr = run.records[-1]["psnr"] = run.validate(run.result)
         except NotFiniteError as error:
             raise DivergedError(f"step {run.step}: {error}") from error
+        if run.best is None or psnr > run.best["psnr"]:
+            tensors = {name: t.to("cpu", copy=True) for name, t in run.result.state_dict().items()}
+            run.best = {"step": run.step, "psnr": psnr, "student": tensors}
+            if run.save is not None and run.accelerator.is_main_process:
+                run.save(run.best_file, tensors=tensors)
+    if record:
+        lr = run.optimizer.param_groups[0]["lr"]
+        trackers.log(run.accelerator, run.records[-1], lr=lr)
+    if validation and run.sample and run.accelerator.trackers and run.accelerator.is_main_process:
+        trackers.log_image(run.accelerator, "sample", run.sample(run.result), run.step)
     known = [record["psnr"] for record in run.records if "psnr" in record]
     progress.show(f"{text} psnr {known[-1]:.2f}" if known else text, milestone=validation)
