@@ -16,7 +16,8 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
     if issubclass(kind, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
     elif isinstance(error, ModuleNotFoundError):
-        print(f'error: {error}: run pip install -e ".[examples]" in the clone', file=sys.stderr)
+        extra = "encoder" if error.name == "vector_quantize_pytorch" else "examples"
+        print(f'error: {error}: run pip install -e ".[{extra}]" in the clone', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -47,6 +47,8 @@ def accelerator_of(args: argparse.Namespace) -> Accelerator:
     trackers.check(args.log_with or [])
     if args.export:
         export.check()
+    if args.backbone in networks.BACKBONES and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # so small, two threads gain little, and lose much beside others
     return Accelerator(
         # without it, torchrun's processes on a machine without GPUs would not meet
         cpu=not torch.accelerator.is_available(),

@@ -142,7 +142,7 @@ def test_a_teacher_of_own_code_is_known_by_weights_and_code(tmp_path):
     other = Given(str(weights), 1, (f"{code}:Net", "width=2")).identity
     assert len({given.identity, changed, other}) == 3
     wrong = Given(str(weights), 1, (f"{code}:Net", "width=3"))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="another network, of 17 values"):
         wrong.network()
 
 

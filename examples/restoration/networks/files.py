@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from dckd_losses.weights import cache_dir, read_checkpoint
 from dckd_losses.weights.files import DIGEST, read_safetensors, write_safetensors

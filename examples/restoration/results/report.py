@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import config, networks, resolve
@@ -141,6 +142,8 @@ def _recipe_lines(run: Run) -> dict[str, str]:
     clip = f", gradients clipped to {recipe.clip:g}" if recipe.clip else ""
     average = {"average": f"of the student, decay {recipe.ema:g}"} if recipe.ema else {}
     on = f"{devices.num_processes} x {devices.device.type}"
+    if devices.device.type == "cpu":
+        on += f", threads: {torch.get_num_threads()} (OMP_NUM_THREADS sets it)"
     return {
         "steps": f"{recipe.iterations:,} of {crops[0]} on {on}",
         **{f"at {s.step:,}": text for s, text in zip(recipe.stages, crops[1:], strict=True)},
