@@ -6,8 +6,6 @@ from pathlib import Path
 import torch
 from conftest import Student
 
-from dckd_losses import DCKDLoss
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -16,20 +14,10 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_python_blocks_run(images, monkeypatch):
-    def make_graphed_callables(function, samples):  # there is no graph without a GPU
-        return function
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+def test_python_blocks_run(images):
     student = Student()
-    student_out = images(1, 3, 32, 32).requires_grad_()
     names = {
         "student": student,
-        "dckd": DCKDLoss(student, "compact"),
-        "student_out": student_out,
-        "teacher_out": images(1, 3, 32, 32),
-        "lq": images(1, 3, 16, 16),
-        "pixel_loss": student_out.mean(),
         "teacher": torch.nn.Upsample(scale_factor=2),
         "optimizer": torch.optim.Adam(student.parameters()),
         "device": "cpu",

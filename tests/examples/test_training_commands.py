@@ -355,6 +355,7 @@ class TestSameSize:
         }
         said, table = capsys.readouterr().out.split(f"PSNR (dB) / SSIM {where[task]}\n")
         assert table.splitlines()[0].split() == ["set", "input", "DCKD", "teacher"]
+        assert table.splitlines()[-1].startswith("next: --method logits and then this again")
         losses = "l1 + kd + 0.1 dcr + 0.001 dmm, balanced to 0.3,"
         held_out = "photographs: chelsea-0, coffee-0, rocket-0, chelsea-1, coffee-1, rocket-1"
         for fact in (losses, "24 images", held_out, "tiny", "154,924", "crops of 16x16"):

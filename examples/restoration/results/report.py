@@ -98,6 +98,10 @@ def _finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) 
         with refusing():
             difference = export.export_onnx(run.student, path)
         print(f"written to {path}, within {difference:.0e} of the student")
+    if args.data is None:
+        compare = resolve.METHODS[args.method] is not None and plain is None
+        first = "--method logits and then this again shows what DCKD adds; " if compare else ""
+        print(f"next: {first}--data FOLDER --val FOLDER takes your own images")
 
 
 def _plain_distillation(args: argparse.Namespace, run: Run) -> nn.Module | None:
