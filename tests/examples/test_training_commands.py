@@ -480,6 +480,23 @@ def test_a_data_set_without_options_is_scikit_images(tmp_path, monkeypatch, caps
         assert fact in out
 
 
+@pytest.mark.parametrize(
+    ("backbone", "given", "threads"),
+    [("tiny", None, 1), ("tiny", "2", 2), ("rcan-student", None, 2)],
+)
+def test_small_networks_take_one_thread_unless_told(monkeypatch, backbone, given, threads):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    torch.set_num_threads(2)
+    try:
+        resolve.accelerator_of(command.parse(None, "sr", ["--backbone", backbone]))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_settings_leave_out_only_what_cannot_matter():
     args = set(vars(command.parse(None, "sr", [])))
     of_no_account = {"config", "options", "output", "resume", "log_with", "export"}
