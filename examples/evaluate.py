@@ -9,6 +9,7 @@ Deblurring: RGB, SSIM over the volume. Images are restored whole, or in tiles.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -54,7 +55,6 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--task", choices=["sr", "deblur", "derain"], default="sr")
     add("--scale", type=int, metavar="N", help="HR size over LR size, for --task sr")
-    text = "a file of weights, a URL, input (sr: bicubic, MATLAB's), or a teacher to fetch: "
     text = "files of weights, URLs, input (sr: bicubic, MATLAB's), or teachers to fetch: "
     text += ", ".join(networks.KNOWN)
     many = {"nargs": "+", "action": "append"}
@@ -108,6 +108,12 @@ def run(args: argparse.Namespace) -> None:
         check_number("--tile", args.tile, at_least=UNIT, at_most=2**16, whole=True)
     models, given = open_models(args, scale)
     sets = open_sets(args.data, args.task, scale, skip_bad=args.skip_bad)
+    folders: dict[tuple[str, str], Path] = {}  # of restored images, by model and set
+    if args.save_images:
+        for title, name in itertools.product(models, sets):
+            parts = [title] * (len(models) > 1) + [name] * (len(sets) > 1)
+            folders[title, name] = args.save_images.joinpath(*parts)
+    keep_inputs(args.picture, folders, sets)
     for pairs in sets.values():
         if said := made(args.task, pairs):
             print(said)
@@ -115,9 +121,7 @@ def run(args: argparse.Namespace) -> None:
     shown: dict[str, dict[str, Image]] = {title: {} for title in models}
     for name, pairs in sets.items():
         for title, model in models.items():
-            parts = [title] * (len(models) > 1) + [name] * (len(sets) > 1)
-            folder = args.save_images and args.save_images.joinpath(*parts)
-            done = partial(keep, folder, shown[title])
+            done = partial(keep, folders.get((title, name)), shown[title])
             try:
                 of_set = evaluate(model, pairs, scale, task=args.task, tile=args.tile, done=done)
             except (NotFiniteError, RefusedError) as error:
@@ -133,6 +137,20 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, {**facts, **(one if len(each) == 1 else {"models": each})})
     if args.picture:
         draw(args, scale, shown, next(iter(sets.values())))
+
+
+def keep_inputs(
+    picture: Path | None, folders: Mapping[tuple[str, str], Path], sets: Mapping[str, Any]
+) -> None:
+    """Refuse to write results over the images that are scored."""
+    files = (file for pairs in sets.values() for each in pairs.files for file in each[1:] if file)
+    inputs = {file.resolve() for file in files}
+    results = [picture] if picture else []
+    for (_, name), folder in folders.items():
+        results += [folder / f"{each[0]}.png" for each in sets[name].files]
+    for file in results:
+        if file.resolve() in inputs:
+            raise ValueError(f"{file} is an image of a set; expected another place for results")
 
 
 def keep(folder: Path | None, shown: dict[str, Image], name: str, image: Image) -> None:
@@ -182,13 +200,15 @@ def check_outputs(args: argparse.Namespace) -> None:
             check_folder(option, file.parent)
             if file.is_dir():
                 raise ValueError(f"{option}: {file} is a folder; expected a file or nothing")
-    if args.picture and args.picture.suffix.lower() != ".png":
-        raise ValueError(f"got --picture {args.picture}; expected a file *.png")
+    for option, file, end in (("--json", args.json, ".json"), ("--picture", args.picture, ".png")):
+        if file and file.suffix.lower() != end:
+            raise ValueError(f"got {option} {file}; expected a file *{end}")
 
 
 def open_models(args: argparse.Namespace, scale: int) -> tuple[Models, dict[str, str]]:
     """Networks by title, on a GPU if there is one, and what the command line calls each."""
     given: dict[str, Sequence[str]] = {}
+    places = set()
     for number, names in enumerate(args.model, start=1):
         backbone = args.backbone.get(number, args.backbone.get(0, []))
         for name in names:
@@ -197,9 +217,11 @@ def open_models(args: argparse.Namespace, scale: int) -> tuple[Models, dict[str,
             if backbone and set(names) <= set(INPUT):
                 said = " ".join(backbone)
                 raise ValueError(f"got --backbone {said} for --model {name}; expected none")
-            name = INPUT[scale > 1] if name in INPUT else name
-            if name in given:
-                raise ValueError(f"got --model {name} twice; expected each model once")
+            said, name = name, INPUT[scale > 1] if name in INPUT else name
+            place = Path(name).resolve() if Path(name).is_file() else name
+            if place in places:
+                raise ValueError(f"got the model {said} twice; expected each model once")
+            places.add(place)
             given[name] = backbone
     titles = dict(zip(titles_of(list(given)), given, strict=True))
     device = "cuda" if torch.cuda.is_available() else "cpu"

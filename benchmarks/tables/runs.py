@@ -269,7 +269,7 @@ def parts(table: Table, options: Options, device: str) -> list[Part]:
     names = [arm.name for arm in table.arms]
     for name in options.arms or ():
         if name not in names:
-            raise ValueError(f"got arm {name!r}; expected one of {', '.join(names)}")
+            raise ValueError(f"got arm {name!r}; expected one of {', '.join(map(repr, names))}")
     return [_part(table, options, device, block) for block in chosen]
 
 

@@ -73,7 +73,7 @@ def parser_of(description: str | None, task: str) -> argparse.ArgumentParser:
     made.set_defaults(task=task, scale=1)
     folder, whole = {"type": path, "metavar": "DIR"}, {"type": int, "metavar": "N"}
     add = made.add_argument
-    text = "options from a YAML file, as each run leaves one; those given here come first"
+    text = "options from a YAML file, as each run leaves one; those given here override it"
     add("--config", type=path, metavar="FILE", help=text)
     if task == "sr":
         add("--scale", **whole, default=2, help="HR size over LR size (default: 2)")

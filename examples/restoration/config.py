@@ -1,6 +1,8 @@
 """A run's options as a YAML file, named as on the command line."""
 
 import argparse
+import difflib
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -55,7 +57,9 @@ def read(path: Path, parser: argparse.ArgumentParser, but: Collection[str] = ())
     line = []
     for name, value in (content or {}).items():
         if name not in actions:
-            refuse(f"unknown option {name!r}; expected some of {', '.join(actions)}")
+            like = difflib.get_close_matches(str(name).replace("_", "-"), actions, 1)
+            known = f"did you mean {like[0]}?" if like else f"expected some of {', '.join(actions)}"
+            refuse(f"unknown option {name!r}; {known}")
         if value is not None and actions[name].dest not in but:
             try:
                 line += _words(actions[name], value)
@@ -85,6 +89,12 @@ def _words(action: argparse.Action, value: Any) -> list[str]:
         if not isinstance(each, str):
             expected = "a value or a list of them" if several or repeats else "one value"
             raise ValueError(f"got {each!r}; expected {expected}")
+        try:
+            named = b"\0" not in os.fsencode(each)
+        except UnicodeEncodeError:
+            named = False
+        if not named:
+            raise ValueError(f"got {each!r}; expected text that names of files can have")
     if several:
         return [option, *values] if values else []
     return [f"{option}={each}" for each in values]

@@ -69,7 +69,8 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
     check_number("--seed", args.seed, at_least=0, at_most=MAX_SEED, whole=True)
     for name in ("val_every", "save_every"):
         option = f"--{name.replace('_', '-')}"
-        check_number(option, getattr(args, name), at_least=1, whole=True, or_none=True)
+        if getattr(args, name) is not None:
+            check_number(option, getattr(args, name), at_least=1, whole=True)
     check_number("--memory", args.memory, at_least=0)
     if args.task == "sr":
         check_number("--scale", args.scale, at_least=2, at_most=MAX_SCALE, whole=True)

@@ -271,7 +271,7 @@ def test_encoders_that_cannot_be_compared_are_refused(encoders, said, tmp_path, 
         ((), "DCKD_DATA is not set"),
         (("--budget", "paper"), "rcan-teacher cannot be fetched by a name"),
         (("--budget", "paper", "--student", "tiny"), "got --student tiny; expected swinir-student"),
-        (("--budget", "smoke", "--arms", "Magic"), "got arm 'Magic'; expected one of neither"),
+        (("--budget", "smoke", "--arms", "Magic"), "got arm 'Magic'; expected one of 'neither'"),
         (
             ("--budget", "smoke", "--block", "EDSR x2"),
             "got --block 'EDSR x2'; expected one of RCAN",

@@ -83,8 +83,10 @@ def test_the_command_line_comes_first(file, text, line, expected):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("crops: 8", "unknown option 'crops'; expected some of scale, data, val"),
-        ("batch_size: 8", "unknown option 'batch_size'"),
+        ("photos: 8", "unknown option 'photos'; expected some of scale, data, val"),
+        ("batch_size: 8", "unknown option 'batch_size'; did you mean batch-size?"),
+        ('output: "a\\0"', "output: got 'a\\x00'; expected text that names of files can have"),
+        ('output: "\\ud800"', "output: got '\\ud800'; expected text that"),
         ("resume: true", "unknown option 'resume'"),
         ("config: other.yaml", "unknown option 'config'"),
         ("? \n: 1", "unknown option None"),

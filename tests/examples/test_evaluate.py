@@ -209,6 +209,15 @@ def test_command_says_where_it_cannot_write(folder, tmp_path, command, monkeypat
     for option in ("--json", "--picture"):
         refused(command(*line, option, folder), f"{option}: {folder} is a folder; expected a file")
     refused(command(*line, "--picture", "a.gif"), "--picture a.gif; expected a file *.png")
+    refused(command(*line, "--json", "a.pth"), "--json a.pth; expected a file *.json")
+    refused(command(*line, "--picture", file), f"{file} is an image of a set; expected another")
+
+
+def test_results_are_not_written_over_the_images(folder, command):
+    before = (folder / "a.png").read_bytes()
+    line = ("--scale", 2, "--model", "bicubic", "--data", folder, "--save-images", folder)
+    refused(command(*line), f"{folder / 'a.png'} is an image of a set; expected another place")
+    assert (folder / "a.png").read_bytes() == before
 
 
 def rows(done):
@@ -391,7 +400,9 @@ def test_command_scores_several_models_on_several_sets(folder, tmp_path, command
     refused(command(*line, folder), "got the set ", "set twice; expected each set once")
     twice = ("--scale", 2, "--data", folder, "--model")
     refused(command(*twice, files[0], files[0]), "student.safetensors twice; expected each model")
-    refused(command(*twice, "input", "bicubic"), "got --model bicubic twice; expected each model")
+    again = files[0].parent / ".." / files[0].parent.name / files[0].name
+    refused(command(*twice, files[0], again), "student.safetensors twice; expected each model")
+    refused(command(*twice, "bicubic", "input"), "got the model input twice; expected each model")
 
 
 def test_sets_of_the_same_truths_are_named_by_their_input(tmp_path, command):

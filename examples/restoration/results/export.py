@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -58,8 +59,11 @@ def export_onnx(model: nn.Module, path: Path) -> float:
             data, difference = _converted(model, calls)
         except Exception as error:  # the exporter and onnxruntime raise many kinds
             layer, reason = _culprit(model, calls[:2], error)
-            said = " ".join(str(reason.__cause__ or reason).split())[:200] or type(reason).__name__
-            raise ValueError(f"--export onnx: {layer} cannot be exported: {said}") from error
+            said = textwrap.shorten(str(reason.__cause__ or reason), 140, placeholder=" ...")
+            raise ValueError(
+                f"--export onnx: {layer} cannot be exported, all else is written; change that "
+                f"layer, or leave --export out: {said or type(reason).__name__}"
+            ) from error
     write_whole(path, data)
     return difference
 
