@@ -149,7 +149,7 @@ def named(
         scale: Output size over input size.
 
     Raises:
-        ValueError: There is no such folder, or one lies in no layout of `layouts`.
+        ValueError: There is no such folder, one lies in no layout of `layouts`, or two have a name.
     """
     known = {images.name: images for images in (*found.tests, found.development)}
 
@@ -162,12 +162,18 @@ def named(
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:
             looked = " or ".join(map(str, places))
-            raise ValueError(f"got set {name}, no folder {looked}; expected one or {[*known]}")
+            raise ValueError(
+                f"got set {name}, no folder {looked}; expected a folder, or one of {', '.join(known)}"
+            )
         return stored(folder, scale)
 
     if development:
         found = replace(found, development=find(development), own_development=True)
-    return replace(found, tests=tuple(map(find, sets))) if sets else found
+    tests = tuple(map(find, sets))
+    names = [each.name for each in tests]
+    if len(set(names)) < len(names):
+        raise ValueError(f"got --sets {', '.join(names)}; expected folders of different names")
+    return replace(found, tests=tests) if tests else found
 
 
 def data_root() -> Path:

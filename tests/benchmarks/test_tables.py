@@ -291,6 +291,7 @@ def test_encoders_that_cannot_be_compared_are_refused(encoders, said, tmp_path, 
         (("--budget", "smoke", "--encoders", "compact"), "got --encoders for table5"),
         (("--budget", "smoke", "--teacher-network", "x.py:X"), "got --teacher-network alone"),
         (("--budget", "smoke", "--sets", "Nowhere"), "got set Nowhere, no folder Nowhere"),
+        (("--budget", "smoke", "--sets", *("photographs",) * 2), "expected folders of different"),
     ],
 )
 def test_refusals_are_one_sentence(arguments, said, tmp_path, monkeypatch, call):
