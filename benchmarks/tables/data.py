@@ -163,7 +163,7 @@ def named(
         if folder is None:
             looked = " or ".join(map(str, places))
             raise ValueError(
-                f"got set {name}, no folder {looked}; expected a folder, or one of {', '.join(known)}"
+                f"got set {name}, no folder {looked}; expected one, or {', '.join(known)}"
             )
         return stored(folder, scale)
 
