@@ -29,6 +29,7 @@ from .training.loop import Run
 WEIGHTS = ("dcr_weight", "dmm_weight")
 FILE_WORKERS = 4  # processes, and no more than there are cores
 WRITTEN = (
+    "best.safetensors",
     "checkpoint.pt",
     "config.yaml",
     "curves.png",
@@ -36,6 +37,7 @@ WRITTEN = (
     "metrics.json",
     "side_by_side.png",
     "student.onnx",
+    "student.safetensors",
 )
 # besides the recipe and what is read
 DECISIVE = ["task", "scale", "backbone", "backbone_options", "teacher_network", "method", "seed"]

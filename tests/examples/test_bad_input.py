@@ -15,7 +15,7 @@ import torch
 import train_deblur
 import train_sr
 from PIL import Image as Pillow
-from restoration import networks
+from restoration import networks, resolve
 from safetensors.torch import save_file
 from toys import main, no_pictures, sets, small, write  # noqa: F401
 
@@ -195,8 +195,10 @@ def test_output_is_a_file(refused, tmp_path):
     for output in (path, path / "below", path / "far" / "below"):
         refused(["--output", output], f"--output: {path} is a file; expected a folder or nothing")
     assert path.read_text(encoding="utf-8") == "kept"
-    (tmp_path / "curves.png").mkdir()
-    refused(["--output", tmp_path], "curves.png is a folder; expected a file or nothing")
+    for name in resolve.WRITTEN:
+        (tmp_path / name).mkdir()
+        refused(["--output", tmp_path], f"{name} is a folder; expected a file or nothing")
+        (tmp_path / name).rmdir()
 
 
 def test_networks_are_opened_before_the_data_and_nothing_is_written(refused, tmp_path):

@@ -154,6 +154,7 @@ def test_names_and_scores_of_any_kind_are_printed_drawn_and_written(
     line = ["--data", tmp_path / "odd", "--val", tmp_path / "odd", "--method", "scratch"]
     assert main(monkeypatch, train_sr, *small[:2], *small[-2:], *line, "--crop", 8) == 0
     assert {path.name for path in tmp_path.iterdir()} == WRITTEN | {"odd"}
+    assert {name for name in WRITTEN if not name.startswith(".")} <= {*resolve.WRITTEN}
     scores = read(tmp_path / "metrics.json")["val"]["odd"]["input"]
     assert scores == {"psnr": None, "ssim": 1}
     assert "inf / 1.0000" in capsys.readouterr().out
