@@ -227,7 +227,8 @@ def fill(
     tensors = {n: t for n, t in tensors.items() if n.rpartition(".")[2] not in COUNTERS}
     left = set() if buffers else {name for name, _ in model.named_buffers()}
     wanted = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in left}
-    prefixes = {n.removesuffix(w) for w in wanted for n in tensors if f".{n}".endswith(f".{w}")}
+    starts = {n: [0, *(i + 1 for i, char in enumerate(n) if char == ".")] for n in tensors}
+    prefixes = {n[:start] for n, found in starts.items() for start in found if n[start:] in wanted}
     shapes = {
         prefix: {
             name: tuple(tensor.shape)
