@@ -3,7 +3,8 @@
 A contrast's gradient at a feature is about 1e-10; float16 ends at 6e-8. So gradients grow by a
 power of two where they enter the network, and shrink by the same where they leave it, at its
 images. The power is found on the device, anew in each backward, from the largest gradient that
-arrives; whatever factor a GradScaler has put on the loss is swallowed.
+arrives; whatever factor a GradScaler has put on the loss is swallowed. An image whose gradient
+leaves float16's range nevertheless, as that of a flat one may, gets none.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class GradientScale:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self.value = torch.ones(())
+        self.finite = torch.tensor(True)  # what arrives in a backward
 
     def enter(self, images: Tensor) -> Tensor:
         """The same images; their gradient comes back unscaled."""
@@ -64,7 +66,8 @@ class _Enter(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad / ctx.scale.value, None
+        fits = grad.isfinite().all((1, 2, 3), keepdim=True) | ~ctx.scale.finite
+        return torch.where(fits, grad / ctx.scale.value, 0), None
 
 
 class _Leave(Function):
@@ -85,7 +88,9 @@ class _Leave(Function):
             for slope, grad in zip(ctx.max_slopes, grads, strict=True)
             if grad is not None
         ]
-        scale = ctx.scale.value = _power(torch.stack(largest).amax())
+        most = torch.stack(largest).amax()
+        scale = ctx.scale.value = _power(most)
+        ctx.scale.finite = most.isfinite()
         scaled = [
             None if grad is None else (grad * scale).to(dtype)
             for grad, dtype in zip(grads, ctx.dtypes, strict=True)
