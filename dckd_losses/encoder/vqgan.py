@@ -46,7 +46,8 @@ class VQGANEncoder(FeatureEncoder):
             codebook's products follow torch's setting). Half precisions keep half the bytes
             and are faster where the hardware has them (a CPU has bfloat16 at most). float16 turns
             the gradient by a few degrees, bfloat16 by 15 to 35, most where student and teacher
-            are close (README). float16's gradients are scaled inside.
+            are close (README). float16's gradients are scaled inside; an image whose gradient
+            still leaves float16's range gets none.
         impl: "fused" keeps for backward only what backward needs and lets teacher and negatives go
             as soon as they are compared; "plain" leaves all to autograd, compiles in one graph and
             has a second derivative; "auto" takes the fused path, except where torch.compile
