@@ -8,7 +8,9 @@ import importlib.util
 import inspect
 import json
 import math
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -74,10 +76,9 @@ def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name}: got {type(model).__name__}; expected a torch.nn.Module")
     check_output(model, name, scale)
+    code = ""
     if path := _file(place):
         name, code = f"{path}:{attribute}", hashlib.sha256(path.read_bytes()).hexdigest()
-    else:
-        code = ""
     text = json.dumps([f"{key}={value!r}" for key, value in (options or {}).items()])
     FACTS[model] = {"backbone": name, "scale": str(scale), "options": text, "code_sha256": code}
     return model
@@ -113,11 +114,11 @@ def _file(place: str) -> Path | None:
 
 
 def _module(place: str) -> ModuleType:
-    path = Path(place).resolve()
-    here = str(path.parent if place.endswith(".py") else Path.cwd())
+    path = _file(place)
+    here = str(path.parent if path else Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # as `python file.py` and `python -m module` have it
-    if not place.endswith(".py"):
+    if path is None:
         return importlib.import_module(place)
     name = f"own_network_{path.stem}_{abs(hash(path))}"
     if name not in sys.modules:
@@ -145,11 +146,9 @@ def check_crops(model: nn.Module, sides: Iterable[int], *, trained: bool) -> Non
         return
     name, scale = facts["backbone"], int(facts["scale"])
     for side in set(sides):
-        if not trained:
-            check_output(model, name, scale, side)
-        else:
-            with torch.random.fork_rng():
-                check_output(copy.deepcopy(model), name, scale, side, trained=True)
+        with torch.random.fork_rng():
+            probed = copy.deepcopy(model) if trained else model
+            check_output(probed, name, scale, side, trained=trained)
 
 
 def check_output(
@@ -227,16 +226,14 @@ def fill(
     tensors = {n: t for n, t in tensors.items() if n.rpartition(".")[2] not in COUNTERS}
     left = set() if buffers else {name for name, _ in model.named_buffers()}
     wanted = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in left}
-    starts = {n: [0, *(i + 1 for i, char in enumerate(n) if char == ".")] for n in tensors}
-    prefixes = {n[:start] for n, found in starts.items() for start in found if n[start:] in wanted}
-    shapes = {
-        prefix: {
-            name: tuple(tensor.shape)
-            for long, tensor in tensors.items()
-            if long.startswith(prefix) and (name := long.removeprefix(prefix)) not in left
-        }
-        for prefix in sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix)) or [""]
-    }
+    below: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)  # shapes by prefix
+    for name, tensor in tensors.items():
+        for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+            if name[start:] not in left:
+                below[name[:start]][name[start:]] = tuple(tensor.shape)
+    prefixes = [prefix for prefix, found in below.items() if found.keys() & wanted.keys()] or [""]
+    prefixes.sort(key=lambda prefix: (prefix.count("."), prefix))
+    shapes = {prefix: below[prefix] for prefix in prefixes}
     fitting = [prefix for prefix, found in shapes.items() if found == wanted]
     if not fitting:
         found = max(shapes.values(), key=lambda found: len(found.items() & wanted.items()))
