@@ -103,8 +103,7 @@ class PairFiles(Sequence[Pair]):
         skip_bad: bool = False,
         source: Source | None = None,
     ) -> None:
-        self.source = source
-        self.files, self.left_out = list(files), dict[str, None]()
+        self.source, self.files, self.left_out = source, list(files), dict[str, None]()
         self.scale, self.degradation, self.skip_bad = scale, degradation, skip_bad
         self._kept: list[Pair] = []
         self.sizes: list[tuple[int, int]] = []
@@ -207,17 +206,16 @@ def open_pairs(
     if source == "":
         raise ValueError("got an empty path; expected a folder of images")
     source = Path(source) if isinstance(source, str) else source
-    held_out = scored is not None
-    partnerless: dict[str, str] | None = {} if skip_bad else None
+    held_out, partnerless = scored is not None, dict[str, str]()
     found = find_pairs(
         source,
         scale,
-        alone=None if degradation is None else True,
+        alone=degradation is not None,
         held_out=held_out,
-        partnerless=partnerless,
+        partnerless=partnerless if skip_bad else None,
     )
     pairs = PairFiles(found, scale, degradation, skip_bad=skip_bad, source=source)
-    for name, said in (partnerless or {}).items():
+    for name, said in partnerless.items():
         pairs.leave_out(name, said)
     if said := check_alike(source, pairs.files):
         print(f"warning: {said}", file=sys.stderr)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import combinations
 from math import isnan
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image as Pillow
@@ -41,8 +41,6 @@ LOOKED_AT = 16  # folders side by side that are compared by what they show
 THUMBNAIL = 32  # pixels a side
 ALIKE, UNLIKE = 0.7, 0.3  # correlation of thumbnails: of the same image, of different ones
 ORDERED = (("lq", ""), ("", "gt"), ("lq", "gt"))  # roles of degraded images and of ground truths
-
-T = TypeVar("T")
 
 
 class Files(NamedTuple):
@@ -72,7 +70,7 @@ def find_pairs(
     source: Source,
     scale: int,
     *,
-    alone: bool | None = None,
+    alone: bool = False,
     parts: bool = True,
     held_out: bool = False,
     partnerless: dict[str, str] | None = None,
@@ -82,7 +80,7 @@ def find_pairs(
     Args:
         source: Its folder, or those of its two versions.
         scale: HR size over LR size; 1 for deblurring and deraining.
-        alone: Whether it may hold ground truths alone; by default for scales above 1.
+        alone: Whether it may hold ground truths alone, as it always may for scales above 1.
         parts: Whether sub-images stand for their images where there are any.
         held_out: Whether they are to be scored: of all DIV2K that is its validation images.
         partnerless: Gets what is to be said of images without a partner, by their names; None to
@@ -144,7 +142,7 @@ def _thumbnail(path: Path) -> Floats:
     return np.asarray(gray.resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.BOX), float).ravel()
 
 
-def _samples(items: Sequence[T]) -> list[T]:
+def _samples(items: Sequence[Any]) -> list[Any]:
     """The first, the middle and the last."""
     return [items[i] for i in sorted({0, len(items) // 2, len(items) - 1}) if items]
 
@@ -244,6 +242,10 @@ def _by_words(parent: Path, children: Mapping[str, Images], scale: int) -> Itera
 
 def _by_content(parent: Path, children: Mapping[str, Images], scale: int) -> Iterator[Versions]:
     """Folders that hold equal names and show the same; a word or the sizes say which is which."""
+
+    def fits(lq: Path, hq: Path) -> bool:
+        return image_size(lq) == tuple(side // scale for side in image_size(hq))
+
     plain = {name: _plain(each) for name, each in sorted(children.items())[:LOOKED_AT]}
     taken: set[str] = set()
     for one, other in combinations(plain, 2):
@@ -257,7 +259,7 @@ def _by_content(parent: Path, children: Mapping[str, Images], scale: int) -> Ite
             names
             for names, turn in (((one, other), 1), ((other, one), -1))
             if tuple(map(role, names)) in ORDERED
-            or (known and scale > 1 and all(_fits(*pair[::turn], scale) for pair in seen))
+            or (known and scale > 1 and all(fits(*pair[::turn]) for pair in seen))
         ]
         if not orders and not known:
             continue
@@ -277,10 +279,6 @@ def _preference(name: str) -> tuple[bool, int]:
     """Of degraded images bicubic's come first, then those that are called by fewest words."""
     kinds = _split(name)[1]
     return not any(kind.startswith("bic") for kind in kinds), len(kinds)
-
-
-def _fits(lq: Path, hq: Path, scale: int) -> bool:
-    return image_size(lq) == tuple(side // scale for side in image_size(hq))
 
 
 def _matched(
