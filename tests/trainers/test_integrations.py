@@ -225,9 +225,7 @@ def options(folder):
     """What BasicSR makes of the YAML file."""
     import yaml
 
-    path = FOLDER / "basicsr_model.yml"
-    text = path.read_text(encoding="utf-8").replace("!!float ", "")
-    read = yaml.safe_load(text.replace("1e-3", "0.001"))
+    read = yaml.safe_load((FOLDER / "basicsr_model.yml").read_text(encoding="utf-8"))
     read["train"]["history_interval"] = INTERVAL
     read["path"] |= {"models": str(folder), "training_states": str(folder)}
     return read | {"is_train": True, "dist": False, "rank": 0}
