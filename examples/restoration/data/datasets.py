@@ -138,7 +138,7 @@ class PairFiles(Sequence[Pair]):
         self.sizes = [self.sizes[index] for index in good] if self.sizes else []
         return results
 
-    def leave_out(self, name: str, error: BadImageError | str) -> None:
+    def leave_out(self, name: str, error: BadImageError) -> None:
         """Note an unreadable image and say so once, or raise its error."""
         if not self.skip_bad:
             raise BadImageError(f"{error} (--skip-bad goes on without it)")
@@ -206,17 +206,9 @@ def open_pairs(
     if source == "":
         raise ValueError("got an empty path; expected a folder of images")
     source = Path(source) if isinstance(source, str) else source
-    held_out, partnerless = scored is not None, dict[str, str]()
-    found = find_pairs(
-        source,
-        scale,
-        alone=degradation is not None,
-        held_out=held_out,
-        partnerless=partnerless if skip_bad else None,
-    )
+    alone, held_out = degradation is not None, scored is not None
+    found = find_pairs(source, scale, alone=alone, held_out=held_out, complete=not skip_bad)
     pairs = PairFiles(found, scale, degradation, skip_bad=skip_bad, source=source)
-    for name, said in partnerless.items():
-        pairs.leave_out(name, said)
     if said := check_alike(source, pairs.files):
         print(f"warning: {said}", file=sys.stderr)
     for files, size in zip(pairs.files if scored else (), pairs.sizes, strict=False):
