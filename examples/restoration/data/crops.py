@@ -33,16 +33,8 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
     Item i depends on (seed, i), and a `Crop` on its size, and on nothing else: workers, order and
     earlier items do not matter. Images are drawn by their number of pixels, so small ones are not
     over-represented. For an image that cannot be read another one is drawn, by seed and number too.
-
-    Args:
-        pairs: The images.
-        crop: LR pixels a side, the largest that will be asked for.
-        scale: HR size over LR size.
-        length: Number of items.
-        seed: 0 or more.
-        quarter_turns: Whether to turn by 90 degrees, besides flipping.
-        mirror: Whether to mirror smaller images at their lower and right borders, or refuse them.
-        folder: Where the images come from, for messages.
+    Images smaller than `crop`, the most LR pixels a side that will be asked for, are mirrored at
+    their lower and right borders if `mirror` says so, and refused otherwise.
 
     Attributes:
         drawn: The images that crops are drawn from, by name: height and width of LR, and a checksum

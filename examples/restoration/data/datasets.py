@@ -36,13 +36,10 @@ def pairs_from_images(
     *,
     versions: int = 1,
 ) -> list[Pair]:
-    """Make low-quality versions of images by name, uint8 RGB (H, W, 3).
+    """Make low-quality versions of images by name, uint8 RGB (H, W, 3), cropped to whole LR pixels.
 
-    Args:
-        images: Cropped to whole LR pixels.
-        scale: HR size over LR size.
-        degradation: What makes them, of the same size; None for MATLAB's bicubic by the scale.
-        versions: Of each image. What one draws follows from its number.
+    By default MATLAB's bicubic makes them. What a degradation draws follows from the image's number
+    and the version's.
     """
     pairs = []
     for version in range(versions):
@@ -77,13 +74,9 @@ def lq_size(name: str | Path, size: tuple[int, ...], scale: int) -> tuple[int, i
 class PairFiles(Sequence[Pair]):
     """The pairs of a data set, each read from its files whenever it is asked for.
 
-    Args:
-        files: The pairs. HR is cropped to whole LR pixels.
-        scale: HR size over LR size.
-        degradation: What makes low-quality images that are not there, of the same size; what it
-            draws follows from the image's name. None for MATLAB's bicubic by the scale.
-        skip_bad: Whether unreadable images are left out, or refused.
-        source: Where they come from, for messages.
+    HR is cropped to whole LR pixels. Low-quality images that are not there are made by the
+    degradation, which draws by the image's name, or by MATLAB's bicubic. Unreadable images are
+    refused, or left out with `skip_bad`.
 
     Attributes:
         sizes: Height and width of each low-quality image, by the headers.

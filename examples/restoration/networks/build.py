@@ -74,13 +74,8 @@ def names_for(task: str) -> list[str]:
 def build(name: str, scale: int, options: Sequence[str] = ()) -> nn.Module:
     """A fresh network, (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped.
 
-    Its attributes `backbone` and `scale` say what it is ("custom" for a small one of another
-    shape); the user's own networks are left as they are.
-
-    Args:
-        name: One of `NAMES`, or a place in the user's code (see `own`).
-        scale: Output size over input size.
-        options: `key=value` arguments for the user's code.
+    It is one of `NAMES`, whose attributes `backbone` and `scale` say what it is, or made by the
+    user's code (see `own`) with these `key=value` options.
 
     Raises:
         ValueError: Another name than those, or a scale that this network is not for.

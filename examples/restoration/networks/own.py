@@ -52,10 +52,7 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Call the user's code for a network, (B, 3, H, W) in [0, 1] to `scale` times that size.
 
-    Args:
-        name: `package.module:callable`, or `file.py:callable`, from the working directory.
-        scale: Passed on where the callable takes a `scale` or, as BasicSR's, an `upscale`.
-        options: Further arguments, by name.
+    The scale is passed on where the callable takes a `scale` or, as BasicSR's, an `upscale`.
 
     Raises:
         ValueError: The code cannot be found or run, or makes something else.
@@ -156,12 +153,8 @@ def check_output(
 ) -> None:
     """Require of a network that it makes one RGB image of an RGB image, `scale` times as large.
 
-    Args:
-        model: Its modes are put back.
-        name: For messages.
-        scale: Output size over input size.
-        side: Of the image, in pixels.
-        trained: Whether to use it as in training, with gradient, or in eval mode.
+    The image has `side` pixels a side. It is tried in eval mode, or as in training, with gradient;
+    its modes are put back.
 
     Raises:
         ValueError: It does not; says what it makes, and what to do.
@@ -213,12 +206,8 @@ def fill(
 ) -> None:
     """Load the weights of exactly this network, under any prefix: of DDP, Lightning, a trainer.
 
-    Args:
-        model: The network.
-        tensors: Its weights, and under other prefixes perhaps those of other modules.
-        source: Where they are from, for messages.
-        expected: What the network is, for messages.
-        buffers: Whether these belong to the weights; otherwise they stay as they are.
+    There may be other modules' under other prefixes. `source` and `expected` say in messages where
+    they are from and what the network is. Buffers may be left as they are.
 
     Raises:
         ValueError: They are another network's, with the first difference, or several fit.
