@@ -400,7 +400,11 @@ SPLITS = "train/G/blur/1 train/G/gt/1 test/G/blur/1 test/G/gt/1"
 @pytest.mark.parametrize(
     ("files", "scale", "message"),
     [
-        ("HR/a HR/b LR_bicubic/X2/a:4", 2, r"HR.b\.png: no partner; expected .*LR_bicubic.b \(1 of 2"),
+        (
+            "HR/a HR/b LR_bicubic/X2/a:4",
+            2,
+            r"HR.b\.png: no partner; expected .*LR_bicubic.b \(1 of 2",
+        ),
         ("HR/a:12x24 LR_bicubic/X2/a:4x8", 2, r"HR is 24x12, .*a\.png is 8x4; expected 12x6"),
         ("HR/a:16 LR/a:4", 2, "HR is 16x16, .*is 4x4; expected 8x8 for scale 2"),
         ("a:3x9", 4, r"a\.png: HR is 9x3; expected at least 4 a side"),
