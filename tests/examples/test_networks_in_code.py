@@ -210,7 +210,7 @@ def test_images_of_any_size_are_restored(code, name):
 def test_an_image_that_cannot_be_restored_is_told(code):
     image = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(RefusedError, match=r"image of 20x20 pixels: AssertionError: too wide$"):
-        restore(recalled(code, "Failing"), image)
+        restore(_module(str(code)).Failing(2), image)  # which was not tried before
 
 
 @pytest.mark.parametrize(
@@ -245,11 +245,6 @@ def test_the_probe_of_training_leaves_no_trace(code):
     assert torch.equal(torch.get_rng_state(), before)
     assert all(map(torch.equal, model.state_dict().values(), state.values()))
     assert model.training
-
-
-def recalled(code, name):
-    """A network without the probe."""
-    return getattr(_module(str(code)), name)(2)
 
 
 def below(word, state):
