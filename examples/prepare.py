@@ -84,27 +84,16 @@ def leave_signals() -> None:
 
 
 class Cut(NamedTuple):
-    """One image to be cut.
-
-    Attributes:
-        source: Its file.
-        folder: Where its parts go.
-        name: What their names begin with.
-        size: Pixels a side of a part of the ground truth.
-        step: From one to the next.
-        whole: What the ground truth's sides are cut down to a multiple of.
-        unit: Pixels of the ground truth to one of this image.
-        shrink: Whether the source is the ground truth, and is to be made smaller by `unit`.
-    """
+    """One image to be cut; numbers are pixels of the ground truth."""
 
     source: Path
-    folder: Path
-    name: str
-    size: int
-    step: int
-    whole: int = 1
-    unit: int = 1
-    shrink: bool = False
+    folder: Path  # where its parts go
+    name: str  # what their names begin with
+    size: int  # a side of a part
+    step: int  # from one part to the next
+    whole: int = 1  # what the sides are cut down to a multiple of
+    unit: int = 1  # a side of one pixel of this image
+    shrink: bool = False  # whether the source is the ground truth, to be made smaller by `unit`
 
 
 def plan(root: Path, scales: Sequence[int]) -> list[Cut]:

@@ -36,7 +36,7 @@ HELD_OUT_EVERY = 12  # every 12th photograph is never trained on
 LEAST_CYCLE = 4  # steps of a learning rate that rises and falls
 FIRST_CELLS, FIRST_BATCHES = 1024, 8  # what the codebook begins with
 COMPACT = (32, 32, 64, 64, 128)  # channels at each level
-
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 WHOLE = {  # options: default, least, most, meaning
     "--blocks": (1, 1, 16, "residual blocks a level"),
@@ -107,18 +107,17 @@ def random_crops(images: list[np.ndarray], cells: int, rng: np.random.Generator)
     crops = []
     for index in rng.integers(len(images), size=batch):
         image = images[index]
-        top = rng.integers(image.shape[0] - size + 1)
-        left = rng.integers(image.shape[1] - size + 1)
+        top, left = (rng.integers(side - size + 1) for side in image.shape[:2])
         crop = image[top : top + size, left : left + size]
         crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
     x = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.to(DEVICE, memory_format=torch.channels_last)
 
 
-def tiles(images: list[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+def tiles(images: list[np.ndarray]) -> Iterator[Tensor]:
     """Each image as (n, 3, TEST_CROP, TEST_CROP) in [-1, 1], its rest at two sides left out."""
     for image in images:
-        x = torch.tensor(image, device=device).permute(2, 0, 1).float() / 127.5 - 1
+        x = torch.tensor(image, device=DEVICE).permute(2, 0, 1).float() / 127.5 - 1
         x = x.unfold(1, TEST_CROP, TEST_CROP).unfold(2, TEST_CROP, TEST_CROP)
         yield x.permute(1, 2, 0, 3, 4).reshape(-1, 3, TEST_CROP, TEST_CROP)
 
@@ -130,7 +129,6 @@ def train(
     args: argparse.Namespace,
 ) -> None:
     """Train encoder, decoder and codebook together; every step's numbers follow from its number."""
-    device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.trained(), args.lr, betas=(0.9, 0.99))
     length = max(LEAST_CYCLE, args.iterations)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -156,7 +154,7 @@ def train(
         torch.manual_seed(int(rng.integers(2**63)))
         if step == args.warm_up:
             begin_codebook(model, images, rng)
-        x = random_crops(images, args.cells, rng).to(device)
+        x = random_crops(images, args.cells, rng)
         loss = model.loss(x, quantised=step >= args.warm_up)
         optimizer.zero_grad()
         loss.backward()
@@ -165,7 +163,7 @@ def train(
         schedule.step()
         if (step + 1) % min(REPORT_EVERY, max(1, args.iterations // 2)) == 0:
             model.copy_codebook()
-            report = model.evaluate(tiles(held_out, device))
+            report = model.evaluate(tiles(held_out))
             print(json.dumps({"step": step + 1, **report}), flush=True)
             states = {name: part.state_dict() for name, part in parts.items()}
             save(checkpoint, settings, {"step": step + 1, **states})
@@ -173,9 +171,7 @@ def train(
 
 def begin_codebook(model: Autoencoder, images: list[np.ndarray], rng: np.random.Generator) -> None:
     """From many latents at once."""
-    device = next(model.parameters()).device
-    cells = [FIRST_CELLS] * FIRST_BATCHES
-    model.begin_codebook(random_crops(images, n, rng).to(device) for n in cells)
+    model.begin_codebook(random_crops(images, FIRST_CELLS, rng) for _ in range(FIRST_BATCHES))
 
 
 def build(args: argparse.Namespace) -> Autoencoder:
@@ -190,8 +186,7 @@ def build(args: argparse.Namespace) -> Autoencoder:
         codes=args.codes,
     )
     torch.manual_seed(args.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Autoencoder(architecture).to(device, memory_format=torch.channels_last)
+    return Autoencoder(architecture).to(DEVICE, memory_format=torch.channels_last)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -207,14 +202,13 @@ def run(args: argparse.Namespace) -> None:
     train(model, train_images, held_out, args)
     if args.iterations <= args.warm_up:
         begin_codebook(model, train_images, np.random.default_rng(args.seed))
-    device = next(model.parameters()).device
-    model.finish_codebook(lambda: tiles(train_images[::HELD_OUT_EVERY], device), args.nats)
+    model.finish_codebook(tiles(train_images[::HELD_OUT_EVERY]), args.nats)
     facts = {
         "train_images": len(train_images),
         "held_out_images": len(held_out),
         "iterations": args.iterations,
         "seed": args.seed,
-        **model.evaluate(tiles(held_out, device)),
+        **model.evaluate(tiles(held_out)),
     }
     tensors = {name: tensor.half() for name, tensor in model.network.state_dict().items()}
     write_safetensors(tensors, args.output, **{name: str(value) for name, value in facts.items()})

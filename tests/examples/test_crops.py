@@ -8,10 +8,7 @@ from restoration.data.crops import RandomCrops
 from restoration.data.datasets import Pair, open_pairs, pairs_from_images
 from restoration.data.images import BadImageError
 from torch.utils.data import DataLoader
-
-
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+from toys import noise
 
 
 def crops(seed=0, length=16):

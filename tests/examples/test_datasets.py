@@ -21,10 +21,7 @@ from restoration.data.images import (
 from restoration.data.layouts import UNFINISHED, TwoFolders, find_pairs, sets_in
 from restoration.data.synthetic import camera_motion, matlab_bicubic
 from restoration.results.metrics import protocol
-
-
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+from toys import noise
 
 
 def smooth(height, width, seed=0):
@@ -37,12 +34,13 @@ def write(path, pixels=None, **how):
     return path
 
 
-def tree(root, *files, **sized):
-    """Images by their path, '__' for '/': of 8x8 pixels, (height, width) or a side."""
-    for number, (name, size) in enumerate({**dict.fromkeys(files, 8), **sized}.items()):
-        height, width = size if isinstance(size, tuple) else (size, size)
-        name = name.replace("__", "/")
-        write(root / (name if "." in name else f"{name}.png"), noise(height, width, number))
+def tree(root, files):
+    """Images by their paths: of 8x8 pixels, or of the side, or height and width, after a colon."""
+    for number, file in enumerate(files.split()):
+        name, _, size = file.partition(":")
+        height, _, width = (size or "8").partition("x")
+        pixels = noise(int(height), int(width or height), number)
+        write(root / (name if Path(name).suffix else f"{name}.png"), pixels)
     return root
 
 
@@ -73,10 +71,6 @@ def found(root, scale):
 
 
 class TestReadImage:
-    def test_rgb_is_exact(self, tmp_path):
-        path = write(tmp_path / "a.png", noise(5, 7))
-        np.testing.assert_array_equal(read_image(path), noise(5, 7))
-
     @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
     def test_other_modes_become_rgb(self, tmp_path, mode):
         image = Pillow.fromarray(np.full((4, 6, 3), 255, np.uint8)).convert(mode)
@@ -108,7 +102,8 @@ class TestReadImage:
         end = begin + 12 + int.from_bytes(data[begin : begin + 4], "big")
         last = data.index(b"IEND") - 4
         path.write_bytes(data[:begin] + data[end:last] + data[begin:end] + data[last:])
-        assert image_size(path) == read_image(path).shape[:2] == (7, 5)
+        assert image_size(path) == (7, 5)
+        np.testing.assert_array_equal(read_image(path), np.rot90(noise(5, 7), -1))
 
     def test_a_png_is_measured_without_its_pixels(self, tmp_path):
         truncate(write(tmp_path / "a.png", noise(64, 80)))
@@ -161,7 +156,7 @@ def test_photographs():
 
 class TestWalk:
     def test_links_are_followed_once(self, tmp_path):
-        tree(tmp_path / "elsewhere", "a.png", "deep/b.png")
+        tree(tmp_path / "elsewhere", "a deep/b")
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "set" / "image.png").symlink_to(tmp_path / "elsewhere" / "a.png")
@@ -175,8 +170,8 @@ class TestWalk:
             list_images(tmp_path / "set")
 
     def test_helpers_of_systems_are_passed_over(self, tmp_path):
-        tree(tmp_path, "a.png", ".hidden.png", ".ipynb_checkpoints/a-checkpoint.png", ".git/b.png")
-        tree(tmp_path, "@eaDir/a.png", "__MACOSX/a.png", "deep/.thumbnails/c.png")
+        tree(tmp_path, "a .hidden.png .ipynb_checkpoints/a-checkpoint .git/b @eaDir/a __MACOSX/a")
+        tree(tmp_path, "deep/.thumbnails/c")
         for name in ("._a.png", "Thumbs.db", "deep/.DS_Store", "readme.txt"):
             (tmp_path / name).write_bytes(b"no image")
         assert list_images(tmp_path) == [tmp_path / "a.png"]
@@ -187,7 +182,7 @@ class TestWalk:
                 reads("")
         with pytest.raises(ValueError, match=r"found no image; expected files .*\.png"):
             list_images(tmp_path)
-        tree(tmp_path, "a.png", "a.jpg")
+        tree(tmp_path, "a.png a.jpg")
         with pytest.raises(ValueError, match=r"a\.png and a\.jpg share|a\.jpg and a\.png share"):
             open_pairs(tmp_path, 2)
 
@@ -243,18 +238,18 @@ class TestPairs:
     @pytest.mark.parametrize(
         ("files", "expected"),
         [
-            (["rain/rain-1", "norain/norain-1"], [("1", "norain/norain-1", "rain/rain-1")]),
-            (["a/blur/blur_7", "a/gt/gt_7"], [("a/7", "a/gt/gt_7", "a/blur/blur_7")]),  # RealBlur
-            (["lq/1_lq", "gt/1"], [("1", "gt/1", "lq/1_lq")]),
-            (["blur_gamma/1", "blurry/1", "gt/1"], [("1", "gt/1", "blurry/1")]),
+            ("rain/rain-1 norain/norain-1", [("1", "norain/norain-1", "rain/rain-1")]),
+            ("a/blur/blur_7 a/gt/gt_7", [("a/7", "a/gt/gt_7", "a/blur/blur_7")]),  # RealBlur
+            ("lq/1_lq gt/1", [("1", "gt/1", "lq/1_lq")]),
+            ("blur_gamma/1 blurry/1 gt/1", [("1", "gt/1", "blurry/1")]),
             (  # GoPro, whose blur_gamma is not asked for
-                [f"{s}/{k}/1" for s in "ab" for k in ("blur", "blur_gamma", "sharp")],
+                "a/blur/1 a/blur_gamma/1 a/sharp/1 b/blur/1 b/blur_gamma/1 b/sharp/1",
                 [(f"{s}/1", f"{s}/sharp/1", f"{s}/blur/1") for s in "ab"],
             ),
         ],
     )
     def test_of_names_with_words(self, files, expected, tmp_path):
-        tree(tmp_path, *files)
+        tree(tmp_path, files)
         seen = [tuple(part.removesuffix(".png") for part in files) for files in found(tmp_path, 1)]
         assert seen == expected
 
@@ -269,7 +264,7 @@ class TestPairs:
             open_pairs(tmp_path, 2)
 
     def test_given_outright(self, tmp_path):
-        tree(tmp_path, lq__deep__1=4, lq__2=4, x__deep__1=8, x__2x4=8)
+        tree(tmp_path, "lq/deep/1:4 lq/2:4 x/deep/1 x/2x4")
         pairs = open_pairs(TwoFolders(tmp_path / "lq", tmp_path / "x"), 2)
         assert names(pairs) == ["2", "deep/1"]
         assert pairs[0].lq.shape == (4, 4, 3)
@@ -277,13 +272,11 @@ class TestPairs:
         assert (len(alone), alone[0].lq.shape) == (2, (2, 2, 3))
         said = f"no pairs for x2 in {tmp_path / 'lq'}: its images are shrunk by MATLAB's bicubic"
         assert made("sr", alone) == said
-        sets = open_sets([TwoFolders(None, tree(tmp_path / "val", a=32))], "sr", 2)
+        sets = open_sets([TwoFolders(None, tree(tmp_path / "val", "a:32"))], "sr", 2)
         assert list(sets) == ["val"]
         (tmp_path / "x" / "2x4.png").unlink()
         folders = TwoFolders(tmp_path / "lq", tmp_path / "x")
-        with pytest.raises(
-            ValueError, match=r"2.png: no partner; .*\(2 images .*, 1 in.*--skip-bad"
-        ):
+        with pytest.raises(ValueError, match=r"2.png: no partner; .*x.2 \(1 of 2 .*--skip-bad"):
             open_pairs(folders, 2)
         left = open_pairs(folders, 2, skip_bad=True)
         assert (names(left), list(left.left_out)) == (["deep/1"], ["2"])
@@ -301,7 +294,7 @@ class TestPairs:
     def test_rain13ks_test_sets_are_five(self, tmp_path):
         sets = ["Test100", "Rain100H", "Rain100L", "Test2800", "Test1200"]
         for name in sets:
-            tree(tmp_path, **{f"{name}__input__1": 11, f"{name}__target__1": 11})
+            tree(tmp_path / name, "input/1:11 target/1:11")
         opened = open_sets([tmp_path], "derain", 1)
         assert {name: len(pairs) for name, pairs in opened.items()} == dict.fromkeys(sets, 1)
         assert list(opened) == sets
@@ -313,8 +306,7 @@ class TestPairs:
 class TestDIV2K:
     def test_sub_images_only_where_lr_was_cut_too(self, tmp_path):
         hr, lr = "DIV2K_train_HR", "DIV2K_train_LR_bicubic"
-        tree(tmp_path, f"{hr}/0001", f"{hr}_sub/0001_s001", f"{lr}/X2_sub/0001_s001")
-        tree(tmp_path, f"{lr}/X4/0001x4")
+        tree(tmp_path, f"{hr}/0001 {hr}_sub/0001_s001 {lr}/X2_sub/0001_s001 {lr}/X4/0001x4")
         sub = f"{hr}_sub/0001_s001.png"
         assert found(tmp_path, 2) == [("0001_s001", sub, f"{lr}/X2_sub/0001_s001.png")]
         assert found(tmp_path, 4) == [("0001", f"{hr}/0001.png", f"{lr}/X4/0001x4.png")]
@@ -334,14 +326,14 @@ class TestDIV2K:
 
     def test_bicubics_lr_is_taken(self, tmp_path):
         kinds = ["LR_bicubic/X2/1x2", "LR_unknown/X2/1x2", "LR_mild/1x4m", "LR_x8/1x8", "HR/1"]
-        tree(tmp_path, *(f"DIV2K_train_{kind}" for kind in kinds))
+        tree(tmp_path, " ".join(f"DIV2K_train_{kind}" for kind in kinds))
         ((name, _, lq),) = found(tmp_path, 2)
         assert (name, lq) == ("1", "DIV2K_train_LR_bicubic/X2/1x2.png")
 
 
 def test_sub_images_stand_for_their_images(tmp_path):
-    tree(tmp_path, "GOPR1/blur/1", "GOPR1/sharp/1", "blur_crops/GOPR1-1_s001")
-    tree(tmp_path, "sharp_crops/GOPR1-1_s001")
+    tree(tmp_path, "GOPR1/blur/1 GOPR1/sharp/1")
+    tree(tmp_path, "blur_crops/GOPR1-1_s001 sharp_crops/GOPR1-1_s001")
     assert names(find_pairs(tmp_path, 1)) == ["GOPR1-1_s001"]
     assert names(find_pairs(tmp_path, 1, parts=False)) == ["GOPR1/1"]
     (tmp_path / UNFINISHED).touch()
@@ -352,12 +344,12 @@ def test_sub_images_stand_for_their_images(tmp_path):
 
 class TestGroundTruthsAlone:
     def test_lr_that_is_not_there_is_made(self, tmp_path):
-        tree(tmp_path, HR__a=12, LR_bicubic__X2__a=6)
+        tree(tmp_path, "HR/a:12 LR_bicubic/X2/a:6")
         expected = matlab_bicubic(noise(12, 12), 1 / 3)
         np.testing.assert_array_equal(open_pairs(tmp_path, 3)[0].lq, expected)
 
     def test_plain_folder_is_searched_and_degraded(self, tmp_path):
-        tree(tmp_path, **{"b": 9, "deep/er/a.JPG": 16})
+        tree(tmp_path, "b:9 deep/er/a.JPG:16")
         pairs = open_pairs(str(tmp_path), 2)
         assert names(pairs) == ["b", "deep/er/a"]
         assert pairs[0].hq.shape == (8, 8, 3)
@@ -386,7 +378,7 @@ class TestGroundTruthsAlone:
         (tmp_path / "004").mkdir()
         (tmp_path / "004" / "00000001.png").write_text("no image")
         assert len(open_pairs(tmp_path, 2, skip_bad=True)) == 4
-        tree(tmp_path / "GoPro", "GOPR1/sharp/1", "GOPR2/sharp/1")
+        tree(tmp_path / "GoPro", "GOPR1/sharp/1 GOPR2/sharp/1")
         assert len(open_pairs(tmp_path / "GoPro", 1, degradation=camera_motion)) == 2
 
     @pytest.mark.parametrize("name", ["train", "Urban100", "LRS3", "x-ray", "Rain100L", "matrix2"])
@@ -399,81 +391,51 @@ class TestGroundTruthsAlone:
 ALONE = "named as low-quality images are, and found no ground truths for them; give two folders"
 
 
+LQ_NAMES = "LR lr_x4 LRbicx3 LRBI DIV2K_train_LR_unknown X2 x4_sub Flickr2K_LR_bicubic bicubic"
+LQ_NAMES += " Bicubic_4 blur rainy_image"
+SEVERAL = "holds several versions of each image, such as"
+SPLITS = "train/G/blur/1 train/G/gt/1 test/G/blur/1 test/G/gt/1"
+
+
 @pytest.mark.parametrize(
-    ("files", "folder", "scale", "message"),
+    ("files", "scale", "message"),
     [
-        *(({}, "absent", scale, "absent: found nothing; expected a folder") for scale in (1, 2)),
-        ({"a": 4}, "a.png", 2, r"a\.png: found a file; expected a folder"),
         (
-            {"HR__a": 8, "HR__b": 8, "LR_bicubic__X2__a": 4},
-            *("", 2, r"b\.png: no partner; expected .*X2|b.*\(1 images in .*LR_bicubic, 2 in"),
-        ),
-        (
-            {"HR__a": (12, 24), "LR_bicubic__X2__a": (4, 8)},
-            *("", 2, r"a\.png: HR is 24x12, .*a\.png is 8x4; expected 12x6 for scale 2"),
-        ),
-        ({"HR__a": 16, "LR__a": 4}, "", 2, "HR is 16x16, .*is 4x4; expected 8x8 for scale 2"),
-        ({"a": (3, 9)}, "", 4, r"a\.png: HR is 9x3; expected at least 4 a side"),
-        ({"a": (3, 9)}, "", 0, "scale 0; expected 1 or more"),
-        ({"a": 8}, "", 1, "found no pairs; expected two versions of each image, .*--lq and --gt"),
-        ({"input__a": 8}, "", 1, rf"input: {ALONE}"),
-        *(
-            ({"originals__a": 16, f"Set5__{name}__b": 16}, "", 2, rf"{name}: {ALONE}")
-            for name in ("LR", "lr_x4", "LRbicx3", "LRBI", "DIV2K_train_LR_unknown", "X2", "x4_sub")
-        ),
-        *(
-            ({"originals__a": 16, f"{name}__b": 16}, "", 2, rf"{name}: {ALONE}")
-            for name in ("Flickr2K_LR_bicubic", "bicubic", "Bicubic_4", "blur", "rainy_image")
-        ),
-        (
-            {"input__a": 8, "target__a": 8, "input__b": 8},
-            *(
-                "",
-                1,
-                r"b\.png: no partner; expected .*target.b \(2 images in .*input, 1 in .*targe",
-            ),
-        ),
-        ({"input__a": 8, "target__a": 8, "target__b": 8}, "", 1, r"b\.png: no partner; expected"),
-        (
-            {"input__a": (8, 6), "target__a": (8, 8)},
-            *("", 1, r"it is 8x8, .*a\.png is 6x8; expected 8x8"),
-        ),
-        (
-            {
-                f"{split}__GOPR1__{kind}__1": 8
-                for split in ("train", "test")
-                for kind in ("blur", "gt")
-            },
-            *("", 1, "holds test and train; expected one of them"),
-        ),
-        ({"1": 8, "1_LR": 8, "2": 8, "2_LR": 8}, "", 2, r"several versions .*such as 1 and 1_LR"),
-        (
-            {"x__rain-1": 8, "x__norain-1": 8},
-            "",
-            1,
-            "x: holds several versions of each image, such",
-        ),
-        ({"x__ax2": 4, "x__ax3": 4, "y__b": 4}, "", 2, "x: holds several versions of each image"),
-        (
-            {"gt__1": 8, "other__2": 8},
-            "",
+            "HR/a HR/b LR_bicubic/X2/a:4",
             2,
-            "gt and .*other: which of them holds the ground truths",
+            r"HR.b\.png: no partner; expected .*LR_bicubic.b \(1 of 2",
         ),
-        ({"clean__1": 8, "gt__1": 8, "lq__1": 8}, "", 1, "clean and .*gt: which of them"),
-        ({"1": 8, "LR__7": 8}, "", 2, rf"LR: {ALONE}"),
-        ({"blur__1": 8, "rain__1": 8, "gt__1": 8}, "", 1, "blur and .*rain: which of them"),
-        (
-            {"lq__1": 8, "gt__1": 8, "more__7": 8},
-            "",
-            1,
-            "more: found no partners of its images, but",
-        ),
+        ("HR/a:12x24 LR_bicubic/X2/a:4x8", 2, r"HR is 24x12, .*a\.png is 8x4; expected 12x6"),
+        ("HR/a:16 LR/a:4", 2, "HR is 16x16, .*is 4x4; expected 8x8 for scale 2"),
+        ("a:3x9", 4, r"a\.png: HR is 9x3; expected at least 4 a side"),
+        ("a:3x9", 0, "scale 0; expected 1 or more"),
+        ("a", 1, "found no pairs; expected two versions of each image, .*--lq and --gt"),
+        ("input/a", 1, rf"input: {ALONE}"),
+        ("1 LR/7", 2, rf"LR: {ALONE}"),
+        *((f"originals/a:16 Set5/{n}/b:16", 2, rf"{n}: {ALONE}") for n in LQ_NAMES.split()),
+        ("input/a target/a input/b", 1, r"t.b\.png: no partner; expected .*target.b \(1 of 2"),
+        ("input/a target/a target/b", 1, r"t.b\.png: no partner; expected .*input.b \("),
+        ("input/a:8x6 target/a", 1, r"it is 8x8, .*a\.png is 6x8; expected 8x8"),
+        (SPLITS, 1, "holds test and train; expected one of them"),
+        ("1 1_LR 2 2_LR", 2, rf"{SEVERAL} 1 and 1_LR"),
+        ("x/rain-1 x/norain-1", 1, f"x: {SEVERAL}"),
+        ("x/ax2:4 x/ax3:4 y/b:4", 2, f"x: {SEVERAL}"),
+        ("gt/1 other/2", 2, "gt and .*other: which of them holds the ground truths"),
+        ("clean/1 gt/1 lq/1", 1, "clean and .*gt: which of them"),
+        ("blur/1 rain/1 gt/1", 1, "blur and .*rain: which of them"),
+        ("lq/1 gt/1 more/7", 1, "more: found no partners of its images, but"),
     ],
 )
-def test_what_is_refused(files, folder, scale, message, tmp_path):
+def test_what_is_refused(files, scale, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        open_pairs(tree(tmp_path, **files) / folder, scale)
+        open_pairs(tree(tmp_path, files), scale)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_what_is_no_folder_is_refused(scale, tmp_path):
+    for name, seen in (("absent", "nothing"), ("a.png", "a file")):
+        with pytest.raises(ValueError, match=f"{name}: found {seen}; expected a folder"):
+            open_pairs(tree(tmp_path, "a") / name, scale)
 
 
 def test_two_versions_by_names_that_say_nothing_are_refused(tmp_path):
@@ -506,28 +468,20 @@ class TestUnreadableImages:
             open_pairs(tmp_path, 2, skip_bad=True, **held_out)
 
 
-class TestSetsTooLargeForMemory:
-    @pytest.fixture
-    def folder(self, tmp_path):
-        for seed, name in enumerate("abc"):
-            hr = smooth(36, 44 + 4 * seed, seed)[:33]
-            write(tmp_path / "HR" / f"{name}.png", hr)
-            write(tmp_path / "LR_bicubic" / "X2" / f"{name}.png", matlab_bicubic(hr[:32], 1 / 2))
-        return tmp_path
-
-    def test_they_give_the_same_crops(self, folder):
-        loaded, files = (open_pairs(folder, 2, memory=gigabytes) for gigabytes in (1, 0))
-        assert (loaded.in_memory, files.in_memory, len(files)) == (True, False, 3)
-        settings = {"crop": 8, "scale": 2, "length": 20, "seed": 0}
-        one, other = (RandomCrops(pairs, **settings) for pairs in (loaded, files))
-        for a, b in zip(one, other, strict=True):
-            assert all(map(np.array_equal, a, b))
-
-    def test_memory_is_counted_in_bytes_of_pixels(self, folder):
-        pixels = 16 * (22 + 24 + 26)
-        need = 3 * (pixels + 4 * pixels) / 1e9
-        assert open_pairs(folder, 2, memory=need * 1.001).in_memory
-        assert not open_pairs(folder, 2, memory=need * 0.999).in_memory
+def test_sets_too_large_for_memory_give_the_same_crops(tmp_path):
+    """Memory is counted in bytes of pixels."""
+    for seed, name in enumerate("abc"):
+        hr = smooth(36, 44 + 4 * seed, seed)[:33]
+        write(tmp_path / "HR" / f"{name}.png", hr)
+        write(tmp_path / "LR_bicubic" / "X2" / f"{name}.png", matlab_bicubic(hr[:32], 1 / 2))
+    pixels = 16 * (22 + 24 + 26)
+    need = 3 * (pixels + 4 * pixels) / 1e9
+    loaded, files = (open_pairs(tmp_path, 2, memory=need * share) for share in (1.001, 0.999))
+    assert (loaded.in_memory, files.in_memory, len(files)) == (True, False, 3)
+    settings = {"crop": 8, "scale": 2, "length": 20, "seed": 0}
+    one, other = (RandomCrops(pairs, **settings) for pairs in (loaded, files))
+    for a, b in zip(one, other, strict=True):
+        assert all(map(np.array_equal, a, b))
 
 
 @pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")

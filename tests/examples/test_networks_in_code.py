@@ -3,6 +3,7 @@
 # ruff: noqa: F811  (imported fixtures)
 
 import copy
+from functools import partial
 
 import evaluate
 import numpy as np
@@ -16,7 +17,6 @@ from restoration.networks.own import (
     build_own,
     check_crops,
     fill,
-    is_own,
     parse_options,
     recall,
 )
@@ -137,11 +137,6 @@ def code(tmp_path):
     return path
 
 
-def test_a_name_is_a_place_in_code_or_not():
-    assert is_own("a.b:Net") and is_own("net.py:Net")
-    assert not is_own("small") and not is_own("https://host/file.pth")
-
-
 def test_a_file_s_network_takes_scale_and_options(code):
     model = build_own(f"{code}:Net", 3, parse_options(["width=12"]))
     assert (model.width, model.training) == (12, True)
@@ -183,17 +178,16 @@ def test_options_are_pythons_values_or_text():
         ("{code}:HalfOut", 2, r"it makes torch\.float16 .*; expected torch\.float32 "),
         ("{code}:Writing", 2, "it writes into its input"),
         ("{code}:plain", 4, r"it makes .*\(1, 3, 128, 128\) .*float32 \(1, 3, 256, 256\) for x4"),
+        *(
+            (f"{{code}}:Net channels={n}", 2, "does not take .* makes a network of RGB images$")
+            for n in (1, 4)  # gray, alpha
+        ),
     ],
 )
 def test_what_is_no_network_is_told(code, name, scale, message):
+    place, *options = name.format(code=code).split()
     with pytest.raises(ValueError, match=message):
-        build_own(name.format(code=code), scale)
-
-
-@pytest.mark.parametrize("channels", [1, 4])
-def test_a_network_of_gray_or_alpha_is_told(code, channels):
-    with pytest.raises(ValueError, match=r"it does not take .* makes a network of RGB images$"):
-        build_own(f"{code}:Net", 2, {"channels": channels})
+        build_own(place, scale, parse_options(options))
 
 
 @pytest.mark.parametrize("name", ["Net", "Nearest", "Lazy", "Halves", "Cropping"])
@@ -216,7 +210,7 @@ def test_images_of_any_size_are_restored(code, name):
 def test_an_image_that_cannot_be_restored_is_told(code):
     image = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(RefusedError, match=r"image of 20x20 pixels: AssertionError: too wide$"):
-        restore(recalled(code, "Failing"), image)
+        restore(_module(str(code)).Failing(2), image)  # which was not tried before
 
 
 @pytest.mark.parametrize(
@@ -253,31 +247,25 @@ def test_the_probe_of_training_leaves_no_trace(code):
     assert model.training
 
 
-def recalled(code, name):
-    """A network without the probe."""
-    return getattr(_module(str(code)), name)(2)
-
-
-PREFIXES = ["", "module.", "model.", "net_g.module.", "_orig_mod.", "student.net.module."]
-
-
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_weights_are_found_under_any_prefix(code, prefix):
-    source, model, other = (build_own(f"{code}:Net", 2) for _ in range(3))
-    more = {"loss.weight": torch.zeros(1), "total_ops": torch.zeros(1)} if prefix else {}
-    more |= {f"a.b.c.d.e.{name}": value for name, value in other.state_dict().items()}  # a history
-    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
-    fill(model, more | state if prefix else state, "file.pth")
-    assert all(map(torch.equal, model.parameters(), source.parameters()))
-
-
 def below(word, state):
     return {f"{word}.{name}": tensor for name, tensor in state.items()}
+
+
+def beside_others(prefix, state):
+    """Below a prefix, with a loss, what thop leaves, and a history of other weights."""
+    others = {"loss.weight": torch.zeros(1), "total_ops": torch.zeros(1)}
+    history = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    return others | below("a.b.c.d.e", history) | below(prefix, state)
 
 
 @pytest.mark.parametrize(
     "wrap",
     [
+        lambda state: state | {"total_ops": torch.zeros(1)},
+        *(
+            partial(beside_others, prefix)
+            for prefix in ("module", "model", "net_g.module", "_orig_mod", "student.net.module")
+        ),
         lambda state: {"params": below("wrong", state), "params_ema": state},
         lambda state: {"epoch": 3, "state_dict": below("module", state)},
         lambda state: {"state_dict": {"params_ema": below("module", state)}},
@@ -288,7 +276,7 @@ def below(word, state):
         lambda state: {name: tensor.bfloat16().double() for name, tensor in state.items()},
     ],
 )
-def test_a_file_s_wrappers_do_not_matter(code, tmp_path, wrap):
+def test_wrappers_and_prefixes_of_a_file_do_not_matter(code, tmp_path, wrap):
     source = build_own(f"{code}:Net", 2).bfloat16().float()
     torch.save(wrap(source.state_dict()), tmp_path / "file.pth")
     model = networks.open_network(str(tmp_path / "file.pth"), 2, [f"{code}:Net"])

@@ -12,11 +12,7 @@ from restoration.data.datasets import open_pairs
 from restoration.data.images import read_image
 from restoration.data.layouts import UNFINISHED, find_pairs
 from restoration.data.synthetic import matlab_bicubic
-from toys import main
-
-
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+from toys import main, noise
 
 
 def write(path, image):

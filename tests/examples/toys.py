@@ -125,11 +125,14 @@ def assert_close(one, other, tolerance):
         torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
 def write(path, height, width, seed):
     """A smooth image of four times that many pixels a side."""
-    small = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Pillow.fromarray(matlab_bicubic(small, 4)).save(path)
+    Pillow.fromarray(matlab_bicubic(noise(height, width, seed), 4)).save(path)
     return path
 
 

@@ -33,12 +33,15 @@ def fresh(encoder, **settings):
     return student, optimizer, dckd.attach(optimizer)
 
 
-def trained(parts, batch, steps=3, call=None):
-    """The student after some steps; `call` is used in its place."""
+def trained(parts, batch, steps=3, call=None, watches=False):
+    """The student after some steps, for which `call` may stand in; the loss gets lq or watches."""
     student, optimizer, dckd = parts
+    call = student if call is None else call
+    if watches:
+        dckd.watch(call)
     lq, teacher_out = batch
     for _ in range(steps):
-        loss = dckd((call or student)(lq), teacher_out, lq)
+        loss = dckd(call(lq.clone()), teacher_out, *([] if watches else [lq]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -136,20 +139,10 @@ class Checkpointed(Student):
 def test_gradient_checkpointing(encoder, batch, reentrant, watches):
     """The student runs twice a step; watch must not take that for the next step's input."""
     expected = numbers(trained(fresh(encoder), batch))
-    student, optimizer, dckd = parts = fresh(encoder)
+    student, *_ = parts = fresh(encoder)
     student.__class__ = Checkpointed
     student.reentrant = reentrant
-    lq, teacher_out = batch
-    if watches:
-        dckd.watch(student)
-        for _ in range(3):
-            loss = dckd(student(lq.clone()), teacher_out)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    else:
-        trained(parts, batch)
-    torch.testing.assert_close(numbers(student), expected)
+    torch.testing.assert_close(numbers(trained(parts, batch, watches=watches)), expected)
 
 
 @pytest.mark.slow
@@ -160,14 +153,7 @@ def test_a_compiled_student(encoder, batch, watches):
     compiled = torch.compile(student, backend="aot_eager")
     history = HistoryModel(compiled, decay=0.0, interval=2)
     dckd = DCKDLoss(compiled, encoder, history=history, balance=None).attach(optimizer)
-    lq, teacher_out = batch
-    if watches:
-        dckd.watch(compiled)
-    for _ in range(3):
-        loss = dckd(compiled(lq), teacher_out, *([] if watches else [lq]))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    trained((student, optimizer, dckd), batch, call=compiled, watches=watches)
     torch.testing.assert_close(numbers(student), expected)
     assert dckd.history.iteration == 3
     assert not torch.equal(numbers(history.model), numbers(fresh(encoder)[0]))

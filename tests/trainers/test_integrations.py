@@ -165,22 +165,20 @@ class TestLightning:
             "dckd.history.iteration",
             "dckd.negatives.counter",
         }
-        assert bytes_of(saved["state_dict"]) == 2 * bytes_of(student) + 8 * COUNTERS
         assert (tmp_path / "last.ckpt").stat().st_size < 5 * bytes_of(student)  # Adam has two
         assert len(saved["optimizer_states"][0]["state"]) == len(student)
 
 
-class TestAccelerate:
-    def test_history(self, weights, skipping, tmp_path, accelerator):
-        made = accelerator(gradient_accumulation_steps=2)
-        made.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)  # as float16 on a GPU has
-        dckd = accelerate_loop.train(made, STEPS, tmp_path)
-        assert_closed_form(dckd, start(), weights, STEPS - 1)
-        student = common.student().state_dict()
-        saved = tmp_path / "checkpoint"
-        assert load_file(saved / "model.safetensors").keys() == student.keys()
-        state = torch.load(saved / "custom_checkpoint_0.pkl", weights_only=True)
-        assert bytes_of(state) == bytes_of(student) + 8 * COUNTERS
+def test_accelerate(weights, skipping, tmp_path, accelerator):
+    made = accelerator(gradient_accumulation_steps=2)
+    made.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)  # as float16 on a GPU has
+    dckd = accelerate_loop.train(made, STEPS, tmp_path)
+    assert_closed_form(dckd, start(), weights, STEPS - 1)
+    student = common.student().state_dict()
+    saved = tmp_path / "checkpoint"
+    assert load_file(saved / "model.safetensors").keys() == student.keys()
+    state = torch.load(saved / "custom_checkpoint_0.pkl", weights_only=True)
+    assert bytes_of(state) == bytes_of(student) + 8 * COUNTERS
 
 
 def assert_logged(text, steps):
@@ -225,9 +223,7 @@ def options(folder):
     """What BasicSR makes of the YAML file."""
     import yaml
 
-    path = FOLDER / "basicsr_model.yml"
-    text = path.read_text(encoding="utf-8").replace("!!float ", "")
-    read = yaml.safe_load(text.replace("1e-3", "0.001"))
+    read = yaml.safe_load((FOLDER / "basicsr_model.yml").read_text(encoding="utf-8"))
     read["train"]["history_interval"] = INTERVAL
     read["path"] |= {"models": str(folder), "training_states": str(folder)}
     return read | {"is_train": True, "dist": False, "rank": 0}

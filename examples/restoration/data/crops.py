@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,16 +33,8 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
     Item i depends on (seed, i), and a `Crop` on its size, and on nothing else: workers, order and
     earlier items do not matter. Images are drawn by their number of pixels, so small ones are not
     over-represented. For an image that cannot be read another one is drawn, by seed and number too.
-
-    Args:
-        pairs: The images.
-        crop: LR pixels a side, the largest that will be asked for.
-        scale: HR size over LR size.
-        length: Number of items.
-        seed: 0 or more.
-        quarter_turns: Whether to turn by 90 degrees, besides flipping.
-        mirror: Whether to mirror smaller images at their lower and right borders, or refuse them.
-        folder: Where the images come from, for messages.
+    Images smaller than `crop`, the most LR pixels a side that will be asked for, are mirrored at
+    their lower and right borders if `mirror` says so, and refused otherwise.
 
     Attributes:
         drawn: The images that crops are drawn from, by name: height and width of LR, and a checksum
@@ -66,13 +58,14 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         if not pairs:
             raise ValueError("got no pairs; expected at least one")
         sizes = lq_sizes(pairs)
-        for index, (height, width) in enumerate(sizes):
-            if min(height, width) < crop and not mirror:
-                image = f"{'LR of ' if scale > 1 else ''}image {pairs[index].name}"
-                raise ValueError(
-                    f"{f'{folder}: ' if folder else ''}{image} is {width}x{height}; expected "
-                    f"{crop}x{crop} or more, the size of the crops"
-                )
+        small = [index for index, size in enumerate(sizes) if min(size) < crop and not mirror]
+        if small:
+            height, width = sizes[small[0]]
+            place = f"{folder}: " * (folder is not None) + "LR of " * (scale > 1)
+            raise ValueError(
+                f"{place}image {pairs[small[0]].name} is {width}x{height}; expected "
+                f"{crop}x{crop} or more, the size of the crops"
+            )
         self.pairs, self.crop, self.scale = pairs, crop, scale
         self.length, self.seed = length, seed
         self.quarter_turns = quarter_turns
@@ -121,25 +114,15 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
         )
 
     @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        pairs: Sequence[Pair],
-        *,
-        scale: int,
-        seed: int,
-        folder: Path | None = None,
-    ) -> "RandomCrops":
-        """The crops that a recipe asks for."""
+    def of(cls, recipe: Recipe, pairs: Sequence[Pair], **settings: Any) -> "RandomCrops":
+        """The crops that a recipe asks for; settings are `scale`, `seed` and `folder`."""
         return cls(
             pairs,
             crop=max(stage.crop for stage in recipe.all_stages),
-            scale=scale,
             length=recipe.crops_before(recipe.iterations),
-            seed=seed,
             quarter_turns=recipe.quarter_turns,
             mirror=recipe.mirror,
-            folder=folder,
+            **settings,
         )
 
     def __len__(self) -> int:
@@ -158,7 +141,10 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
 
         def cut(image: Image, unit: int) -> Tensor:
             y, x, side = top * unit, left * unit, size * unit
-            part = _mirrored(image[y : y + side, x : x + side], side)
+            part = image[y : y + side, x : x + side]
+            missing = [(0, side - length) for length in part.shape[:2]]
+            if any(map(max, missing)):
+                part = np.pad(part, (*missing, (0, 0)), mode="symmetric")
             return to_tensor(np.rot90(part, turns)[:, ::flip])
 
         return cut(lq, 1), cut(hq, self.scale)
@@ -198,15 +184,6 @@ def _named(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
 def _changed(then: str, now: str) -> bool:
     """Whether checksums differ, if they are of one kind: pixels in memory, or bytes of files."""
     return then.split()[0] == now.split()[0] and then != now
-
-
-def _mirrored(image: Image, side: int) -> Image:
-    """An image of (side, side), repeated beyond its lower and right borders by reflection."""
-    height, width = image.shape[:2]
-    if min(height, width) == side:
-        return image
-    missing = ((0, side - height), (0, side - width), (0, 0))
-    return np.pad(image, missing, mode="symmetric")
 
 
 class Batches(Sampler[list[Crop]]):

@@ -36,13 +36,10 @@ def pairs_from_images(
     *,
     versions: int = 1,
 ) -> list[Pair]:
-    """Make low-quality versions of images by name, uint8 RGB (H, W, 3).
+    """Make low-quality versions of images by name, uint8 RGB (H, W, 3), cropped to whole LR pixels.
 
-    Args:
-        images: Cropped to whole LR pixels.
-        scale: HR size over LR size.
-        degradation: What makes them, of the same size; None for MATLAB's bicubic by the scale.
-        versions: Of each image. What one draws follows from its number.
+    By default MATLAB's bicubic makes them. What a degradation draws follows from the image's number
+    and the version's.
     """
     pairs = []
     for version in range(versions):
@@ -77,13 +74,9 @@ def lq_size(name: str | Path, size: tuple[int, ...], scale: int) -> tuple[int, i
 class PairFiles(Sequence[Pair]):
     """The pairs of a data set, each read from its files whenever it is asked for.
 
-    Args:
-        files: The pairs. HR is cropped to whole LR pixels.
-        scale: HR size over LR size.
-        degradation: What makes low-quality images that are not there, of the same size; what it
-            draws follows from the image's name. None for MATLAB's bicubic by the scale.
-        skip_bad: Whether unreadable images are left out, or refused.
-        source: Where they come from, for messages.
+    HR is cropped to whole LR pixels. Low-quality images that are not there are made by the
+    degradation, which draws by the image's name, or by MATLAB's bicubic. Unreadable images are
+    refused, or left out with `skip_bad`.
 
     Attributes:
         sizes: Height and width of each low-quality image, by the headers.
@@ -103,8 +96,7 @@ class PairFiles(Sequence[Pair]):
         skip_bad: bool = False,
         source: Source | None = None,
     ) -> None:
-        self.source = source
-        self.files, self.left_out = list(files), dict[str, None]()
+        self.source, self.files, self.left_out = source, list(files), dict[str, None]()
         self.scale, self.degradation, self.skip_bad = scale, degradation, skip_bad
         self._kept: list[Pair] = []
         self.sizes: list[tuple[int, int]] = []
@@ -139,7 +131,7 @@ class PairFiles(Sequence[Pair]):
         self.sizes = [self.sizes[index] for index in good] if self.sizes else []
         return results
 
-    def leave_out(self, name: str, error: BadImageError | str) -> None:
+    def leave_out(self, name: str, error: BadImageError) -> None:
         """Note an unreadable image and say so once, or raise its error."""
         if not self.skip_bad:
             raise BadImageError(f"{error} (--skip-bad goes on without it)")
@@ -207,18 +199,9 @@ def open_pairs(
     if source == "":
         raise ValueError("got an empty path; expected a folder of images")
     source = Path(source) if isinstance(source, str) else source
-    held_out = scored is not None
-    partnerless: dict[str, str] | None = {} if skip_bad else None
-    found = find_pairs(
-        source,
-        scale,
-        alone=None if degradation is None else True,
-        held_out=held_out,
-        partnerless=partnerless,
-    )
+    alone, held_out = degradation is not None, scored is not None
+    found = find_pairs(source, scale, alone=alone, held_out=held_out, complete=not skip_bad)
     pairs = PairFiles(found, scale, degradation, skip_bad=skip_bad, source=source)
-    for name, said in (partnerless or {}).items():
-        pairs.leave_out(name, said)
     if said := check_alike(source, pairs.files):
         print(f"warning: {said}", file=sys.stderr)
     for files, size in zip(pairs.files if scored else (), pairs.sizes, strict=False):

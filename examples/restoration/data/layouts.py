@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import combinations
 from math import isnan
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image as Pillow
@@ -41,8 +41,6 @@ LOOKED_AT = 16  # folders side by side that are compared by what they show
 THUMBNAIL = 32  # pixels a side
 ALIKE, UNLIKE = 0.7, 0.3  # correlation of thumbnails: of the same image, of different ones
 ORDERED = (("lq", ""), ("", "gt"), ("lq", "gt"))  # roles of degraded images and of ground truths
-
-T = TypeVar("T")
 
 
 class Files(NamedTuple):
@@ -72,33 +70,40 @@ def find_pairs(
     source: Source,
     scale: int,
     *,
-    alone: bool | None = None,
+    alone: bool = False,
     parts: bool = True,
     held_out: bool = False,
-    partnerless: dict[str, str] | None = None,
+    complete: bool = True,
 ) -> list[Files]:
     """The pairs of a data set.
 
     Args:
         source: Its folder, or those of its two versions.
         scale: HR size over LR size; 1 for deblurring and deraining.
-        alone: Whether it may hold ground truths alone; by default for scales above 1.
+        alone: Whether it may hold ground truths alone, as it always may for scales above 1.
         parts: Whether sub-images stand for their images where there are any.
         held_out: Whether they are to be scored: of all DIV2K that is its validation images.
-        partnerless: Gets what is to be said of images without a partner, by their names; None to
-            refuse them.
+        complete: Whether to refuse images without a partner; otherwise they are among the pairs,
+            with the path at which the partner was looked for.
 
     Raises:
         ValueError: Which image belongs to which is in doubt, or one has no partner.
     """
     if not isinstance(source, TwoFolders):
-        found = _choose(source, scale, parts, held_out, partnerless)
+        found = _choose(source, scale, parts, held_out)
     else:
         truths = _by_name(source.gt, list_images(source.gt))
         found = [Files(name, path, None) for name, path in truths.items()]
         if source.lq is not None:
             lq = _by_name(source.lq, list_images(source.lq))
-            found = _matched(Path(), lq, truths, source.lq, source.gt, partnerless)
+            found = _matched(Path(), lq, truths, source.lq, source.gt)
+    lacking = [files for files in found if not all(path.is_file() for path in files[1:] if path)]
+    if lacking and complete:
+        missing, there = sorted(lacking[0][1:], key=Path.is_file)
+        raise ValueError(
+            f"{there}: no partner; expected {missing} ({len(lacking)} of {len(found)} images have "
+            "none); --skip-bad goes on without it"
+        )
     if scale == 1 and not alone and any(files.lq is None for files in found):
         raise ValueError(
             f"{source}: found no pairs; expected two versions of each image, in folders like blur "
@@ -144,14 +149,12 @@ def _thumbnail(path: Path) -> Floats:
     return np.asarray(gray.resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.BOX), float).ravel()
 
 
-def _samples(items: Sequence[T]) -> list[T]:
+def _samples(items: Sequence[Any]) -> list[Any]:
     """The first, the middle and the last."""
     return [items[i] for i in sorted({0, len(items) // 2, len(items) - 1}) if items]
 
 
-def _choose(
-    root: Path, scale: int, parts: bool, held_out: bool, partnerless: dict[str, str] | None
-) -> list[Files]:
+def _choose(root: Path, scale: int, parts: bool, held_out: bool) -> list[Files]:
     """Of DIV2K one split, and of sub-images and their images those that have pairs."""
     if parts and (root / UNFINISHED).exists():
         raise ValueError(
@@ -170,17 +173,15 @@ def _choose(
     }
     whole = [path for path in images if path not in cut]
     if not cut or not whole:
-        return _find(root, images, scale, partnerless)
-    found = _find(root, sorted(cut), scale, partnerless) if parts else []
+        return _find(root, images, scale)
+    found = _find(root, sorted(cut), scale) if parts else []
     if found and all(files.lq for files in found):
         return found
-    full = _find(root, whole, scale, partnerless)  # sub-images were not cut for this scale
+    full = _find(root, whole, scale)  # sub-images were not cut for this scale
     return full if not found or all(files.lq for files in full) else found
 
 
-def _find(
-    root: Path, images: Sequence[Path], scale: int, partnerless: dict[str, str] | None
-) -> list[Files]:
+def _find(root: Path, images: Sequence[Path], scale: int) -> list[Files]:
     """The pairs among some images, or all of them as ground truths, or a refusal."""
     places = {path: path.relative_to(root).with_suffix("") for path in images}
     for folder in sorted({path.parent for path in images}):
@@ -201,7 +202,7 @@ def _find(
             for lq, hq, others in choose(root / parent, left, scale):
                 within = _plain_folder((*parent.parts, hq if hq != "." else ""))
                 folders = root / parent / lq, root / parent / hq
-                pairs += _matched(within, left[lq], left[hq], *folders, partnerless)
+                pairs += _matched(within, left[lq], left[hq], *folders)
                 done.update(path for name in (lq, hq, *others) for path in left[name].values())
     known = {_plain_place(places[path]) for path in fitting}  # LR of other scales has HR among them
     alone = [
@@ -244,6 +245,10 @@ def _by_words(parent: Path, children: Mapping[str, Images], scale: int) -> Itera
 
 def _by_content(parent: Path, children: Mapping[str, Images], scale: int) -> Iterator[Versions]:
     """Folders that hold equal names and show the same; a word or the sizes say which is which."""
+
+    def fits(lq: Path, hq: Path) -> bool:
+        return image_size(lq) == tuple(side // scale for side in image_size(hq))
+
     plain = {name: _plain(each) for name, each in sorted(children.items())[:LOOKED_AT]}
     taken: set[str] = set()
     for one, other in combinations(plain, 2):
@@ -257,7 +262,7 @@ def _by_content(parent: Path, children: Mapping[str, Images], scale: int) -> Ite
             names
             for names, turn in (((one, other), 1), ((other, one), -1))
             if tuple(map(role, names)) in ORDERED
-            or (known and scale > 1 and all(_fits(*pair[::turn], scale) for pair in seen))
+            or (known and scale > 1 and all(fits(*pair[::turn]) for pair in seen))
         ]
         if not orders and not known:
             continue
@@ -279,31 +284,14 @@ def _preference(name: str) -> tuple[bool, int]:
     return not any(kind.startswith("bic") for kind in kinds), len(kinds)
 
 
-def _fits(lq: Path, hq: Path, scale: int) -> bool:
-    return image_size(lq) == tuple(side // scale for side in image_size(hq))
-
-
-def _matched(
-    within: Path,
-    lq: Images,
-    hq: Images,
-    lq_folder: Path,
-    hq_folder: Path,
-    partnerless: dict[str, str] | None,
-) -> list[Files]:
-    """Pairs of two folders by the names of their files."""
+def _matched(within: Path, lq: Images, hq: Images, lq_folder: Path, hq_folder: Path) -> list[Files]:
+    """Pairs of two folders by the names of their files, of which some may not be there."""
     named = [(lq, hq), (_plain(lq), hq), (_plain(lq), _plain(hq))]
     lq, hq = max(named, key=lambda each: len(each[0].keys() & each[1].keys()))
-    for name in sorted({*lq} ^ {*hq}):
-        path, folder = (lq[name], hq_folder) if name in lq else (hq[name], lq_folder)
-        said = (
-            f"{path}: no partner; expected {folder / name} ({len(lq)} images in {lq_folder}, "
-            f"{len(hq)} in {hq_folder})"
-        )
-        if partnerless is None:
-            raise ValueError(f"{said}; --skip-bad goes on without it")
-        partnerless[(within / name).as_posix()] = said
-    return [Files((within / name).as_posix(), hq[name], lq[name]) for name in lq if name in hq]
+    return [
+        Files((within / n).as_posix(), hq.get(n, hq_folder / n), lq.get(n, lq_folder / n))
+        for n in {**lq, **hq}
+    ]
 
 
 def _check_one_version(folder: Path, paths: Sequence[Path]) -> None:

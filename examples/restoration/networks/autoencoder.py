@@ -7,7 +7,7 @@ codebook kept by moving averages (vector-quantize-pytorch).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ class Autoencoder(nn.Module):
         self.quantizer(torch.cat(latents).T[None, :, :, None])
 
     @torch.no_grad()
-    def finish_codebook(self, tiles: Callable[[], Iterable[Tensor]], nats: float) -> None:
+    def finish_codebook(self, tiles: Iterable[Tensor], nats: float) -> None:
         """Give the network its codebook, scaled with the latents for Eq. 8.
 
         Quantisation leaves their common scale free, but the softmax depends on it: the mean entropy
@@ -90,7 +90,7 @@ class Autoencoder(nn.Module):
         """
         self.copy_codebook()
         quant_conv, codes = self.network.quant_conv, self.network.quantize.embedding.weight
-        logits = torch.cat([self._logits(x).movedim(1, -1).flatten(0, 2) for x in tiles()])
+        logits = torch.cat([self._logits(x).movedim(1, -1).flatten(0, 2) for x in tiles])
         low, high = 1e-3, 1e3
         for _ in range(40):
             scale = math.sqrt(low * high)

@@ -8,9 +8,7 @@ students are the only exact halvings with the table's parameter counts.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .detected import needing_spandrel
 from .own import build_own, is_own, parse_options
-from .small import ResidualNetwork, ResidualSameSize, ResidualSR
+from .small import BACKBONES, small
 
 SR_SCALES = (2, 3, 4)
 SAME_SIZE = (1,)  # deblurring and deraining
@@ -30,11 +28,14 @@ SWINIR_TEACHER = {"embed_dim": 180, "depths": [6] * 6, "num_heads": [6] * 6}
 SWINIR_STUDENT = {"embed_dim": 60, "depths": [6] * 4, "num_heads": [6] * 4}
 RCAN = {"n_resgroups": 10, "n_feats": 64, "reduction": 16}
 NAFNET = {"middle_blk_num": 1, "dec_blk_nums": [1, 1, 1, 1]}
+NAFNET_TEACHER = {"width": 32, "enc_blk_nums": [1, 1, 1, 28]}
+NAFNET_STUDENT = {"width": 16, "enc_blk_nums": [1, 1, 1, 14]}
 RESTORMER = {"heads": [1, 2, 4, 8], "ffn_expansion_factor": 2.66, "LayerNorm_type": "WithBias"}
+RESTORMER_TEACHER = {"dim": 48, "num_blocks": [4, 6, 6, 8], "num_refinement_blocks": 4}
+RESTORMER_STUDENT = {"dim": 24, "num_blocks": [2, 3, 3, 4], "num_refinement_blocks": 2}
 
 
-@dataclass(frozen=True)
-class Specification:
+class Specification(NamedTuple):
     """A class of `paper`, the scales that the paper has, and its arguments besides the scale."""
 
     architecture: str
@@ -48,22 +49,10 @@ SPECIFICATIONS = {
     "swinir-light": Specification("SwinIR", SR_SCALES, {**LIGHT, **SWINIR_STUDENT}),
     "rcan-teacher": Specification("RCAN", SR_SCALES, {**RCAN, "n_resblocks": 20}),
     "rcan-student": Specification("RCAN", SR_SCALES, {**RCAN, "n_resblocks": 6}),
-    "nafnet-teacher": Specification(
-        "NAFNet", SAME_SIZE, {**NAFNET, "width": 32, "enc_blk_nums": [1, 1, 1, 28]}
-    ),
-    "nafnet-student": Specification(
-        "NAFNet", SAME_SIZE, {**NAFNET, "width": 16, "enc_blk_nums": [1, 1, 1, 14]}
-    ),
-    "restormer-teacher": Specification(
-        "Restormer",
-        SAME_SIZE,
-        {**RESTORMER, "dim": 48, "num_blocks": [4, 6, 6, 8], "num_refinement_blocks": 4},
-    ),
-    "restormer-student": Specification(
-        "Restormer",
-        SAME_SIZE,
-        {**RESTORMER, "dim": 24, "num_blocks": [2, 3, 3, 4], "num_refinement_blocks": 2},
-    ),
+    "nafnet-teacher": Specification("NAFNet", SAME_SIZE, {**NAFNET, **NAFNET_TEACHER}),
+    "nafnet-student": Specification("NAFNet", SAME_SIZE, {**NAFNET, **NAFNET_STUDENT}),
+    "restormer-teacher": Specification("Restormer", SAME_SIZE, {**RESTORMER, **RESTORMER_TEACHER}),
+    "restormer-student": Specification("Restormer", SAME_SIZE, {**RESTORMER, **RESTORMER_STUDENT}),
 }
 
 
@@ -73,11 +62,6 @@ def teacher_of(name: str) -> str:
     return f"{family}-teacher"
 
 
-BACKBONES = {
-    "tiny": {"channels": 12, "blocks": 3},  # the student: 9,492 parameters for x2
-    "small": {"channels": 32, "blocks": 8},  # the teacher: 152,332 parameters for x2
-    "medium": {"channels": 16, "blocks": 8},  # 39,308 parameters for x2
-}
 NAMES = (*BACKBONES, *SPECIFICATIONS)
 
 
@@ -90,13 +74,8 @@ def names_for(task: str) -> list[str]:
 def build(name: str, scale: int, options: Sequence[str] = ()) -> nn.Module:
     """A fresh network, (B, 3, H, W) in [0, 1] to (B, 3, H scale, W scale), not clamped.
 
-    Its attributes `backbone` and `scale` say what it is ("custom" for a small one of another
-    shape); the user's own networks are left as they are.
-
-    Args:
-        name: One of `NAMES`, or a place in the user's code (see `own`).
-        scale: Output size over input size.
-        options: `key=value` arguments for the user's code.
+    It is one of `NAMES`, whose attributes `backbone` and `scale` say what it is, or made by the
+    user's code (see `own`) with these `key=value` options.
 
     Raises:
         ValueError: Another name than those, or a scale that this network is not for.
@@ -107,9 +86,11 @@ def build(name: str, scale: int, options: Sequence[str] = ()) -> nn.Module:
     if name in BACKBONES:
         return small(**BACKBONES[name], scale=scale)
     specification = specified(name, scale)
+    with needing_spandrel(f"{name} is built by"):
+        from . import paper  # not before one is asked for: torchvision is heavy
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spandrel makes torch speak of what it will deprecate
-        architecture = getattr(_architectures(name), specification.architecture)
+        architecture = getattr(paper, specification.architecture)
         model: nn.Module = architecture(scale=scale, **specification.settings)
     model.backbone = name
     return model
@@ -132,25 +113,3 @@ def multiply_adds(model: nn.Module, height: int, width: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype))
     return int(counter.get_total_flops()) // 2
-
-
-def small(channels: int, blocks: int, scale: int) -> ResidualNetwork:
-    """A network of one of the small kinds."""
-    shape = channels, blocks
-    model = ResidualSameSize(*shape) if scale == 1 else ResidualSR(*shape, scale)
-    model.backbone = name_of(model)
-    return model
-
-
-def _architectures(name: str) -> ModuleType:
-    """The module of the paper's networks, not before one is asked for: torchvision is heavy."""
-    with needing_spandrel(f"{name} is built by"):
-        from . import paper
-    return paper
-
-
-def name_of(model: nn.Module) -> str:
-    if not isinstance(model, ResidualNetwork):
-        return str(model.backbone)
-    shape = {"channels": model.channels, "blocks": model.blocks}
-    return next((name for name, known in BACKBONES.items() if known == shape), "custom")

@@ -54,12 +54,7 @@ class Detected(nn.Module):
 
 
 def detect(tensors: Mapping[str, Tensor], source: str, scale: int) -> Detected:
-    """The network that tensors belong to.
-
-    Args:
-        tensors: As its authors or a trainer saved them.
-        source: Where they are from, for messages.
-        scale: Output size over input size that it has to have.
+    """The network for this scale that tensors belong to, as its authors or a trainer saved them.
 
     Raises:
         ValueError: spandrel does not know it, or it is for another scale, channels or purpose.

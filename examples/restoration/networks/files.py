@@ -4,9 +4,9 @@ import hashlib
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import gt
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock
@@ -15,21 +15,22 @@ from torch import Tensor, nn
 from dckd_losses.weights import cache_dir, read_checkpoint
 from dckd_losses.weights.files import DIGEST, read_safetensors, write_safetensors
 
-from .build import SPECIFICATIONS, build, name_of, small, specified, teacher_of
+from .build import SPECIFICATIONS, build, specified, teacher_of
 from .detected import detect
 from .own import FACTS, fill, is_own, recall
-from .small import ResidualNetwork
+from .small import ResidualNetwork, small
 
 SILENCE = 30.0  # seconds
 SHAPE = ("channels", "blocks", "scale")  # what a small network's metadata must say to rebuild it
 
 SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/001_classicalSR_DIV2K_s48w8"
 RESTORMER = "https://github.com/swz30/Restormer/releases/download/v1.0"
-NAFNET = "https://huggingface.co/nyanko7/nafnet-models/resolve/main"  # a mirror, not the authors'
+NAFNET = "https://huggingface.co/nyanko7/nafnet-models/resolve/main/NAFNet"  # a mirror
+SWINIR_X4_SHA256 = "129dc773ba2d4c07f3eb0bb116fbe692011b7cc072d9ca12797cd3748198610a"
+NAFNET_SHA256 = "19394e6155d12ef6371d1d57496f87f0ec88f92bdffa27c0792690722d5d1a5c"
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """The network and the scale of a trained teacher, its URL, and its sha256 where published."""
 
     backbone: str
@@ -41,18 +42,8 @@ class Weights:
 KNOWN = {  # the paper's teachers; RCAN's lie in a Google Drive folder, which has no plain address
     "swinir-x2": Weights("swinir-teacher", 2, f"{SWINIR}_SwinIR-M_x2.pth"),
     "swinir-x3": Weights("swinir-teacher", 3, f"{SWINIR}_SwinIR-M_x3.pth"),
-    "swinir-x4": Weights(
-        "swinir-teacher",
-        4,
-        f"{SWINIR}_SwinIR-M_x4.pth",
-        "129dc773ba2d4c07f3eb0bb116fbe692011b7cc072d9ca12797cd3748198610a",
-    ),
-    "nafnet-gopro": Weights(
-        "nafnet-teacher",
-        1,
-        f"{NAFNET}/NAFNet-GoPro-width32.pth",
-        "19394e6155d12ef6371d1d57496f87f0ec88f92bdffa27c0792690722d5d1a5c",
-    ),
+    "swinir-x4": Weights("swinir-teacher", 4, f"{SWINIR}_SwinIR-M_x4.pth", SWINIR_X4_SHA256),
+    "nafnet-gopro": Weights("nafnet-teacher", 1, f"{NAFNET}-GoPro-width32.pth", NAFNET_SHA256),
     "restormer-gopro": Weights("restormer-teacher", 1, f"{RESTORMER}/motion_deblurring.pth"),
     "restormer-rain13k": Weights("restormer-teacher", 1, f"{RESTORMER}/deraining.pth"),
 }
@@ -102,13 +93,12 @@ def save(
     `tensors` take the place of the network's own.
     """
     path = Path(path)
-    own = FACTS.get(model)
-    facts = {**metadata, **(own or {"backbone": name_of(model), "scale": model.scale})}
+    facts = metadata | (FACTS.get(model) or {"backbone": model.backbone, "scale": model.scale})
     if isinstance(model, ResidualNetwork):
         facts |= {key: getattr(model, key) for key in SHAPE}
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = model.state_dict() if tensors is None else tensors
-    write_safetensors(tensors, path, **{key: str(value) for key, value in facts.items()})
+    text = {key: str(value) for key, value in facts.items()}
+    write_safetensors(model.state_dict() if tensors is None else tensors, path, **text)
 
 
 def load(path: str | Path) -> nn.Module:
@@ -119,11 +109,12 @@ def load(path: str | Path) -> nn.Module:
             do not fit them; names the file. Or spandrel is needed and cannot be imported.
     """
     tensors, metadata = read_safetensors(Path(path))
+    name = metadata.get("backbone", "")
     try:
-        if is_own(metadata.get("backbone", "")):
+        if own := is_own(name):
             model = recall(metadata)
-        elif metadata.get("backbone") in SPECIFICATIONS:
-            model = build(metadata["backbone"], int(metadata["scale"]))
+        elif name in SPECIFICATIONS:
+            model = build(name, int(metadata["scale"]))
         else:
             shape = {key: int(metadata[key]) for key in SHAPE}
             blocks = len({name.split(".")[1] for name in tensors if name.startswith("body.")})
@@ -133,7 +124,7 @@ def load(path: str | Path) -> nn.Module:
                 raise ValueError("they claim more than the tensors are")
             model = small(**shape)
     except (KeyError, ValueError) as error:
-        if is_own(metadata.get("backbone", "")):
+        if own:
             raise RuntimeError(f"{path}: {error}") from error
         raise RuntimeError(
             f"{path}: got metadata {metadata}; expected {', '.join(SHAPE)} of these tensors, or "

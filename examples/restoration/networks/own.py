@@ -8,7 +8,9 @@ import importlib.util
 import inspect
 import json
 import math
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -50,10 +52,7 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Call the user's code for a network, (B, 3, H, W) in [0, 1] to `scale` times that size.
 
-    Args:
-        name: `package.module:callable`, or `file.py:callable`, from the working directory.
-        scale: Passed on where the callable takes a `scale` or, as BasicSR's, an `upscale`.
-        options: Further arguments, by name.
+    The scale is passed on where the callable takes a `scale` or, as BasicSR's, an `upscale`.
 
     Raises:
         ValueError: The code cannot be found or run, or makes something else.
@@ -74,10 +73,9 @@ def build_own(name: str, scale: int, options: Mapping[str, Any] | None = None) -
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name}: got {type(model).__name__}; expected a torch.nn.Module")
     check_output(model, name, scale)
+    code = ""
     if path := _file(place):
         name, code = f"{path}:{attribute}", hashlib.sha256(path.read_bytes()).hexdigest()
-    else:
-        code = ""
     text = json.dumps([f"{key}={value!r}" for key, value in (options or {}).items()])
     FACTS[model] = {"backbone": name, "scale": str(scale), "options": text, "code_sha256": code}
     return model
@@ -113,11 +111,11 @@ def _file(place: str) -> Path | None:
 
 
 def _module(place: str) -> ModuleType:
-    path = Path(place).resolve()
-    here = str(path.parent if place.endswith(".py") else Path.cwd())
+    path = _file(place)
+    here = str(path.parent if path else Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # as `python file.py` and `python -m module` have it
-    if not place.endswith(".py"):
+    if path is None:
         return importlib.import_module(place)
     name = f"own_network_{path.stem}_{abs(hash(path))}"
     if name not in sys.modules:
@@ -145,11 +143,9 @@ def check_crops(model: nn.Module, sides: Iterable[int], *, trained: bool) -> Non
         return
     name, scale = facts["backbone"], int(facts["scale"])
     for side in set(sides):
-        if not trained:
-            check_output(model, name, scale, side)
-        else:
-            with torch.random.fork_rng():
-                check_output(copy.deepcopy(model), name, scale, side, trained=True)
+        with torch.random.fork_rng():
+            probed = copy.deepcopy(model) if trained else model
+            check_output(probed, name, scale, side, trained=trained)
 
 
 def check_output(
@@ -157,12 +153,8 @@ def check_output(
 ) -> None:
     """Require of a network that it makes one RGB image of an RGB image, `scale` times as large.
 
-    Args:
-        model: Its modes are put back.
-        name: For messages.
-        scale: Output size over input size.
-        side: Of the image, in pixels.
-        trained: Whether to use it as in training, with gradient, or in eval mode.
+    The image has `side` pixels a side. It is tried in eval mode, or as in training, with gradient;
+    its modes are put back.
 
     Raises:
         ValueError: It does not; says what it makes, and what to do.
@@ -214,12 +206,8 @@ def fill(
 ) -> None:
     """Load the weights of exactly this network, under any prefix: of DDP, Lightning, a trainer.
 
-    Args:
-        model: The network.
-        tensors: Its weights, and under other prefixes perhaps those of other modules.
-        source: Where they are from, for messages.
-        expected: What the network is, for messages.
-        buffers: Whether these belong to the weights; otherwise they stay as they are.
+    There may be other modules' under other prefixes. `source` and `expected` say in messages where
+    they are from and what the network is. Buffers may be left as they are.
 
     Raises:
         ValueError: They are another network's, with the first difference, or several fit.
@@ -227,16 +215,14 @@ def fill(
     tensors = {n: t for n, t in tensors.items() if n.rpartition(".")[2] not in COUNTERS}
     left = set() if buffers else {name for name, _ in model.named_buffers()}
     wanted = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in left}
-    starts = {n: [0, *(i + 1 for i, char in enumerate(n) if char == ".")] for n in tensors}
-    prefixes = {n[:start] for n, found in starts.items() for start in found if n[start:] in wanted}
-    shapes = {
-        prefix: {
-            name: tuple(tensor.shape)
-            for long, tensor in tensors.items()
-            if long.startswith(prefix) and (name := long.removeprefix(prefix)) not in left
-        }
-        for prefix in sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix)) or [""]
-    }
+    below: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)  # shapes by prefix
+    for name, tensor in tensors.items():
+        for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+            if name[start:] not in left:
+                below[name[:start]][name[start:]] = tuple(tensor.shape)
+    prefixes = [prefix for prefix, found in below.items() if found.keys() & wanted.keys()] or [""]
+    prefixes.sort(key=lambda prefix: (prefix.count("."), prefix))
+    shapes = {prefix: below[prefix] for prefix in prefixes}
     fitting = [prefix for prefix, found in shapes.items() if found == wanted]
     if not fitting:
         found = max(shapes.values(), key=lambda found: len(found.items() & wanted.items()))
