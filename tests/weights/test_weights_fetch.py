@@ -162,20 +162,16 @@ class TestLeavesNothingBehind:
         size = f"{checkpoint.stat().st_size:,} bytes"
         self.refused(rf"last\.ckpt \({size}\): sha256 is {seen}, expected 0000")
 
-    def test_a_file_that_the_server_has_only_in_part(self, hub, checkpoint):
+    @pytest.mark.parametrize("share", [0.5, 0.0, None])
+    def test_a_part_of_the_file_or_a_page_instead(self, hub, checkpoint, share):
         data = checkpoint.read_bytes()
-        hub.files[f"{REPOSITORY}/{FILE}"] = data[: len(data) // 2]
+        part = b"<html>sign in</html>" if share is None else data[: int(share * len(data))]
+        hub.files[f"{REPOSITORY}/{FILE}"] = part
         self.refused("cut short, altered")
 
     def test_a_download_that_ends_early(self, hub, checkpoint):
         hub.promised = checkpoint.stat().st_size + 1000
         self.refused(r"cannot be fetched \(OSError: Consistency check")
-
-    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-    @pytest.mark.parametrize("page", [b"<html>sign in</html>", b"", b"0"])
-    def test_a_page_instead_of_the_file(self, hub, page):
-        hub.files[f"{REPOSITORY}/{FILE}"] = page
-        self.refused("cut short, altered")
 
     def test_a_missing_file(self, hub):
         del hub.files[f"{REPOSITORY}/{FILE}"]
@@ -186,23 +182,6 @@ class TestLeavesNothingBehind:
         changed = dataclasses.replace(source, architecture=promised)
         monkeypatch.setitem(weights.SOURCES, NAME, changed)
         self.refused(f"last.ckpt is not {NAME}: it has codes 11 where {NAME} has 1024")
-
-    @pytest.mark.parametrize("missing", ["encoder.mid.attn_1.q.bias", "quant_conv.bias"])
-    def test_a_missing_tensor(self, hub, tensors, missing, tmp_path):
-        rest = {k: v for k, v in tensors.items() if k != missing}
-        path = complete_checkpoint(rest, tmp_path / "rest.ckpt")
-        hub.files[f"{REPOSITORY}/{FILE}"] = path.read_bytes()
-        self.refused(f"not a complete VQGAN encoder: .*{missing}")
-
-    def test_a_checkpoint_that_would_run_something(self, hub, tensors, tmp_path):
-        class Caller:
-            def __reduce__(self):
-                return os.system, (f"touch {tmp_path / 'executed'}",)
-
-        path = complete_checkpoint(tensors, tmp_path / "evil.ckpt", lr_schedulers=[Caller()])
-        hub.files[f"{REPOSITORY}/{FILE}"] = path.read_bytes()
-        self.refused("system")
-        assert not (tmp_path / "executed").exists()
 
 
 def test_without_a_network_it_says_which_file_to_put_where(home, monkeypatch):
