@@ -35,25 +35,15 @@ F16 = Architecture(
 
 @dataclass(frozen=True)
 class Source:
-    """A complete taming-transformers checkpoint on the Hugging Face Hub.
-
-    Attributes:
-        repository: on the Hub.
-        file: in that repository.
-        size: for people.
-        sha256: of the file, where it has been published; otherwise the first fetch records it.
-        architecture: of its encoder.
-        elsewhere: other public places that are known to offer these weights.
-        revision: the commit, where one is known to have them; otherwise the branch.
-    """
+    """A complete taming-transformers checkpoint on the Hugging Face Hub."""
 
     repository: str
-    file: str
-    size: str
-    sha256: str | None
-    architecture: Architecture
-    elsewhere: tuple[str, ...]
-    revision: str = "main"
+    file: str  # in that repository
+    size: str  # for people
+    sha256: str | None  # where it has been published; otherwise the first fetch records it
+    architecture: Architecture  # of its encoder
+    elsewhere: tuple[str, ...]  # other public places that are known to offer these weights
+    revision: str = "main"  # the commit, where one is known to have them; otherwise the branch
 
     @property
     def url(self) -> str:

@@ -180,14 +180,13 @@ def test_closures_count_once(dckd, student):
     assert dckd.history.iteration == 1
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
-def test_made_from_a_wrapped_student(student, encoder, optimizer, wrap):
-    history = HistoryModel(wrap(student), decay=0.0, interval=1)
-    dckd = DCKDLoss(wrap(student), encoder, history=history)
+def test_made_from_a_wrapped_student(student, encoder, optimizer):
+    history = HistoryModel(student, decay=0.0, interval=1)
+    dckd = DCKDLoss(nn.DataParallel(student), encoder, history=history)
     gc.collect()  # the wrapper is gone, the student is not
     dckd.attach(optimizer)
     step(student, optimizer)
-    assert same(dckd.history.model, student)
+    assert same(history.model, student)
 
 
 def test_without_history_attach_counts_nothing_and_works(student, encoder, optimizer):

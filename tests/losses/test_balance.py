@@ -195,25 +195,6 @@ def test_other_fractions_are_refused(balance):
 # gradient_ratio
 
 
-def test_ratio_is_that_of_the_norms(images):
-    student_out, target = images(2, 3, 8, 8).double().requires_grad_(), images(2, 3, 8, 8).double()
-    above, below = (student_out - target).square().sum(), (student_out - target).abs().mean()
-    expected = 2 * (student_out - target).detach().norm() * student_out.numel() ** 0.5
-    seen = gradient_ratio(above, below, student_out)
-    assert seen.shape == () and not seen.requires_grad and seen.dtype == torch.float64
-    torch.testing.assert_close(seen, expected)
-
-
-def test_ratio_grows_in_proportion_to_the_weights(student, encoder, images):
-    lq, gt, teacher_out = images(1, 3, 8, 8), images(1, 3, 16, 16), images(1, 3, 16, 16)
-    ratios = []
-    for factor in (1, 8):  # a power of two, which rounds nothing anew
-        weights = {"dcr_weight": 0.1 * factor, "dmm_weight": 1e-3 * factor, "balance": None}
-        dckd, out = DCKDLoss(student, encoder, **weights), student(lq)
-        ratios.append(gradient_ratio(dckd(out, teacher_out, lq), (out - gt).abs().mean(), out))
-    torch.testing.assert_close(ratios[1], 8 * ratios[0])
-
-
 @pytest.mark.parametrize(
     "path",
     [{"impl": "plain"}, {}, {"mode": "twopass", "chunk": 1}, {"precision": "float16"}],
@@ -237,18 +218,6 @@ def test_looking_changes_no_gradient_and_draws_no_number(make_encoder, images, p
         assert dckd.negatives.counter == 1
         gradients.append([p.grad for p in student.parameters()])
     assert all(map(torch.equal, *gradients))
-
-
-def test_ratio_of_half_precision_outputs_loses_nothing(images):
-    """A mean's gradient at 3x64x64 images is 8e-5, its square nothing in float16."""
-    target = images(1, 3, 64, 64)
-    ratios = []
-    for dtype in (torch.float32, torch.float16):
-        out = torch.zeros(1, 3, 64, 64, dtype=dtype, requires_grad=True)
-        above, below = (out.float() - target).square().mean(), (out.float() - target).abs().mean()
-        ratios.append(gradient_ratio(1e-3 * above, below, out))
-    assert ratios[1].dtype == torch.float32
-    torch.testing.assert_close(ratios[1], ratios[0], rtol=1e-3, atol=0)
 
 
 def test_ratio_under_autocast_is_the_same(student, encoder, images):

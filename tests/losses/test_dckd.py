@@ -50,20 +50,6 @@ def test_student_passes_the_encoder_once_and_the_rest_together(dckd, encoder, ba
     assert sorted(calls) == [(2, True), (12, False)]
 
 
-def test_trains_the_student_towards_the_teacher(student, encoder, images):
-    lq, teacher_out = images(2, 3, 16, 16), images(2, 3, 32, 32)
-    optimizer = torch.optim.Adam(student.parameters(), 1e-2)
-    dckd = DCKDLoss(student, encoder, negatives=lambda lq: torch.zeros(2, *teacher_out.shape))
-    losses = []
-    for _ in range(30):
-        loss = dckd(student(lq), teacher_out, lq)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
-
-
 @pytest.mark.parametrize(("weights", "left"), [((0, 0.05), {"dmm"}), ((0.3, 0), {"dcr"})])
 def test_a_term_without_weight_is_not_computed(student, encoder, batch, weights, left):
     dckd = DCKDLoss(student, encoder, dcr_weight=weights[0], dmm_weight=weights[1])
@@ -142,16 +128,16 @@ def test_moves_as_a_whole(dckd, batch):
     assert dckd.encoder.network.quant_conv.weight.dtype == torch.float64
 
 
-def test_own_negatives_need_no_history(student, encoder, batch):
-    seen = []
+def test_own_negatives_need_no_history_and_may_write_into_lq(student, encoder, batch):
+    before, seen = batch[2].clone(), []
 
     def negatives(lq):
-        seen.append(lq)
-        return torch.zeros(4, 2, 3, 16, 20)
+        seen.append(lq.clone())
+        return student(lq.mul_(0.5))[None]
 
     dckd = DCKDLoss(student, encoder, negatives=negatives)
     dckd(*batch)
-    assert torch.equal(seen[0], batch[2]) and seen[0] is not batch[2]
+    assert torch.equal(seen[0], before) and torch.equal(batch[2], before)
     assert dckd.history is None
     assert not dckd.state_dict()
 
@@ -340,13 +326,6 @@ def test_looks_at_no_values_while_capturing(dckd, batch, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="teacher_out must lie"):
         dckd(*bad)
-
-
-def test_own_negatives_may_do_what_they_like_to_their_lq(student, encoder, batch):
-    before = batch[2].clone()
-    dckd = DCKDLoss(student, encoder, negatives=lambda x: student(x.mul_(0.5))[None])
-    dckd(*batch)
-    assert torch.equal(batch[2], before)
 
 
 @pytest.fixture

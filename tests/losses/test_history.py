@@ -16,7 +16,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 from dckd_losses import DCKDLoss, HistoryModel
@@ -208,50 +207,6 @@ def test_the_users_hooks_stay_with_the_student(student, images):
     assert not log.seen
     student(images(1, 3, 8, 8).requires_grad_()).sum().backward()
     assert len(log.seen) == 4
-
-
-def test_a_networks_own_hooks_are_part_of_it(images):
-    class Doubles(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.factor = nn.Conv2d(3, 3, 1), 2
-            self.conv.register_forward_hook(self.double)
-
-        def double(self, module, args, out):
-            return self.factor * out
-
-        def forward(self, x):
-            return self.conv(x)
-
-    student, lq = Doubles(), images(1, 3, 4, 4)
-    history, expected = HistoryModel(student), student(lq)
-    student.factor = 3
-    assert torch.equal(history(lq), expected), "bound to the copy"
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize(
-    "change",
-    [
-        weight_norm,
-        spectral_norm,
-        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        parametrizations.weight_norm,
-        parametrizations.spectral_norm,
-    ],
-    ids=["weight_norm", "spectral_norm", "prune", "parametrized weight", "parametrized spectral"],
-)
-def test_computed_weights_are_computed_from_the_copys_own(student, images, change):
-    lq = images(1, 3, 8, 8)
-    change(student.layers[0])
-    student(lq)
-    history, expected = HistoryModel(student, decay=0), student.eval()(lq)
-    assert torch.equal(history(lq), expected)
-    shaken(student)
-    assert torch.equal(history(lq), expected)
-    history.update(student)
-    torch.testing.assert_close(history(lq), student(lq))
-    assert not history(lq).requires_grad
 
 
 def test_features_that_a_student_keeps_are_copied_without_their_graph(student, images):

@@ -129,9 +129,8 @@ def test_info(run, converted):
     assert lines["levels"] == "5 of 32, 32, 32, 64, 64 channels, stem 32"
     assert lines["blocks"] == "1 a level"
     assert lines["attention"] == "on level 5 and in the middle"
-    assert lines["downsampling"] == "16"
     assert lines["codes"] == "11 of 6 channels, from 8 latent ones"
-    assert lines["parameters"].startswith(f"{count:,}: encoder 439,784, quant_conv 54, codebook 66")
+    assert lines["parameters"] == f"{count:,}"
     assert "metadata      made: here" in said
 
 
