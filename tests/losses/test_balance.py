@@ -220,6 +220,18 @@ def test_looking_changes_no_gradient_and_draws_no_number(make_encoder, images, p
     assert all(map(torch.equal, *gradients))
 
 
+def test_ratio_of_half_precision_outputs_loses_nothing(images):
+    """A mean's gradient at 3x64x64 images is 8e-5, its square nothing in float16."""
+    target = images(1, 3, 64, 64)
+    ratios = []
+    for dtype in (torch.float32, torch.float16):
+        out = torch.zeros(1, 3, 64, 64, dtype=dtype, requires_grad=True)
+        above, below = (out.float() - target).square().mean(), (out.float() - target).abs().mean()
+        ratios.append(gradient_ratio(1e-3 * above, below, out))
+    assert ratios[1].dtype == torch.float32
+    torch.testing.assert_close(ratios[1], ratios[0], rtol=1e-3, atol=0)
+
+
 def test_ratio_under_autocast_is_the_same(student, encoder, images):
     lq, gt, teacher_out = images(1, 3, 8, 8), images(1, 3, 16, 16), images(1, 3, 16, 16)
     out = student(lq)
