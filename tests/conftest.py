@@ -1,6 +1,8 @@
 """What several tests share: random encoders, small students, the examples' own modules."""
 
+import copy
 import os
+import pickle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small work gets several times slower with two
 
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dckd_losses import VQGANEncoder
 from dckd_losses.encoder import as_encoder
@@ -150,6 +153,29 @@ def images() -> Callable[..., Tensor]:
         return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     return make
+
+
+@pytest.fixture
+def batch(images: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """student_out, teacher_out, lq."""
+    return images(2, 3, 16, 20), images(2, 3, 16, 20), images(2, 3, 8, 10)
+
+
+@pytest.fixture(
+    params=[copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+def clone(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
+    """Either way to copy an object."""
+    return request.param
+
+
+class NoNumberLeaves(TorchDispatchMode):
+    """Fails where a value or a value-dependent shape would have to come from the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in {"_local_scalar_dense", "nonzero", "masked_select", "_unique2"}, name
+        return function(*args, **(kwargs or {}))
 
 
 class Pyramid(nn.Module):

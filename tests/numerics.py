@@ -1,6 +1,10 @@
 """How far results are from what they should be, and fused operations from their plain twins."""
 
+import itertools
+
 import torch
+
+from dckd_losses.ops.distances import LevelDistances
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 LAYOUTS = ["contiguous", "channels_last"]
@@ -42,3 +46,12 @@ def assert_fused_equals_plain(operation, x, bound=1e-13):
         assert seen.dtype == expected.dtype
         assert relative(seen, expected) < bound
     assert torch.autograd.gradcheck(lambda x: operation(x, fused=True), x.requires_grad_())
+
+
+def fused_distances(student, teacher, negatives, groups=()):
+    """Of Eq. 5 by `LevelDistances`; sets up to each number of `groups` pass together."""
+    distances = LevelDistances(student.detach(), len(negatives))
+    others = torch.stack([teacher, *negatives])
+    for first, end in itertools.pairwise([0, *groups, len(others)]):
+        distances.add(others[first:end], first, 0)
+    return distances.differentiable(student)

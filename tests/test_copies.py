@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from dckd_losses.copies import frozen_copy
 
@@ -54,13 +54,22 @@ def patched_by_a_partial(student):
     student.forward = functools.partial(forward, student, 0.5)
 
 
+def of_the_first_layer(change):
+    return lambda student: change(student[0]) and None
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
-    "change", [pruned, equal_rate, equal_rate_by_a_function, patched_by_a_partial, torch.jit.script]
+    "change",
+    [
+        *map(of_the_first_layer, (weight_norm, spectral_norm)),
+        *map(of_the_first_layer, (parametrizations.weight_norm, parametrizations.spectral_norm)),
+        *(pruned, equal_rate, equal_rate_by_a_function, patched_by_a_partial, torch.jit.script),
+    ],
 )
 def test_the_copy_computes_by_weights_of_its_own(images, change):
     student, x = network(), images(1, 3, 8, 8)
-    student = change(student) or student
+    student = (change(student) or student).eval()
     model = frozen_copy(student)
     with torch.no_grad():
         before = student(x)

@@ -32,11 +32,6 @@ def describe(path: Path) -> list[str]:
     """
     tensors, metadata = load_with_metadata(path)
     a = architecture_of(tensors, path)
-    parts = {"encoder": "encoder", "quant_conv": "quant_conv", "codebook": "quantize"}
-    counts = {
-        part: sum(t.numel() for name, t in tensors.items() if name.startswith(f"{prefix}."))
-        for part, prefix in parts.items()
-    }
     attention = [str(level + 1) for level in range(LEVELS) if a.attention[level]]
     return [
         f"file          {path}, {path.stat().st_size:,} bytes",
@@ -44,10 +39,8 @@ def describe(path: Path) -> list[str]:
         f"levels        {LEVELS} of {', '.join(map(str, a.channels))} channels, stem {a.stem}",
         f"blocks        {a.blocks} a level",
         f"attention     on level {', '.join(attention) or '-'} and in the middle",
-        f"downsampling  {2 ** (LEVELS - 1)}",
         f"codes         {a.codes} of {a.code_channels} channels, from {a.z_channels} latent ones",
-        f"parameters    {sum(counts.values()):,}: "
-        + ", ".join(f"{part} {count:,}" for part, count in counts.items()),
+        f"parameters    {sum(tensor.numel() for tensor in tensors.values()):,}",
         *(f"metadata      {key}: {value}" for key, value in sorted(metadata.items())),
     ]
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dckd_losses.weights.pickles import read_pickle
+from dckd_losses.weights.saved import read_saved
 
 COMPACT = Path(__file__).parents[1] / "assets" / "compact.safetensors"
 DIGEST = "tensors_sha256"  # metadata key under which `write_safetensors` leaves its own digest
@@ -179,7 +179,7 @@ def read_checkpoint(path: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, 
 
     Args:
         path: `.safetensors`, or what `torch.save` wrote (`.pt`, `.pth`, `.ckpt`). Where the file
-            has more than one set of weights, the first of `pickles.STATES` is taken.
+            has more than one set of weights, the first of `saved.STATES` is taken.
         prefixes: only tensors whose names begin with one of these are read.
 
     Returns:
@@ -192,7 +192,7 @@ def read_checkpoint(path: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, 
     if path.suffix == ".safetensors":
         return {k: v for k, v in read_safetensors(path)[0].items() if k.startswith(prefixes)}
     with refusing(path):
-        return read_pickle(path, prefixes)
+        return read_saved(path, prefixes)
 
 
 @contextmanager
@@ -210,6 +210,29 @@ def refusing(path: Path) -> Iterator[None]:
         raise RuntimeError(
             f"{path} ({path.stat().st_size:,} bytes) is cut short, altered or not such weights: "
             f"{said}"
+        ) from error
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that is about to be made, among threads, processes and machines."""
+    from filelock import FileLock
+
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # or filelock would try for ever where no file can be made, as in /proc
+        with FileLock(lock):
+            try:
+                yield
+            finally:
+                # Unlinked while held: who waits for it looks at `path` next, so the worst is that
+                # after a failure two try again side by side. Windows: filelock removes it itself.
+                with suppress(OSError):
+                    lock.unlink()
+    except OSError as error:
+        raise RuntimeError(
+            f"{path} cannot be made ({error}); set DCKD_HOME to a folder that can be written"
         ) from error
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
 from dckd_losses.network import Architecture, build
-from dckd_losses.weights.files import COMPACT, file_sha256, load, refusing, write_safetensors
+from dckd_losses.weights.files import (
+    COMPACT,
+    file_lock,
+    file_sha256,
+    load,
+    refusing,
+    write_safetensors,
+)
 
 ORIGINAL = "original_sha256"  # metadata key: of the checkpoint that a file was converted from
 
@@ -29,25 +35,15 @@ F16 = Architecture(
 
 @dataclass(frozen=True)
 class Source:
-    """A complete taming-transformers checkpoint on the Hugging Face Hub.
-
-    Attributes:
-        repository: on the Hub.
-        file: in that repository.
-        size: for people.
-        sha256: of the file, where it has been published; otherwise the first fetch records it.
-        architecture: of its encoder.
-        elsewhere: other public places that are known to offer these weights.
-        revision: the commit, where one is known to have them; otherwise the branch.
-    """
+    """A complete taming-transformers checkpoint on the Hugging Face Hub."""
 
     repository: str
-    file: str
-    size: str
-    sha256: str | None
-    architecture: Architecture
-    elsewhere: tuple[str, ...]
-    revision: str = "main"
+    file: str  # in that repository
+    size: str  # for people
+    sha256: str | None  # where it has been published; otherwise the first fetch records it
+    architecture: Architecture  # of its encoder
+    elsewhere: tuple[str, ...]  # other public places that are known to offer these weights
+    revision: str = "main"  # the commit, where one is known to have them; otherwise the branch
 
     @property
     def url(self) -> str:
@@ -199,15 +195,8 @@ def fetch(name: str, *, delete_original: bool = False) -> Path:
     with file_lock(path):
         if not path.is_file():
             _fetch(name, path)
-        if delete_original:
-            from huggingface_hub import try_to_load_from_cache
-
-            source = SOURCES[name]
-            cached = try_to_load_from_cache(
-                source.repository, source.file, revision=source.revision
-            )
-            if isinstance(cached, str):
-                _remove(Path(cached), source.file)
+        if delete_original and (cached := _cached(SOURCES[name])):
+            _remove(cached, SOURCES[name].file)
     return path
 
 
@@ -238,13 +227,21 @@ def _fetch(name: str, path: Path) -> None:
         record.write_text(f"{seen}  {source.file}\n", encoding="utf-8")
 
 
+def _cached(source: Source) -> Path | None:
+    """The checkpoint in the Hub's cache."""
+    # imported here, as below: nothing else in the package needs it
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def _download(source: Source, path: Path) -> Path:
-    # imported here: nothing else in the package needs it
-    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, hf_hub_url
 
     where = (source.repository, source.file)
     try:
-        if not isinstance(try_to_load_from_cache(*where, revision=source.revision), str):
+        if _cached(source) is None:
             _ask(hf_hub_url(*where, revision=source.revision))
         return Path(hf_hub_download(*where, revision=source.revision))
     except Exception as error:  # the Hub's, the system's, its HTTP library's, which has changed
@@ -281,26 +278,3 @@ def _remove(cached: Path, file: str) -> None:
     for link in [link for link in snapshots.glob(f"*/{file}") if link.resolve() == target]:
         link.unlink()
     blob.unlink(missing_ok=True)
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file that is about to be made, among threads, processes and machines."""
-    from filelock import FileLock
-
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()  # or filelock would try for ever where no file can be made, as in /proc
-        with FileLock(lock):
-            try:
-                yield
-            finally:
-                # Unlinked while held: who waits for it looks at `path` next, so the worst is that
-                # after a failure two try again side by side. Windows: filelock removes it itself.
-                with suppress(OSError):
-                    lock.unlink()
-    except OSError as error:
-        raise RuntimeError(
-            f"{path} cannot be made ({error}); set DCKD_HOME to a folder that can be written"
-        ) from error

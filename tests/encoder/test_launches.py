@@ -14,18 +14,10 @@ import triton
 
 from dckd_losses import DCKDLoss, VQGANEncoder, layers
 from dckd_losses.encoder.vqgan import CUDA_PIXELS_IN_FLIGHT
-from dckd_losses.network import Architecture, VQGANNetwork
+from dckd_losses.network import VQGANNetwork
 from dckd_losses.ops import conv, distances, norm
+from dckd_losses.weights import F16
 
-F16 = Architecture(
-    stem=128,
-    channels=(128, 128, 256, 256, 512),
-    blocks=2,
-    attention=(False, False, False, False, True),
-    z_channels=256,
-    code_channels=256,
-    codes=1024,
-)
 NO_KERNEL = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view",
     "promote_types",

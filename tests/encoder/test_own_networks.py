@@ -111,15 +111,7 @@ def test_an_encoder_without_a_gradient_is_refused(images, kind, weights):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_foreign_encoder_is_not_autocast_and_takes_any_dtype(images, dtype):
-    class Features(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            return [self.conv(x)], self.conv(x)
-
-    dmm = DMMLoss(Features())
+    dmm = DMMLoss(Pyramid())
     x = images(2, 1, 3, 16, 16).to(dtype)
     expected = dmm(*x)
     with torch.autocast("cpu", torch.bfloat16):

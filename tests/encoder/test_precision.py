@@ -8,7 +8,6 @@ from numerics import cosine, relative
 
 from dckd_losses import DCKDLoss, DMMLoss
 from dckd_losses.layers import Attention
-from dckd_losses.ops import gradient_scale
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -48,12 +47,6 @@ def test_float16_takes_whatever_factor_stands_before_the_loss(make_encoder, batc
     assert (seen - expected).norm() < 1e-2 * expected.norm()
 
 
-def test_without_the_scale_float16_would_lose_the_gradient(make_encoder, batch, monkeypatch):
-    truth = gradient(make_encoder(impl="plain"), batch, dtype=torch.float64)
-    monkeypatch.setattr(gradient_scale, "_power", torch.ones_like)
-    assert cosine(gradient(make_encoder(precision="float16"), batch, 1e-3), truth) < 0.9
-
-
 @pytest.mark.parametrize("factor", [float("inf"), float("nan")])
 def test_a_gradient_that_is_not_finite_stays_so(make_encoder, batch, factor):
     """A GradScaler must see it, to skip the step."""
@@ -69,7 +62,7 @@ def test_a_zero_gradient_stays_zero(make_encoder, batch):
 
 
 @pytest.mark.slow
-def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make_encoder, batch):
+def test_compiled_float16_is_scaled_back(make_encoder, batch):
     student, teacher, negatives = batch
     dckd = DCKDLoss(
         torch.nn.Identity(), make_encoder(precision="float16"), negatives=lambda lq: negatives
@@ -82,9 +75,6 @@ def test_compiled_float16_is_scaled_back_and_refuses_one_graph(make_encoder, bat
         grads.append(x.grad)
     assert cosine(grads[1], grads[0].double()) > 0.98, "on the plain path, with other roundings"
     torch.testing.assert_close(grads[1].norm(), grads[0].norm(), rtol=0.05, atol=0)
-    torch._dynamo.reset()  # or what was just compiled would be taken
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        torch.compile(dckd, backend="eager", fullgraph=True)(student, teacher, teacher)
 
 
 @pytest.mark.parametrize("precision", HALVES)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from numerics import fused_distances
 
 from dckd_losses.dcr import EPS, contrastive_ratio
-from dckd_losses.ops.distances import LevelDistances, level_distances
+from dckd_losses.ops.distances import level_distances
 
 seeds = st.integers(0, 2**32 - 1)
 counts = st.integers(1, 50)
@@ -20,17 +21,7 @@ def features(seed, number, size, spread=1.0):
     return spread * torch.randn(number, *size, generator=generator, dtype=torch.float64)
 
 
-def plain(student, teacher, negatives):
-    return level_distances(student, teacher, negatives)
-
-
-def fused(student, teacher, negatives):
-    distances = LevelDistances(student.detach(), len(negatives))
-    distances.add(torch.stack([teacher, *negatives]), 0, 0)
-    return distances.differentiable(student)
-
-
-@pytest.fixture(params=[plain, fused])
+@pytest.fixture(params=[level_distances, fused_distances])
 def distances(request):
     """Either way to the distances of Eq. 5."""
     return request.param

@@ -88,15 +88,6 @@ def test_odd_arguments_end_in_a_sentence(make):
             make(odd)
 
 
-def test_a_step_is_named_after_its_arguments():
-    a, b = torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 17)
-    check_batch(student=a, teacher=a, lq=b[..., :1, :1])
-    with pytest.raises(ValueError, match=r"teacher \(1, 3, 16, 17\) and student \(1, 3, 16, 16\)"):
-        check_batch(student=a, teacher=b)
-    with pytest.raises(ValueError, match="student_out must be a tensor, got None"):
-        check_batch(student_out=None, teacher_out=a)
-
-
 @pytest.mark.parametrize("value", [torch.float32, torch.float64])
 @pytest.mark.parametrize("images", [torch.float16, torch.float32, torch.float64])
 def test_a_loss_is_float64_only_if_both_are(value, images):
@@ -139,10 +130,10 @@ def test_an_lq_in_another_range_is_told(photograph, told, message):
         check_step_values(photograph, photograph, told(photograph))
 
 
-def test_lq_may_have_any_channels_and_outputs_three():
-    out, raw = torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 8, 8)
+def test_lq_may_have_any_size_and_channels_and_outputs_three():
+    out, raw = torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 1, 1)
     check_batch(student_out=out, teacher_out=out, lq=raw)
     with pytest.raises(ValueError, match=r"student_out must be \(B, 3, H, W\), got \(1, 4, 16"):
         check_batch(student_out=torch.zeros(1, 4, 16, 16), teacher_out=out)
-    with pytest.raises(ValueError, match=r"lq must be \(B, C, H, W\), got \(1, 0, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"lq must be \(B, C, H, W\), got \(1, 0, 1, 1\)"):
         check_batch(student_out=out, teacher_out=out, lq=raw[:, :0])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from numerics import relative
 from torch import nn
 
 from dckd_losses import DCKDLoss, DCRLoss, DMMLoss
@@ -43,18 +42,6 @@ def batch(images):
     """The student's images, which need a gradient, and the teacher's."""
     student, teacher = images(2, 2, 3, 32, 48)
     return student.requires_grad_(), teacher
-
-
-def test_float32_agrees_with_float64(loss, batch):
-    values, gradients = [], []
-    for dtype in (torch.float32, torch.float64):
-        student, teacher = (x.detach().to(dtype) for x in batch)
-        student.requires_grad_()
-        value = loss.to(dtype)(student, teacher)
-        values.append(value.item())
-        gradients.append(torch.autograd.grad(value, student)[0])
-    assert values[0] == pytest.approx(values[1], rel=1e-5)
-    assert relative(*gradients) < 1e-2
 
 
 def test_result_is_a_float32_scalar_unless_all_is_float64(loss, batch):

@@ -8,7 +8,7 @@ import warnings
 import oracle
 import pytest
 import torch
-from conftest import Student
+from conftest import NoNumberLeaves, Student
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,15 +16,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dckd_losses import DCKDLoss, HistoryModel
-
-CLONES = pytest.mark.parametrize(
-    "clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
-)
 
 
 def numbers(module):
@@ -63,8 +57,7 @@ def test_paper_schedule():
 
 
 def test_an_interval_beyond_the_released_codes_last_is_kept():
-    history = HistoryModel(nn.Linear(1, 1), interval=5000)
-    assert [t for t in range(1, 200_001) if history.due(t)] == list(range(5000, 200_001, 5000))
+    assert HistoryModel(nn.Linear(1, 1), interval=5000).max_interval == 5000
     assert HistoryModel(nn.Linear(1, 1), interval=200).max_interval == 3000
 
 
@@ -84,16 +77,6 @@ def test_any_schedule(interval, growth, every, more):
     assert history.iteration.item() == 100
 
 
-def test_step_moves_only_when_due(student):
-    history = HistoryModel(student, interval=3)
-    shaken(student)
-    before = numbers(history.model)
-    assert [history.step(student) for _ in range(2)] == [False, False]
-    assert numbers(history.model) == before
-    assert history.step(student)
-    assert numbers(history.model) != before
-
-
 def test_a_source_that_is_not_finite_is_skipped_and_told_of_once(student):
     history, good = HistoryModel(student, interval=1), copy.deepcopy(student)
     before = numbers(history.model)
@@ -107,9 +90,7 @@ def test_a_source_that_is_not_finite_is_skipped_and_told_of_once(student):
         assert numbers(history.model) == before
         assert history.step(shaken(good))
     assert history.iteration == 3
-    assert (
-        numbers(history.model) != before and torch.tensor(numbers(history.model)).isfinite().all()
-    )
+    assert all(now != was for now, was in zip(numbers(history.model), before, strict=True))
     with pytest.warns(UserWarning, match="not all finite"):
         history.step(student)
 
@@ -126,8 +107,7 @@ def test_a_buffer_may_be_an_infinite_mask_but_not_nan(student, value, moves):
 def test_reset_starts_afresh(student):
     history = HistoryModel(student, interval=2)
     history.step(student)
-    shaken(student)
-    student.calls += 1
+    shaken(student).calls += 1
     history.reset(student)
     assert numbers(history.model) == numbers(student)
     assert history.iteration == 0 and history.model.calls == 1
@@ -162,9 +142,7 @@ def test_is_frozen_and_in_eval_mode_from_the_start(student):
         assert not any(m.training for m in history.modules())
         history.train()
     assert not any(p.requires_grad or p.grad is not None for p in history.parameters())
-    assert student.training
-    assert all(p.requires_grad for p in student.parameters())
-    assert history.model is not student
+    assert student.training and all(p.requires_grad for p in student.parameters())
 
 
 def test_buffers_are_copied_as_they_are(student):
@@ -175,31 +153,22 @@ def test_buffers_are_copied_as_they_are(student):
 
 
 def test_does_not_change_its_input_even_if_the_student_does(images):
-    class InPlace(nn.Module):
-        """As spandrel's RCAN, which multiplies its input in place."""
-
-        def forward(self, x):
-            x *= 255
-            return x / 255
-
-    lq = images(1, 3, 4, 4)
+    """As spandrel's RCAN, which multiplies its input in place."""
+    student, lq = nn.ReLU(inplace=True), images(1, 3, 4, 4) - 0.5
     before = lq.clone()
-    torch.testing.assert_close(HistoryModel(InPlace())(lq), before)
+    assert torch.equal(HistoryModel(student)(lq), before.relu())
     assert torch.equal(lq, before)
 
 
-def test_casts_below_float32_only_move(student):
-    history = HistoryModel(student).half()
-    assert next(history.model.parameters()).dtype == torch.float32
-    assert next(history.double().model.parameters()).dtype == torch.float64
-    assert history.iteration.dtype == torch.int64
-
-
-def test_follows_a_source_of_another_dtype(student):
-    history = HistoryModel(student, decay=0.0)
+def test_casts_below_float32_only_move_and_sources_may_have_another_dtype(student):
+    history = HistoryModel(student, decay=0.0).half()
+    history.update(shaken(copy.deepcopy(student)).double())
+    assert numbers(history.model) != numbers(student)
     history.update(copy.deepcopy(student).double())
     assert numbers(history.model) == numbers(student)
     assert next(history.model.parameters()).dtype == torch.float32
+    assert next(history.double().model.parameters()).dtype == torch.float64
+    assert history.iteration.dtype == torch.int64
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -238,50 +207,6 @@ def test_the_users_hooks_stay_with_the_student(student, images):
     assert not log.seen
     student(images(1, 3, 8, 8).requires_grad_()).sum().backward()
     assert len(log.seen) == 4
-
-
-def test_a_networks_own_hooks_are_part_of_it(images):
-    class Doubles(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.factor = nn.Conv2d(3, 3, 1), 2
-            self.conv.register_forward_hook(self.double)
-
-        def double(self, module, args, out):
-            return self.factor * out
-
-        def forward(self, x):
-            return self.conv(x)
-
-    student, lq = Doubles(), images(1, 3, 4, 4)
-    history, expected = HistoryModel(student), student(lq)
-    student.factor = 3
-    assert torch.equal(history(lq), expected), "bound to the copy"
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize(
-    "change",
-    [
-        weight_norm,
-        spectral_norm,
-        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        parametrizations.weight_norm,
-        parametrizations.spectral_norm,
-    ],
-    ids=["weight_norm", "spectral_norm", "prune", "parametrized weight", "parametrized spectral"],
-)
-def test_computed_weights_are_computed_from_the_copys_own(student, images, change):
-    lq = images(1, 3, 8, 8)
-    change(student.layers[0])
-    student(lq)
-    history, expected = HistoryModel(student, decay=0), student.eval()(lq)
-    assert torch.equal(history(lq), expected)
-    shaken(student)
-    assert torch.equal(history(lq), expected)
-    history.update(student)
-    torch.testing.assert_close(history(lq), student(lq))
-    assert not history(lq).requires_grad
 
 
 def test_features_that_a_student_keeps_are_copied_without_their_graph(student, images):
@@ -335,8 +260,7 @@ def test_an_overridden_forward_under_accelerates_patch_is_kept(student, images, 
     expected = 2 * student.eval()(lq)
     student.forward = doubled.__get__(student)
     history = HistoryModel(accelerator(mixed_precision="bf16").prepare_model(student))
-    with torch.no_grad():
-        student.layers[0].weight.zero_()
+    shaken(student)
     assert torch.equal(history(lq), expected)
 
 
@@ -404,7 +328,6 @@ def test_state_dict_continues(student, images):
     assert torch.equal(history(lq), other(lq))
 
 
-@CLONES
 def test_copies_count_on_their_own(student, clone):
     history = HistoryModel(student)
     history.step(student)
@@ -424,12 +347,6 @@ def test_a_copy_that_loads_a_counter_counts_from_it(student, steps):
     assert other.iteration == 501
 
 
-class NoNumberLeaves(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket.__name__ != "_local_scalar_dense"
-        return function(*args, **(kwargs or {}))
-
-
 def test_steps_after_the_first_read_nothing_from_the_device(student):
     history = HistoryModel(student)
     history.step(student)
@@ -441,26 +358,31 @@ def test_steps_after_the_first_read_nothing_from_the_device(student):
 # what it refuses
 
 
-@pytest.mark.parametrize("changed", ["names", "shapes", "devices", "buffers"])
-def test_refuses_another_source(student, changed):
-    history, other = HistoryModel(student), copy.deepcopy(student)
-    if changed == "names":
-        other, message = (
-            nn.Sequential(other),
-            "names, such as .*from one module.*the student itself",
-        )
-    elif changed == "shapes":
-        other.layers[0].bias = nn.Parameter(torch.zeros(1))
-        message = r"layers.0.bias is \(12,\) in the history and \(1,\)"
-    elif changed == "buffers":
-        other.register_buffer("more", torch.zeros(1))
-        message = "names, such as 'more'"
-    else:
-        other.to("meta")
-        message = r"on cpu in the history and on meta.*\.to\(device\)"
+def with_another_bias(student):
+    student.layers[0].bias = nn.Parameter(torch.zeros(1))
+    return student
+
+
+def with_a_buffer(student):
+    student.register_buffer("more", torch.zeros(1))
+    return student
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (nn.Sequential, "names, such as .*from one module.*the student itself"),
+        (with_another_bias, r"layers.0.bias is \(12,\) in the history and \(1,\)"),
+        (with_a_buffer, "names, such as 'more'"),
+        (lambda student: student.to("meta"), r"on cpu in the history and on meta.*\.to\(device\)"),
+    ],
+    ids=["names", "shapes", "buffers", "devices"],
+)
+def test_refuses_another_source(student, change, message):
+    history = HistoryModel(student)
     before = numbers(history.model)
     with pytest.raises(ValueError, match=message):
-        history.update(other)
+        history.update(change(copy.deepcopy(student)))
     assert numbers(history.model) == before
 
 
@@ -469,10 +391,8 @@ def test_refuses_another_source(student, changed):
     [
         ({"decay": 1.0}, "decay must be at least 0 and below 1, got 1.0"),
         ({"decay": -0.1}, "decay must be at least 0"),
-        ({"decay": None}, "decay must be a number, at least 0 and below 1, got None"),
         ({"interval": 0}, "interval must be at least 1, got 0"),
         ({"interval": 1.5}, "interval must be a whole number, at least 1, got 1.5"),
-        ({"interval": "1e3"}, "interval must be a whole number, at least 1, got '1e3' as text"),
         ({"growth_every": 0}, "growth_every must be at least 1"),
         ({"interval_growth": -1}, "interval_growth must be at least 0"),
         ({"max_interval": 0}, "max_interval with interval=1000 must be at least 1000, got 0"),
@@ -493,15 +413,10 @@ def test_refuses_what_is_no_module_and_what_is_no_image(student, images):
         HistoryModel(student).to("meta")(images(1, 3, 8, 8))
 
 
-def test_a_student_of_several_outputs_is_refused(images):
-    class Several(nn.Module):
-        def forward(self, lq):
-            return [lq, lq]
-
-    with pytest.raises(
-        ValueError, match=r"one tensor, got list: make the loss from a module aroun"
-    ):
-        HistoryModel(Several())(images(1, 3, 8, 8))
+def test_a_student_of_several_outputs_is_refused(student, images):
+    student.layers.forward = lambda lq: [lq, lq]
+    with pytest.raises(ValueError, match="one tensor, got list: make the loss from a module aroun"):
+        HistoryModel(student)(images(1, 3, 8, 8))
 
 
 def test_a_student_without_weights_has_a_history_too():

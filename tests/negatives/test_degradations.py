@@ -30,34 +30,12 @@ def photograph(batch=2, height=24, width=31):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize(
-    "shape", [(1, 3, 4, 4), (3, 3, 24, 31), (2, 3, 1, 9), (2, 1, 6, 6), (1, 4, 8, 8)]
-)
-def test_keeps_shape_dtype_and_range(name, shape, images):
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        lq = images(*shape).to(dtype)
-        before = lq.clone()
-        seen = DEGRADATIONS[name]()(lq, draws())
-        assert seen.shape == lq.shape
-        assert seen.dtype == dtype
-        assert seen.min() >= 0 and seen.max() <= 1
-        assert torch.equal(lq, before)
-
-
-@pytest.mark.parametrize("name", ALL)
 def test_changes_every_image_its_own_way(name):
     lq = photograph(8)
     seen = DEGRADATIONS[name]()(lq, draws())
     changes = (seen - lq).flatten(1).abs().mean(1)
     assert (changes > 0).all()
     assert len(changes.unique()) == 8
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_is_a_function_of_the_draws(name):
-    lq, degrade = photograph(), DEGRADATIONS[name]()
-    assert torch.equal(degrade(lq, draws(3)), degrade(lq, draws(3)))
-    assert not torch.equal(degrade(lq, draws(3)), degrade(lq, draws(4)))
 
 
 def test_noise_has_the_released_distribution():
@@ -130,11 +108,6 @@ def test_resize_matrix_equals_torch(mode, name, source, target):
     torch.testing.assert_close(matrix.sum(2), torch.ones(2, 25))
 
 
-def test_resize_keeps_flat_images_flat():
-    lq = torch.full((16, 3, 20, 23), 0.4)
-    torch.testing.assert_close(RandomResize()(lq, draws()), lq)
-
-
 class Mark(Degradation):
     """Leaves a number on each image that has been through it, and its call in a list."""
 
@@ -160,9 +133,8 @@ def test_mix_goes_blur_resize_noise():
     assert order == [1, 2, 3]
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_compiles_without_a_break(name):
-    degrade, lq = DEGRADATIONS[name](), photograph()
+def test_compiles_without_a_break():
+    degrade, lq = RandomMix(), photograph()  # which has all the others in it
 
     def run(lq, counter):
         return degrade(lq, Draws(0, 0, counter))

@@ -2,19 +2,9 @@
 
 import pytest
 import torch
-from numerics import FORMATS, LAYOUTS, relative, value_and_gradient
+from numerics import FORMATS, LAYOUTS, fused_distances, relative, value_and_gradient
 
 from dckd_losses.ops.distances import LevelDistances, level_distances
-
-
-def fused_distances(student, teacher, negatives, groups=()):
-    """By `LevelDistances`; sets up to each number of `groups` pass together."""
-    distances = LevelDistances(student.detach(), len(negatives))
-    others = torch.stack([teacher, *negatives])
-    ends = [*groups, len(others)]
-    for first, end in zip([0, *groups], ends, strict=True):
-        distances.add(others[first:end], first, 0)
-    return distances.differentiable(student)
 
 
 def loss(distances, teacher, negatives):
@@ -67,21 +57,14 @@ def test_ties_and_all_signs_alike(images, count, to_teacher, to_negatives):
 
 
 @pytest.mark.parametrize("groups", [(1,), (3,), (1, 2, 3, 4, 5)], ids=str)
-def test_groups_of_sets_add_up(images, groups):
-    student, teacher, *negatives = images(8, 2, 3, 4, 4).double()
+def test_groups_of_sets_and_parts_of_the_batch_add_up(images, groups):
+    student, teacher, *negatives = images(8, 5, 3, 4, 4).double()
     whole = fused_distances(student, teacher, negatives)
     torch.testing.assert_close(fused_distances(student, teacher, negatives, groups), whole)
-
-
-def test_parts_of_the_batch_add_up(images):
-    student, teacher, negative = images(3, 5, 2, 3, 3).double()
-    others = torch.stack([teacher, negative])
-    whole, parts = (LevelDistances(student, 1) for _ in range(2))
-    whole.add(others, 0, 0)
+    parts, others = LevelDistances(student, len(negatives)), torch.stack([teacher, *negatives])
     for start, end in [(3, 5), (0, 3)]:
         parts.add(others[:, start:end], 0, start)
-    assert torch.equal(parts.code, whole.code)
-    torch.testing.assert_close(parts.differentiable(student), whole.differentiable(student))
+    torch.testing.assert_close(parts.differentiable(student), whole)
 
 
 def test_gradient_of_half_features_is_rounded_once(images):

@@ -129,30 +129,17 @@ def test_workers_may_share_it(path):
         assert torch.equal(a, b)
 
 
-@pytest.fixture(scope="module")
-def f16(tmp_path_factory):
-    """A checkpoint of the f16 size and its conversion."""
-    from dckd_losses.weights import convert
-
-    folder = tmp_path_factory.mktemp("f16")
+@pytest.mark.slow
+def test_the_first_load_of_a_process_imports_no_compiler(tmp_path):
+    """It would take longer than all the rest."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tensors = VQGANNetwork(F16).state_dict()
-    more = {"decoder.conv_in.weight": torch.zeros(1000)}
-    torch.save({"state_dict": {**tensors, **more}}, folder / "last.ckpt")
-    convert(folder / "last.ckpt", folder / "vqgan-f16-1024.safetensors")
-    return folder
-
-
-@pytest.mark.slow
-def test_the_first_load_of_a_process_imports_no_compiler(f16):
-    """It would take longer than all the rest."""
-    path = f16 / "vqgan-f16-1024.safetensors"
+        write_safetensors(VQGANNetwork(F16).state_dict(), tmp_path / "f16.safetensors")
     code = f"""
 import sys, time
 from dckd_losses import VQGANEncoder
 known, start = set(sys.modules), time.perf_counter()
-VQGANEncoder.from_pretrained({str(path)!r})
+VQGANEncoder.from_pretrained({str(tmp_path / "f16.safetensors")!r})
 assert time.perf_counter() - start < 1
 assert not {{"sympy", "torch._inductor"}} & (set(sys.modules) - known)
 """
