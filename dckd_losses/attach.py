@@ -114,8 +114,6 @@ class Attachable(nn.Module):
         if self._step_handle is not None:
             self._step_handle.remove()
         self._step_handle = None
-        if self.history is not None:
-            self.history.release(self._step_hook)
 
     def _input(self, lq: Tensor | None) -> Tensor | None:
         """The lq that was passed, or the one that `watch` holds, which is dropped."""

@@ -130,11 +130,6 @@ class HistoryModel(nn.Module):
             self._counter = weakref.ref(hook)
         return self._counter() is hook
 
-    def release(self, hook: object) -> None:
-        """Let another hook count if this one did."""
-        if self._counter is not None and self._counter() is hook:
-            self._counter = None
-
     def due(self, step: int) -> bool:
         """Whether history is updated after optimizer step `step`, counted from 1."""
         growth = self.interval_growth * ((step - 1) // self.growth_every)
