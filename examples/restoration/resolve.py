@@ -144,20 +144,19 @@ def run_of(
     if workers is None:  # pairs in memory are there sooner than a process can hand on
         reads = isinstance(crops.pairs, PairFiles) and not crops.pairs.in_memory
         workers = min(FILE_WORKERS, os.cpu_count() or 1) if reads else 0
-    run = Run(
+    return Run(
         args.output,
         recipe,
         student,
         crops,
         accelerator,
         validate=validation(val, args.task, args.scale, accelerator),
+        sample=figures.sample(val, args.scale),
+        save=partial(networks.save, student, task=args.task, method=args.method),
         workers=workers,
         val_every=args.val_every,
         save_every=args.save_every,
     )
-    run.sample = figures.sample(val, args.scale)
-    run.save = partial(networks.save, student, task=args.task, method=args.method)
-    return run
 
 
 def open_teacher(
