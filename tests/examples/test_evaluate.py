@@ -21,19 +21,19 @@ from restoration.networks.own import build_own
 from restoration.results.evaluation import evaluate, restore
 from restoration.results.metrics import protocol, psnr, ssim
 from torch import nn
+from toys import write, write_pairs
 
 
 def smooth(seed):
+    """What `write` writes."""
     small = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     return matlab_bicubic(small, 4)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for seed, name in enumerate("ab"):
-        path = tmp_path / "set" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        Pillow.fromarray(smooth(seed)).save(path)
+    for seed, name in enumerate(("a.png", "b.png")):
+        write(tmp_path / "set" / name, 10, 12, seed)
     return tmp_path / "set"
 
 
@@ -123,16 +123,6 @@ def test_command_prints_and_writes_the_scores(folder, tmp_path, command):
     for pair in open_pairs(folder, 2):
         saved = np.asarray(Pillow.open(images / f"{pair.name}.png"))
         np.testing.assert_array_equal(saved, matlab_bicubic(pair.lq, 2))
-
-
-def test_command_runs_a_saved_network_of_the_right_scale_only(folder, tmp_path, command):
-    path = tmp_path / "net.safetensors"
-    save(build("tiny", 2), path)
-    assert command("--scale", 2, "--model", path, "--data", folder).returncode == 0
-    refused(
-        command("--scale", 3, "--model", path, "--data", folder),
-        "net.safetensors: a network for x2; expected one for x3",
-    )
 
 
 def test_command_reports_bad_input_without_a_traceback(folder, tmp_path, command):
@@ -289,19 +279,13 @@ def test_the_papers_networks_restore_images_of_any_size(name, scale):
     assert restore(model, image, 16).shape == (21 * scale, 27 * scale, 3)
 
 
-def write_pairs(root, lq, hq):
-    for seed, name in enumerate("ab"):
-        image = smooth(seed)
-        noisy = np.clip(image + np.random.default_rng(seed).normal(0, 9, image.shape), 0, 255)
-        for kind, pixels in ((lq, noisy.astype(np.uint8)), (hq, image)):
-            (root / kind).mkdir(parents=True, exist_ok=True)
-            Pillow.fromarray(pixels).save(root / kind / f"{name}.png")
-    return root
-
-
-def check_input_scores(command, task, data, tmp_path):
-    """`--model input` prints and writes what the metrics of the task give."""
-    report, images = tmp_path / "scores.json", tmp_path / "images"
+@pytest.mark.parametrize(
+    ("task", "lq", "hq"),
+    [("derain", "input", "target"), ("deblur", "blur", "sharp"), ("deblur", "input", "target")],
+)
+def test_the_inputs_scores_are_those_of_the_tasks_metrics(task, lq, hq, tmp_path, command):
+    data, report, images = (tmp_path / name for name in ("set", "scores.json", "images"))
+    write_pairs(data, lq, hq)
     more = ("--json", report, "--save-images", images)
     done = command("--model", "input", "--data", data, *more, task=task)
     assert done.returncode == 0, done.stderr
@@ -313,26 +297,6 @@ def check_input_scores(command, task, data, tmp_path):
     for name, lq, _ in pairs:
         np.testing.assert_array_equal(np.asarray(Pillow.open(images / f"{name}.png")), lq)
     assert rows(done) == {"input": [numbers(scores)]}
-    return scores
-
-
-@pytest.mark.parametrize(
-    ("task", "lq", "hq"),
-    [("derain", "input", "target"), ("deblur", "blur", "sharp"), ("deblur", "input", "target")],
-)
-def test_the_inputs_scores_are_those_of_the_tasks_metrics(task, lq, hq, tmp_path, command):
-    check_input_scores(command, task, write_pairs(tmp_path / "set", lq, hq), tmp_path)
-
-
-@pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
-@pytest.mark.parametrize(
-    ("task", "folder"),
-    [("derain", "derain/Rain100L_dev/val"), ("deblur", "deblur/REDS_mini/val")],
-)
-def test_real_rain_and_real_blur(task, folder, tmp_path, command):
-    data = Path(os.environ["DCKD_DATA"], folder)
-    scores = check_input_scores(command, task, data, tmp_path)
-    assert 20 < scores["psnr"] < 35
 
 
 def test_command_scores_a_network_for_images_of_one_size(tmp_path, command):

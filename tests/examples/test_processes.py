@@ -70,12 +70,6 @@ def assert_same_state(one, other):
     assert_close(*states, 0)
 
 
-def test_bad_input_is_one_line_and_two(line, tmp_path):
-    done = command(*line, "--data", tmp_path / "absent")
-    said = f"error: {tmp_path / 'absent'}: found nothing; expected a folder of images\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
-
-
 @posix
 @pytest.mark.parametrize(
     ("surroundings", "streams", "status", "said"),

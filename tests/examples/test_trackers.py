@@ -73,16 +73,6 @@ def test_a_killed_and_resumed_run_has_each_step_once(tmp_path, monkeypatch, acce
     assert list(read(tmp_path)[0]["l1"]) == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_tracker_that_is_not_installed_is_a_line_before_training(
-    name, small, monkeypatch, capsys
-):
-    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
-    assert main(monkeypatch, train_sr, *small, "--log-with", name) == 2
-    said = f"error: --log-with {name}: not installed; run pip install {name}\n"
-    assert capsys.readouterr() == ("", said)
-
-
 @pytest.fixture
 def wandb(monkeypatch):
     """Stands in for the package, which needs an account; its runs, and what was logged."""

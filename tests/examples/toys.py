@@ -129,6 +129,16 @@ def write(path, height, width, seed):
     return path
 
 
+def write_pairs(root, lq, hq):
+    """Two images, and the same with noise, in folders of these names."""
+    for seed, name in enumerate(("a.png", "b.png")):
+        image = np.asarray(Pillow.open(write(root / hq / name, 10, 12, seed)))
+        noisy = np.clip(image + np.random.default_rng(seed).normal(0, 9, image.shape), 0, 255)
+        (root / lq).mkdir(parents=True, exist_ok=True)
+        Pillow.fromarray(noisy.astype(np.uint8)).save(root / lq / name)
+    return root
+
+
 def options(**chosen):
     return [
         part for key, value in chosen.items() for part in (f"--{key.replace('_', '-')}", str(value))
