@@ -186,14 +186,11 @@ def check_outputs(args: argparse.Namespace) -> None:
     """An unwritable place should be known before the work, not after."""
     if args.save_images:
         check_folder("--save-images", args.save_images)
-    for option, file in (("--json", args.json), ("--picture", args.picture)):
-        if file:
-            check_folder(option, file.parent)
-            if file.is_dir():
-                raise ValueError(f"{option}: {file} is a folder; expected a file or nothing")
     for option, file, end in (("--json", args.json, ".json"), ("--picture", args.picture, ".png")):
-        if file and file.suffix.lower() != end:
-            raise ValueError(f"got {option} {file}; expected a file *{end}")
+        if file:
+            check_folder(option, file.parent, (file.name,))
+            if file.suffix.lower() != end:
+                raise ValueError(f"got {option} {file}; expected a file *{end}")
 
 
 def open_models(args: argparse.Namespace, scale: int) -> tuple[Models, dict[str, str]]:

@@ -256,12 +256,17 @@ class TestMethods:
         line = options(crop=8, **data)
         assert main(monkeypatch, train_sr, *line, "--method", "logits") == 0
         plain, other = (Path("runs", name) for name in ("sr_x2_logits_0", "sr_x2_dmm_0"))
+        drawn = []
+        monkeypatch.setattr(report.figures, "side_by_side", lambda *a: drawn.append(list(a[1])))
         for more, damage, shown in (([], 0, True), (["--crop", 9], 0, False), ([], 9, False)):
             student = plain / "student.safetensors"
             student.write_bytes(student.read_bytes()[damage:])
             capsys.readouterr()
             assert main(monkeypatch, train_sr, *line, "--method", "dmm", *more) == 0
-            assert ("plain distillation" in capsys.readouterr().out) == shown
+            titles = ["bicubic", *["plain distillation"] * shown, "student", "teacher"]
+            assert drawn[-1] == titles
+            header = ["set", *" ".join(titles).split()]
+            assert header in [text.split() for text in capsys.readouterr().out.splitlines()]
             val = read(other / "metrics.json")["val"]["val"]
             assert list(val) == ["input", *["logits"] * shown, "student", "teacher"]
             if shown:
@@ -293,25 +298,6 @@ def test_what_is_said_of_checkpoints_at_the_start(small, monkeypatch, capsys):
         assert [text for text in (anew, aside) if text in out] == said
 
 
-@pytest.mark.parametrize(("method", "title"), [("dckd", "DCKD"), ("dmm", "student")])
-def test_the_student_is_called_dckd_beside_plain_distillation(
-    method, title, tmp_path, monkeypatch, capsys
-):
-    pictures = []
-    monkeypatch.setattr(report.figures, "curves", lambda *args: None)
-    monkeypatch.setattr(report.figures, "side_by_side", lambda *args: pictures.append(args[1]))
-    image = photographs("held_out")["chelsea"][:32, :32]
-    models = {"input": None, "logits": networks.build("tiny", 2), "student": None}
-    models["student"] = models["logits"]
-    facts = {"task": "sr", "scale": 2, "method": method}
-    sets = {"val": pairs_from_images({"cat": image}, 2)}
-    report.report(tmp_path, facts, models, sets, [])
-    shown = ["bicubic", "plain distillation", title]
-    assert list(pictures[0]) == shown
-    assert capsys.readouterr().out.splitlines()[1].split() == ["set", *" ".join(shown).split()]
-    assert list(read(tmp_path / "metrics.json")["val"]["val"]) == list(models)
-
-
 class TestSameSize:
     """Deblurring and deraining."""
 
@@ -336,11 +322,7 @@ class TestSameSize:
         line = ["--iterations", 2, "--batch-size", 1, "--crop", 16, "--seed", 3]
         assert main(monkeypatch, SAME_SIZE[task], *line, "--output", tmp_path) == 0
         assert {path.name for path in tmp_path.iterdir()} == WRITTEN
-        metrics = read(tmp_path / "metrics.json")
-        val = metrics.pop("val")["photographs"]
-        assert metrics.pop("best")["step"] in (1, 2)
-        facts = {"task": task, "scale": 1, "method": "dckd", "iterations": 2, "seed": 3}
-        assert metrics == facts
+        val = read(tmp_path / "metrics.json")["val"]["photographs"]
         assert list(val) == ["input", "student", "teacher"]
         assert val["teacher"]["psnr"] > val["input"]["psnr"]
         where = {
@@ -350,11 +332,9 @@ class TestSameSize:
         said, table = capsys.readouterr().out.split(f"PSNR (dB) / SSIM {where[task]}\n")
         assert table.splitlines()[0].split() == ["set", "input", "DCKD", "teacher"]
         assert table.splitlines()[-1].startswith("next: --method logits and then this again")
-        losses = "l1 + kd + 0.1 dcr + 0.001 dmm, balanced to 0.3,"
         held_out = "photographs: chelsea-0, coffee-0, rocket-0, chelsea-1, coffee-1, rocket-1"
-        for fact in (losses, "24 images", held_out, "tiny", "154,924", "crops of 16x16"):
+        for fact in ("0.1 dcr + 0.001 dmm, balanced to 0.3,", "24 images", held_out, "154,924"):
             assert fact in said
-        assert networks.load(tmp_path / "student.safetensors").tail.weight.abs().max() > 0
 
     @pytest.mark.usefixtures("no_pictures")
     def test_pairs_on_disk_and_resuming(self, tmp_path, monkeypatch, capsys):

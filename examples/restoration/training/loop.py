@@ -145,7 +145,7 @@ def train(run: Run, step: Step, *, dckd: Any = None, resume: bool) -> None:
             run.log_due = run.step == first or _due(run, run.step + 1, *log_steps)
             terms = _optimizer_step(run, step, batches)
             run.step += 1
-            progress.step()
+            progress.update()
             stop = _any_process(bool(signals), accelerator)
             keep = run.keeps and (stop or _due(run, run.step, run.save_every))
             if run.log_due or keep:
