@@ -22,7 +22,6 @@ from restoration.training import checkpoint, loop
 from restoration.training.console import RefusedError, StoppedError, exit_status
 from restoration.training.gradient_checkpointing import checkpoint_blocks
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toys import ENVIRONMENT, RECIPE, Toy, assert_close, assert_same
 
 
@@ -184,25 +183,6 @@ def test_without_resume_the_run_starts_anew_and_the_old_checkpoint_is_kept(strai
     assert (tmp_path / "checkpoint.old-2.pt").read_bytes() == before
     old = {path.name for path in tmp_path.glob("checkpoint.old*")}
     assert old == {f"checkpoint.old-{step}.pt" for step in (2, 6, "unreadable")}
-
-
-def test_learning_rate_is_the_recipes_also_after_a_stop(tmp_path):
-    seen = []
-    handle = register_optimizer_step_pre_hook(
-        lambda optimizer, *rest: seen.append(optimizer.param_groups[0]["lr"])
-    )
-    stopped(Toy(tmp_path), 3)
-    Toy(tmp_path).trained(resume=True)
-    handle.remove()
-    assert seen == [RECIPE.lr_at(step) for step in range(6)]
-
-
-def test_validation_does_not_touch_training(straight, tmp_path):
-    toy = Toy(tmp_path)
-    toy.run.validate = lambda model: 30.0 + toy.run.step * (model is toy.run.student)
-    toy.trained()
-    assert [record["psnr"] for record in toy.run.records] == [31, 32, 33, 34, 35, 36]
-    assert_same(toy.run.student.state_dict(), straight.run.student.state_dict())
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])

@@ -82,13 +82,11 @@ def _tiled(model: nn.Module, image: Tensor, tile: int) -> Tensor:
     for top in range(0, image.shape[-2], tile):
         row = []
         for left in range(0, image.shape[-1], tile):
-            begin = [max(0, start - OVERLAP) for start in (top, left)]
-            seen = image[..., begin[0] : top + tile + OVERLAP, begin[1] : left + tile + OVERLAP]
+            first, before = max(0, top - OVERLAP), max(0, left - OVERLAP)
+            seen = image[..., first : top + tile + OVERLAP, before : left + tile + OVERLAP]
             made = _padded(model, seen)
             scale = made.shape[-1] // seen.shape[-1]
-            y, x = (
-                (start - first) * scale for start, first in zip((top, left), begin, strict=True)
-            )
+            y, x = (top - first) * scale, (left - before) * scale
             row.append(made[..., y : y + tile * scale, x : x + tile * scale])
         rows.append(torch.cat(row, dim=-1))
     return torch.cat(rows, dim=-2)
