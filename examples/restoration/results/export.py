@@ -7,7 +7,6 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,32 +120,30 @@ def _tensors(nested: Any) -> list[Tensor]:
 
 def _culprit(model: nn.Module, calls: Sequence[Call], error: Exception) -> tuple[str, Exception]:
     """The smallest part that cannot be exported alone, and why."""
-    seen = [_first_calls(model, call) for call in calls]
-    culprit, prefix, good = model, "", ["."]
+    culprit, prefix, good = model, "", []
     for name, module in model.named_modules():  # a module comes before its parts
-        called = name and all(name in each for each in seen)
-        if not called or not name.startswith(prefix) or name.startswith(tuple(good)):
+        if not name or not name.startswith(prefix) or name.startswith(tuple(good)):
+            continue
+        its_calls = [_first_call(model, call, module) for call in calls]
+        if not all(its_calls):  # a list of modules, or one that does not run
             continue
         try:
-            _converted(module, [each[name] for each in seen])
+            _converted(module, its_calls)
             good.append(f"{name}.")
         except Exception as reason:
             culprit, prefix, error = module, f"{name}.", reason
     return f"{prefix[:-1] or 'the network'} ({type(culprit).__name__})", error
 
 
-def _first_calls(model: nn.Module, call: Call) -> dict[str, Call]:
-    """What each module is called with first while the network runs."""
-    seen: dict[str, Call] = {}
+def _first_call(model: nn.Module, call: Call, module: nn.Module) -> Call:
+    """What a module is called with first while the network runs; empty where it is not."""
+    seen: list[Any] = []
 
-    def remember(name: str, module: nn.Module, *called: Any) -> None:
-        seen.setdefault(name, copy.deepcopy(called))
+    def remember(module: nn.Module, *called: Any) -> None:
+        if not seen:
+            seen.extend(copy.deepcopy(called))
 
-    hooks = [
-        module.register_forward_pre_hook(partial(remember, name), with_kwargs=True)
-        for name, module in model.named_modules()
-    ]
+    hook = module.register_forward_pre_hook(remember, with_kwargs=True)
     model(*call[0], **call[1])
-    for hook in hooks:
-        hook.remove()
-    return seen
+    hook.remove()
+    return tuple(seen)
