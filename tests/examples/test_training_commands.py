@@ -164,8 +164,11 @@ def test_the_step_is_the_papers_loss(script, small, monkeypatch):
         script, "train", lambda run, step, dckd, resume: caught.append((run, step, dckd))
     )
     line = [*small, "--dcr-weight", 0.2, "--dmm-weight", 0.01, "--crop", 16]
+    line += ["--val-every", 2, "--save-every", 3, "--workers", 1, "--gradient-checkpointing"]
     assert main(monkeypatch, script, *line) == 0
     ((run, step, dckd),) = caught
+    assert (run.val_every, run.save_every, run.workers) == (2, 3, 1)
+    assert "forward" in vars(run.student.body[0]), "its features are computed again"
     teacher = networks.load(train_sr.TEACHERS[2] if script is train_sr else script.TEACHER)
     lq, gt = (torch.stack(images) for images in zip(*(run.crops[i] for i in range(2)), strict=True))
     run.log_due = True
