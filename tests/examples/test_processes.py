@@ -32,11 +32,10 @@ def line(tmp_path_factory):
     return options(iterations=60, batch_size=1, crop=8, **data)
 
 
-def command(*args, launcher=(sys.executable,), script=SCRIPT):
+def command(*args, launcher=(sys.executable,)):
     settings = {"cwd": ROOT, "env": ENVIRONMENT, "capture_output": True, "text": True}
-    return subprocess.run(
-        [*launcher, script, *map(str, args)], check=False, timeout=200, **settings
-    )
+    line = [*launcher, SCRIPT, *map(str, args)]
+    return subprocess.run(line, check=False, timeout=200, **settings)
 
 
 @contextmanager
