@@ -12,7 +12,6 @@ import argparse
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,19 +19,27 @@ import restoration  # noqa: F401  (before the slow ones)
 import torch
 from restoration import networks
 from restoration.command import MAX_SCALE, path
-from restoration.data.datasets import Pair, last_parts, left_out, made, open_sets
-from restoration.data.images import Image, write_png
+from restoration.data.datasets import last_parts, left_out, made, open_sets
+from restoration.data.images import Image
 from restoration.data.layouts import TwoFolders
 from restoration.results import figures
-from restoration.results.evaluation import UNIT, Scores, degraded, evaluate, mean, write_json
-from restoration.results.metrics import NotFiniteError, protocol, psnr
+from restoration.results.evaluation import (
+    PICTURES,
+    UNIT,
+    Scores,
+    degraded,
+    evaluate,
+    mean,
+    table,
+    write_json,
+)
+from restoration.results.metrics import NotFiniteError, protocol
 from restoration.training.console import RefusedError, check_folder, exit_status, refusing
 from torch import nn
 
 from dckd_losses.checks import check_number
 
 INPUT = ("input", "bicubic")  # for the one size and for the others
-PICTURES = 4  # rows of the picture at most
 
 Models = Mapping[str, nn.Module | None]  # by title; the degraded images are None
 
@@ -121,13 +128,19 @@ def run(args: argparse.Namespace) -> None:
     shown: dict[str, dict[str, Image]] = {title: {} for title in models}
     for name, pairs in sets.items():
         for title, model in models.items():
-            done = partial(keep, folders.get((title, name)), shown[title])
+            results = {"folder": folders.get((title, name)), "shown": shown[title]}
             try:
-                of_set = evaluate(model, pairs, scale, task=args.task, tile=args.tile, done=done)
+                of_set = evaluate(model, pairs, scale, task=args.task, tile=args.tile, **results)
             except (NotFiniteError, RefusedError) as error:
                 raise RefusedError(f"{title} on {name}: {error}") from error
             scores[title][name] = of_set
-    print(table(models, scores, f"PSNR (dB) / SSIM {protocol(args.task, scale)}"))
+    rows = [("model", "parameters", *sets)]
+    for title, by_set in scores.items():
+        model = models[title]
+        size = f"{sum(p.numel() for p in model.parameters()):,}" if model else ""
+        rows.append((title, size, *by_set.values()))
+    print(f"PSNR (dB) / SSIM {protocol(args.task, scale)}")
+    print(table(rows))
     if args.json:
         facts = {"task": args.task, "scale": scale}
         if unread := left_out(sets.values()):
@@ -136,7 +149,11 @@ def run(args: argparse.Namespace) -> None:
         one = next(iter(each.values()))
         write_json(args.json, {**facts, **(one if len(each) == 1 else {"models": each})})
     if args.picture:
-        draw(args, scale, shown, next(iter(sets.values())))
+        few = list(itertools.islice(next(iter(sets.values())), PICTURES))
+        inputs = {name: degraded(lq, scale) for name, lq, _ in few}
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
+        versions = {INPUT[scale > 1]: inputs, **shown}
+        figures.side_by_side(few, versions, protocol(args.task, scale), args.picture)
 
 
 def keep_inputs(
@@ -151,32 +168,6 @@ def keep_inputs(
     for file in results:
         if file.resolve() in inputs:
             raise ValueError(f"{file} is an image of a set; expected another place for results")
-
-
-def keep(folder: Path | None, shown: dict[str, Image], name: str, image: Image) -> None:
-    """Write a restored image where one is asked for, and keep the first for the picture."""
-    if folder:
-        write_png(image, folder / f"{name}.png")
-    if len(shown) < PICTURES:
-        shown.setdefault(name, image)  # names of later sets may be equal
-
-
-def draw(
-    args: argparse.Namespace,
-    scale: int,
-    shown: Mapping[str, Mapping[str, Image]],
-    pairs: Sequence[Pair],
-) -> None:
-    """The first images side by side: degraded, as each model makes them, and ground truth."""
-    rules, rows = protocol(args.task, scale), {}
-    for index in range(min(PICTURES, len(pairs))):
-        name, lq, hq = pairs[index]
-        versions = {INPUT[scale > 1]: degraded(lq, scale)}
-        versions |= {title: images[name] for title, images in shown.items()}
-        rows[name] = {t: (image, psnr(image, hq, rules)) for t, image in versions.items()}
-        rows[name]["ground truth"] = hq, None
-    args.picture.parent.mkdir(parents=True, exist_ok=True)
-    figures.side_by_side(rows, args.picture)
 
 
 def scale_of(args: argparse.Namespace) -> int:
@@ -195,14 +186,11 @@ def check_outputs(args: argparse.Namespace) -> None:
     """An unwritable place should be known before the work, not after."""
     if args.save_images:
         check_folder("--save-images", args.save_images)
-    for option, file in (("--json", args.json), ("--picture", args.picture)):
-        if file:
-            check_folder(option, file.parent)
-            if file.is_dir():
-                raise ValueError(f"{option}: {file} is a folder; expected a file or nothing")
     for option, file, end in (("--json", args.json, ".json"), ("--picture", args.picture, ".png")):
-        if file and file.suffix.lower() != end:
-            raise ValueError(f"got {option} {file}; expected a file *{end}")
+        if file:
+            check_folder(option, file.parent, (file.name,))
+            if file.suffix.lower() != end:
+                raise ValueError(f"got {option} {file}; expected a file *{end}")
 
 
 def open_models(args: argparse.Namespace, scale: int) -> tuple[Models, dict[str, str]]:
@@ -250,21 +238,6 @@ def joined(scores: Mapping[str, Scores]) -> dict[str, object]:
     if len(scores) == 1:
         return dict(next(iter(scores.values())))
     return {**mean(scores.values()), "sets": scores}
-
-
-def table(models: Models, scores: Mapping[str, Mapping[str, Scores]], measured: str) -> str:
-    """A line a model: its parameters, and PSNR and SSIM of each set, below what is measured."""
-    rows = [["model", "parameters", *next(iter(scores.values()))]]
-    for title, by_set in scores.items():
-        model = models[title]
-        size = "" if model is None else f"{sum(p.numel() for p in model.parameters()):,}"
-        cells = [f"{score['psnr']:.2f} / {score['ssim']:.4f}" for score in by_set.values()]
-        rows.append([title, size, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    return "\n".join([measured, *lines])
 
 
 if __name__ == "__main__":

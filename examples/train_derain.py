@@ -11,7 +11,6 @@ Ctrl-C stops after the current step; the same command with --resume goes on as i
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 import restoration  # noqa: F401  (before the slow ones)
@@ -23,11 +22,9 @@ from restoration.data.crops import RandomCrops
 from restoration.data.datasets import open_pairs, open_sets, pairs_from_images
 from restoration.data.images import photographs
 from restoration.data.synthetic import rain
-from restoration.results import figures, report
-from restoration.results.evaluation import validation
+from restoration.results import report
 from restoration.training.console import exit_status, refusing
-from restoration.training.gradient_checkpointing import checkpoint_blocks
-from restoration.training.loop import Run, train
+from restoration.training.loop import train
 from torch import Tensor
 
 from dckd_losses import DCKDLoss, HistoryModel, NegativeGenerator, VQGANEncoder, gradient_ratio
@@ -44,17 +41,15 @@ def main() -> int:
 def distil(args: argparse.Namespace) -> None:
     """Train a student beside its teacher, and compare the two."""
     with refusing():  # what a command line can have wrong is said here, the quick things first
+        resolve.check(args)
         accelerator = resolve.accelerator_of(args)
         recipe = resolve.recipe_of(args, accelerator)
-        folder = resolve.folder_of(args)
         distils, contrasts = args.method != "scratch", args.method not in ("scratch", "logits")
 
         # Networks: the teacher, the student, and the encoder in whose features DCKD compares them
         teacher = resolve.open_teacher(args, TEACHER, accelerator.device)
         set_seed(args.seed)
         student = networks.build(args.backbone, 1, args.backbone_options)
-        if args.gradient_checkpointing:
-            checkpoint_blocks(student)
         encoder = VQGANEncoder.from_pretrained(args.encoder) if contrasts else None
 
         # Data: pairs of a rainy and a clean image; images alone get streaks of rain
@@ -72,12 +67,7 @@ def distil(args: argparse.Namespace) -> None:
         crops = RandomCrops.of(recipe, pairs, scale=1, seed=args.seed, folder=args.data)
 
         # The run: optimizer, moving average, log, checkpoint, several processes
-        workers = resolve.workers_of(args, pairs)
-        every = {"val_every": args.val_every, "save_every": args.save_every}
-        run = Run(folder, recipe, student, crops, accelerator, workers=workers, **every)
-        run.validate = validation(next(iter(val_sets.values())), "derain", 1, accelerator)
-        run.sample = figures.sample(next(iter(val_sets.values())), 1)
-        run.save = partial(networks.save, student, task=args.task, method=args.method)
+        run = resolve.run_of(args, recipe, student, crops, accelerator, val_sets)
         run.settings = resolve.settings(args, run, teacher, encoder)
 
         # Losses: DCKD's history follows the student, after each step of the optimizer

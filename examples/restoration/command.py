@@ -60,7 +60,14 @@ def parse(description: str | None, task: str, args: Sequence[str] | None = None)
     chosen.data = source_of(made, chosen, "data")
     val = source_of(made, chosen, "val", "val_")
     chosen.val = [val] if isinstance(val, TwoFolders) else val
+    chosen.output = chosen.output or default_folder(chosen, chosen.method)
     return chosen
+
+
+def default_folder(args: argparse.Namespace, method: str) -> Path:
+    """Where results of a method go that has no --output."""
+    name = args.task if args.task != "sr" else f"sr_x{args.scale}"
+    return Path("runs") / f"{name}_{method}_{args.seed}"
 
 
 def parser_of(description: str | None, task: str) -> argparse.ArgumentParser:

@@ -18,17 +18,11 @@ from dckd_losses.dckd import DCR_WEIGHT, DMM_WEIGHT
 
 @dataclass(frozen=True)
 class Cosine:
-    """A ramp from zero, then constant, then half a cosine down to the end of the run.
+    """A ramp from zero, then constant, then half a cosine down to the end of the run."""
 
-    Attributes:
-        end: the last step's learning rate.
-        warm_up: steps of the ramp.
-        hold: steps before the cosine begins, the ramp's among them.
-    """
-
-    end: float
-    warm_up: int = 0
-    hold: int = 0
+    end: float  # the last step's learning rate
+    warm_up: int = 0  # steps of the ramp
+    hold: int = 0  # steps before the cosine begins, the ramp's among them
 
     def at(self, step: int, lr: float, iterations: int) -> float:
         """Learning rate of a step of a run whose highest is lr."""
@@ -76,9 +70,9 @@ CHOICES = {
 MOST = {"iterations": 10**9, "batch_size": 2**16, "crop": 2**13}
 HISTORY_UPDATES = 200  # of a run at least: the paper's shortest has 200,000 steps and moves it
 HISTORY_INTERVAL = 1000  # every so many steps at first (Eq. 6, Figure 8b)
+MIN_HISTORY_INTERVAL = 50  # steps; a short run's history would otherwise be the student itself
 SHORT = Cosine(end=1e-5, warm_up=50)  # of runs of a thousand steps
 MSE_FLOOR = 1e-8  # NAFNet's; at 80 dB
-MIN_HISTORY_INTERVAL = 50  # steps; a short run's history would otherwise be the student itself
 
 
 def check_size(name: str, value: object) -> None:
@@ -97,51 +91,26 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run's numbers.
+    """One training run's numbers; ValueError names one that is out of range."""
 
-    Attributes:
-        iterations: optimizer steps.
-        batch_size: crops a step, of all processes together.
-        crop: LQ pixels a side.
-        stages: where batch_size and crop change.
-        lr: the highest learning rate.
-        schedule: what becomes of it.
-        optimizer: "adam" or "adamw".
-        betas: the optimizer's.
-        weight_decay: the optimizer's.
-        reconstruction: loss to the ground truth: "l1" (Eq. 2) or "psnr" (NAFNet's).
-        clip: the gradient's largest norm, or None.
-        ema: decay of the student's moving average, which is then what a run yields, or None.
-        dcr_weight: of the contrastive term in Eq. 10.
-        dmm_weight: of the cross-entropy in Eq. 10.
-        form: of DMM: "cross_entropy" (Eq. 9), or "released" (the authors' code).
-        balance: DCKD's gradient as a fraction of an L1's, which these weights then only share; None
-            for fixed weights.
-        quarter_turns: whether crops are turned by 90 degrees, besides being flipped.
-        mirror: whether images smaller than a crop are mirrored up to it, or refused.
-
-    Raises:
-        ValueError: one of them is no number, or out of range; says which.
-    """
-
-    iterations: int
-    batch_size: int
-    crop: int
-    stages: tuple[Stage, ...] = ()
-    lr: float = 1e-3
-    schedule: Cosine | Decay = SHORT
+    iterations: int  # optimizer steps
+    batch_size: int  # crops a step, of all processes together
+    crop: int  # LQ pixels a side
+    stages: tuple[Stage, ...] = ()  # where batch_size and crop change
+    lr: float = 1e-3  # the highest learning rate ...
+    schedule: Cosine | Decay = SHORT  # ... and what becomes of it
     optimizer: Literal["adam", "adamw"] = "adam"
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
-    reconstruction: Literal["l1", "psnr"] = "l1"
-    clip: float | None = None
-    ema: float | None = None
-    dcr_weight: float = DCR_WEIGHT
-    dmm_weight: float = DMM_WEIGHT
-    form: str = "cross_entropy"
-    balance: float | None = 0.3
-    quarter_turns: bool = True
-    mirror: bool = False
+    reconstruction: Literal["l1", "psnr"] = "l1"  # loss to the ground truth: Eq. 2's or NAFNet's
+    clip: float | None = None  # the gradient's largest norm
+    ema: float | None = None  # decay of the student's moving average, which is what a run yields
+    dcr_weight: float = DCR_WEIGHT  # in Eq. 10
+    dmm_weight: float = DMM_WEIGHT  # in Eq. 10
+    form: str = "cross_entropy"  # of DMM: Eq. 9, or "released", the authors' code
+    balance: float | None = 0.3  # DCKD's gradient over an L1's, or None for fixed weights
+    quarter_turns: bool = True  # whether crops are turned by 90 degrees, besides being flipped
+    mirror: bool = False  # whether images smaller than a crop are mirrored up to it, or refused
 
     def __post_init__(self) -> None:
         check_size("iterations", self.iterations)

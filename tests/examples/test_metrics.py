@@ -52,24 +52,6 @@ def test_identical_images(task, images):
     assert ssim(target, target, protocol(task)) == pytest.approx(1, abs=1e-12)
 
 
-def test_psnr_of_luma(images):
-    x, y = map(luma, images)
-    exact = 10 * math.log10(255**2 / np.mean((x - y) ** 2))
-    rounded = 10 * math.log10(255**2 / np.mean((np.round(x) - np.round(y)) ** 2))
-    assert psnr(*images, Protocol("float", 0, "2d")) == pytest.approx(exact, abs=1e-9)
-    assert psnr(*images, Protocol("rounded", 0, "2d")) == pytest.approx(rounded, abs=1e-9)
-
-
-def test_rounding_the_luma_costs_decibels_near_the_target():
-    """The reason why deraining numbers need it: at 43 dB it takes off about a quarter."""
-    rng = np.random.default_rng(1)
-    target = rng.integers(20, 236, (96, 96, 3))
-    output = np.round(target + rng.normal(0, 2.7, target.shape))
-    pair = output.astype(np.uint8), target.astype(np.uint8)
-    drop = psnr(*pair, Protocol("float", 0, "2d")) - psnr(*pair, protocol("derain"))
-    assert 0.1 < drop < 0.5
-
-
 def test_the_border_is_left_out(images):
     output, target = images[1].copy(), images[1]
     output[:3], output[-3:], output[:, :3], output[:, -3:] = 0, 0, 0, 0
@@ -78,18 +60,16 @@ def test_the_border_is_left_out(images):
     assert psnr(output, target, protocol("sr", 2)) < 30
 
 
-@pytest.mark.parametrize("y", ["float", "rounded"])
-def test_ssim_of_luma_agrees_with_scikit_image(y, images):
-    a, b = (luma(image)[2:-2, 2:-2] for image in images)
+@pytest.mark.parametrize("y", ["float", "rounded", None])
+def test_planes_agree_with_plain_psnr_and_scikit_image(y, images):
+    x, z = (image.astype(np.float64) if y is None else luma(image)[..., None] for image in images)
     if y == "rounded":
-        a, b = np.round(a), np.round(b)
-    assert ssim(*images, Protocol(y, 2, "2d")) == pytest.approx(skimage_ssim(a, b), abs=1e-9)
-
-
-def test_ssim_of_rgb_is_the_mean_over_channels(images):
-    a, b = (image.astype(np.float64) for image in images)
-    expected = np.mean([skimage_ssim(a[..., c], b[..., c]) for c in range(3)])
-    assert ssim(*images, RGB) == pytest.approx(expected, abs=1e-9)
+        x, z = np.round(x), np.round(z)
+    x, z, seen = x[2:-2, 2:-2], z[2:-2, 2:-2], Protocol(y, 2, "2d")
+    decibels = 10 * math.log10(255**2 / np.mean((x - z) ** 2))
+    assert psnr(*images, seen) == pytest.approx(decibels, abs=1e-9)
+    planes = np.mean([skimage_ssim(x[..., c], z[..., c]) for c in range(x.shape[-1])])
+    assert ssim(*images, seen) == pytest.approx(planes, abs=1e-9)
 
 
 def skimage_ssim(a, b):
@@ -126,12 +106,9 @@ def test_bad_images_are_named(metric):
         metric(good, good[..., 0], RGB)
     with pytest.raises(ValueError, match=r"12x12 pixels.* crop of 6"):
         metric(good, good, protocol("sr", 6))
-
-
-def test_ssim_needs_one_window():
-    assert ssim(flat(0)[1:, 1:], flat(0)[1:, 1:], RGB) == 1
+    assert metric(good[1:, 1:], good[1:, 1:], RGB) >= 1, "one window is enough"
     with pytest.raises(ValueError, match="10x12 pixels; expected 11 a side"):
-        ssim(flat(0)[2:], flat(0)[2:], RGB)
+        ssim(good[2:], good[2:], RGB)
 
 
 def test_every_level_survives_a_round_trip():

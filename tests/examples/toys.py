@@ -38,7 +38,7 @@ class ToyEncoder(nn.Module):
 
 
 class Toy:
-    """A run with everything in it, always the same; `changes` are set on the run."""
+    """A run with everything in it, always the same but for `changes` of `Run`'s settings."""
 
     def __init__(
         self,
@@ -49,7 +49,6 @@ class Toy:
         distils=True,
         dcr_weight=0.1,
         checkpoints_blocks=False,
-        every=(None, None),
         prepare=lambda student: None,
         **changes,
     ):
@@ -61,12 +60,9 @@ class Toy:
         prepare(student)
         if checkpoints_blocks:
             checkpoint_blocks(student)
-        intervals = dict(zip(("val_every", "save_every"), every, strict=True))
+        changes = {"settings": {"seed": 0}, **changes}
         devices = accelerator or Accelerator(cpu=True)
-        self.run = Run(Path(folder), recipe, student, crops, devices, **intervals)
-        self.run.settings = {"seed": 0}
-        for name, value in changes.items():
-            setattr(self.run, name, value)
+        self.run = Run(Path(folder), recipe, student, crops, devices, **changes)
         self.dckd = None
         if distils:
             negatives = NegativeGenerator(HistoryModel(student, interval=2))
@@ -134,6 +130,16 @@ def write(path, height, width, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     Pillow.fromarray(matlab_bicubic(noise(height, width, seed), 4)).save(path)
     return path
+
+
+def write_pairs(root, lq, hq):
+    """Two images, and the same with noise, in folders of these names."""
+    for seed, name in enumerate(("a.png", "b.png")):
+        image = np.asarray(Pillow.open(write(root / hq / name, 10, 12, seed)))
+        noisy = np.clip(image + np.random.default_rng(seed).normal(0, 9, image.shape), 0, 255)
+        (root / lq).mkdir(parents=True, exist_ok=True)
+        Pillow.fromarray(noisy.astype(np.uint8)).save(root / lq / name)
+    return root
 
 
 def options(**chosen):

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data.datasets import Pair
-from ..data.images import Image
+from ..data.images import Image, write_png
 from ..data.synthetic import matlab_bicubic
 from ..training.checkpoint import write_whole
 from ..training.console import RefusedError
@@ -21,6 +21,7 @@ from .metrics import protocol, psnr, ssim, to_tensor, to_uint8
 
 OVERLAP = 32  # pixels that a tile sees beyond what is kept of it
 UNIT = 8  # of which tiles begin at multiples: SwinIR's windows lie as in the whole image
+PICTURES = 4  # images that are shown at most
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)  # of which networks may need their images' sides
 
 
@@ -81,13 +82,11 @@ def _tiled(model: nn.Module, image: Tensor, tile: int) -> Tensor:
     for top in range(0, image.shape[-2], tile):
         row = []
         for left in range(0, image.shape[-1], tile):
-            begin = [max(0, start - OVERLAP) for start in (top, left)]
-            seen = image[..., begin[0] : top + tile + OVERLAP, begin[1] : left + tile + OVERLAP]
+            first, before = max(0, top - OVERLAP), max(0, left - OVERLAP)
+            seen = image[..., first : top + tile + OVERLAP, before : left + tile + OVERLAP]
             made = _padded(model, seen)
             scale = made.shape[-1] // seen.shape[-1]
-            y, x = (
-                (start - first) * scale for start, first in zip((top, left), begin, strict=True)
-            )
+            y, x = (top - first) * scale, (left - before) * scale
             row.append(made[..., y : y + tile * scale, x : x + tile * scale])
         rows.append(torch.cat(row, dim=-1))
     return torch.cat(rows, dim=-2)
@@ -105,7 +104,8 @@ def evaluate(
     *,
     task: str = "sr",
     tile: int | None = None,
-    done: Callable[[str, Image], None] = lambda name, image: None,
+    folder: Path | None = None,
+    shown: dict[str, Image] | None = None,
 ) -> Scores:
     """Score a network, or the `degraded` images, as the papers of a task do: `metrics.protocol`.
 
@@ -115,14 +115,18 @@ def evaluate(
         scale: HR size over LR size; 1 for deblurring and deraining.
         task: "sr", "deblur" or "derain".
         tile: As in `restore`.
-        done: Is given each image that was restored, after its name.
+        folder: Where restored images are written, if at all.
+        shown: Gets the first restored images by name, to be drawn.
     """
     rules = protocol(task, scale)
     images: dict[str, Score] = {}
     for name, lq, hq in pairs:
         output = restore(model, lq, tile) if model else degraded(lq, scale)
         images[name] = {"psnr": psnr(output, hq, rules), "ssim": ssim(output, hq, rules)}
-        done(name, output)
+        if folder:
+            write_png(output, folder / f"{name}.png")
+        if shown is not None and len(shown) < PICTURES:
+            shown.setdefault(name, output)  # names of later sets may be equal
     if not images:
         raise ValueError("got no pairs to evaluate; expected at least one")
     return {**mean(images.values()), "images": images}
@@ -132,6 +136,19 @@ def mean(scores: Iterable[Score]) -> Score:
     """The mean of both numbers."""
     psnrs, ssims = zip(*((score["psnr"], score["ssim"]) for score in scores), strict=True)
     return {"psnr": fmean(psnrs), "ssim": fmean(ssims)}
+
+
+def table(rows: Sequence[Sequence[str | Score]]) -> str:
+    """Columns, the first one flush left; of scores PSNR and SSIM."""
+
+    def text(cell: str | Score) -> str:
+        return cell if isinstance(cell, str) else f"{cell['psnr']:.2f} / {cell['ssim']:.4f}"
+
+    texts = [[text(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in texts
+    )
 
 
 def write_json(path: Path, content: object) -> None:

@@ -5,9 +5,8 @@ import io
 import logging
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,9 +110,8 @@ def _converted(module: nn.Module, calls: Sequence[Call]) -> tuple[bytes, float]:
 
 def _any_size(value: Any) -> dict[int, Any] | None:
     """All sizes of a tensor may vary, unless the code that uses it fixes them."""
-    if not isinstance(value, Tensor):
-        return None
-    return dict.fromkeys(range(value.ndim), torch.export.Dim.AUTO)
+    tensor = isinstance(value, Tensor)
+    return dict.fromkeys(range(value.ndim), torch.export.Dim.AUTO) if tensor else None
 
 
 def _tensors(nested: Any) -> list[Tensor]:
@@ -122,44 +120,30 @@ def _tensors(nested: Any) -> list[Tensor]:
 
 def _culprit(model: nn.Module, calls: Sequence[Call], error: Exception) -> tuple[str, Exception]:
     """The smallest part that cannot be exported alone, and why."""
-    name, part = "", model
-    while True:
-        for inner, module, its_calls in _called(part, calls):
-            try:
-                _converted(module, its_calls)
-            except Exception as reason:
-                name, part, calls, error = f"{name}.{inner}", module, its_calls, reason
-                break
-        else:
-            return f"{name.removeprefix('.') or 'the network'} ({type(part).__name__})", error
+    culprit, prefix, good = model, "", []
+    for name, module in model.named_modules():  # a module comes before its parts
+        if not name or not name.startswith(prefix) or name.startswith(tuple(good)):
+            continue
+        its_calls = [_first_call(model, call, module) for call in calls]
+        if not all(its_calls):  # a list of modules, or one that does not run
+            continue
+        try:
+            _converted(module, its_calls)
+            good.append(f"{name}.")
+        except Exception as reason:
+            culprit, prefix, error = module, f"{name}.", reason
+    return f"{prefix[:-1] or 'the network'} ({type(culprit).__name__})", error
 
 
-def _called(part: nn.Module, calls: Sequence[Call]) -> list[tuple[str, nn.Module, list[Call]]]:
-    """The modules that a module calls itself, and with what for each of its calls."""
-    modules, rest = {}, [*part.named_children()]
-    while rest:
-        name, module = rest.pop()
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            rest += [(f"{name}.{inner}", each) for inner, each in module.named_children()]
-        else:
-            modules[name] = module
-    each_time = [_first_calls(part, call, modules) for call in calls]
-    names = [name for name in each_time[0] if all(name in seen for seen in each_time)]
-    return [(name, modules[name], [seen[name] for seen in each_time]) for name in names]
+def _first_call(model: nn.Module, call: Call, module: nn.Module) -> Call:
+    """What a module is called with first while the network runs; empty where it is not."""
+    seen: list[Any] = []
 
+    def remember(module: nn.Module, *called: Any) -> None:
+        if not seen:
+            seen.extend(copy.deepcopy(called))
 
-def _first_calls(part: nn.Module, call: Call, modules: Mapping[str, nn.Module]) -> dict[str, Call]:
-    """What each of the modules is called with first while a part of the network runs."""
-    seen: dict[str, Call] = {}
-
-    def remember(name: str, module: nn.Module, *called: Any) -> None:
-        seen.setdefault(name, copy.deepcopy(called))
-
-    hooks = [
-        module.register_forward_pre_hook(partial(remember, name), with_kwargs=True)
-        for name, module in modules.items()
-    ]
-    part(*call[0], **call[1])
-    for hook in hooks:
-        hook.remove()
-    return seen
+    hook = module.register_forward_pre_hook(remember, with_kwargs=True)
+    model(*call[0], **call[1])
+    hook.remove()
+    return tuple(seen)

@@ -17,6 +17,7 @@ from torch import nn
 from ..data.datasets import Pair
 from ..data.images import Image
 from .evaluation import degraded, restore
+from .metrics import Protocol, psnr
 
 SIZE = 96  # pixels a side of the compared crops
 STEP = 16  # grid on which the most telling crop is looked for
@@ -70,24 +71,32 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def side_by_side(
-    images: Mapping[str, Mapping[str, tuple[Image, float | None]]], path: Path
+    pairs: Sequence[Pair],
+    versions: Mapping[str, Mapping[str, Image]],
+    measured: Protocol,
+    path: Path,
 ) -> None:
-    """One row an image: the crop where its first version is farthest from its last.
+    """One row a pair: the crop where its first version is farthest from the ground truth.
 
     Args:
-        images: By name, each image's versions by title, the input's first, the ground truth's last:
-            uint8 RGB (H, W, 3) with the whole image's PSNR in dB (None for the truth).
+        pairs: Names and ground truths, uint8 RGB (H, W, 3).
+        versions: By title, the images that stand beside the ground truth, by name; the input first.
+        measured: What the PSNR above each image is measured on.
         path: PNG to write.
     """
-    columns = max(len(versions) for versions in images.values())
-    figure = Figure(figsize=(2.4 * columns, 2.6 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), columns, squeeze=False)
-    for row, (name, versions) in zip(axes, images.items(), strict=True):
-        pixels = [image for image, _ in versions.values()]
-        top, left = telling_crop(pixels[0], pixels[-1])
-        for axis, (title, (image, psnr)) in zip(row, versions.items(), strict=True):
+    columns = len(versions) + 1
+    figure = Figure(figsize=(2.4 * columns, 2.6 * len(pairs)), layout="constrained")
+    axes = figure.subplots(len(pairs), columns, squeeze=False)
+    for row, (name, _, truth) in zip(axes, pairs, strict=True):
+        shown = {
+            f"{title}, {psnr(images[name], truth, measured):.2f} dB": images[name]
+            for title, images in versions.items()
+        }
+        top, left = telling_crop(next(iter(shown.values())), truth)
+        shown["ground truth"] = truth
+        for axis, (title, image) in zip(row, shown.items(), strict=True):
             axis.imshow(image[top : top + SIZE, left : left + SIZE], interpolation="nearest")
-            axis.set_title(title if psnr is None else f"{title}, {psnr:.2f} dB", fontsize=10)
+            axis.set_title(title, fontsize=10)
             axis.set(xticks=[], yticks=[])
         name = name.encode(errors="backslashreplace").decode()  # bytes that are no text
         name = name if len(name) <= 24 else f"...{name[-21:]}"

@@ -3,13 +3,14 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .. import config, networks, resolve
+from .. import command, config, networks
 from ..data.datasets import Pair, left_out, made
 from ..data.images import Image
 from ..recipe import Recipe
@@ -17,10 +18,9 @@ from ..training import checkpoint
 from ..training.console import refusing
 from ..training.loop import Run
 from . import export, figures
-from .evaluation import Scores, degraded, evaluate, restore, write_json
-from .metrics import Protocol, protocol
+from .evaluation import PICTURES, evaluate, table, write_json
+from .metrics import protocol
 
-PICTURES = 4  # images in side_by_side.png at most
 LINE = 88  # characters, where a list of names has to be cut
 LOSSES = ("dcr_weight", "dmm_weight", "form", "balance")  # of the settings, what is DCKD's alone
 
@@ -99,16 +99,16 @@ def _finish(args: argparse.Namespace, run: Run, models: Models, val_sets: Sets) 
             difference = export.export_onnx(run.student, path)
         print(f"written to {path}, within {difference:.0e} of the student")
     if args.data is None:
-        compare = resolve.METHODS[args.method] is not None and plain is None
+        compare = command.METHODS[args.method] is not None and plain is None
         first = "--method logits and then this again shows what DCKD adds; " if compare else ""
         print(f"next: {first}--data FOLDER --val FOLDER takes your own images")
 
 
 def _plain_distillation(args: argparse.Namespace, run: Run) -> nn.Module | None:
     """The student of a run by --method logits that differs in nothing else, where there is one."""
-    if resolve.METHODS[args.method] is None:
+    if command.METHODS[args.method] is None:
         return None
-    folder = resolve.default_folder(args, "logits")
+    folder = command.default_folder(args, "logits")
     ours = json.loads(json.dumps({**run.settings, "method": "logits"}))  # as a file has them
     theirs = checkpoint.settings(folder / "checkpoint.pt")
     if any(ours.get(k) != theirs.get(k) for k in {*ours, *theirs} - {*LOSSES, "encoder"}):
@@ -176,8 +176,13 @@ def report(
     `facts`, with `task`, `scale` and `method` among them, begin metrics.json.
     """
     task, scale = facts["task"], facts["scale"]
+    titles = {who: _title(who, scale, facts["method"]) for who in models}
+    shown: dict[str, dict[str, Image]] = {title: {} for title in titles.values()}
     scores = {
-        name: {who: evaluate(model, pairs, scale, task=task) for who, model in models.items()}
+        name: {
+            who: evaluate(model, pairs, scale, task=task, shown=shown[titles[who]])
+            for who, model in models.items()
+        }
         for name, pairs in val_sets.items()
     }
     val = {
@@ -186,49 +191,15 @@ def report(
     }
     write_json(folder / "metrics.json", {**facts, "val": val})
     write_json(folder / "log.json", records)
-    titles = {who: _title(who, scale, facts["method"]) for who in models}
     first, pairs = next(iter(val_sets.items()))
     lines = {titles[w]: s["psnr"] for w, s in scores[first].items() if w != "student"}
     figures.curves(records, lines, folder / "curves.png")
-    versions = {
-        pair.name: _versions(pair, models, titles, scores[first], scale)
-        for pair in (pairs[index] for index in range(min(PICTURES, len(pairs))))
-    }
-    figures.side_by_side(versions, folder / "side_by_side.png")
-    print(table(scores, titles, protocol(task, scale)))
+    few, rules = list(islice(pairs, PICTURES)), protocol(task, scale)
+    figures.side_by_side(few, shown, rules, folder / "side_by_side.png")
+    rows = [(name, *by_model.values()) for name, by_model in scores.items()]
+    print(f"PSNR (dB) / SSIM {rules}", table([("set", *titles.values()), *rows]), sep="\n")
     written = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     print(f"written to {folder}: {', '.join(written)}")
-
-
-def table(
-    scores: Mapping[str, Mapping[str, Scores]], titles: Mapping[str, str], measured: Protocol
-) -> str:
-    """One line a validation set: PSNR and SSIM of each model, below what they are measured on."""
-    widths = [max(14, len(title)) + 2 for title in titles.values()]
-    rows = [("set", [*titles.values()])]
-    for name, by_model in scores.items():
-        rows.append((name, [f"{s['psnr']:.2f} / {s['ssim']:.4f}" for s in by_model.values()]))
-    first = max(len(name) for name, _ in rows)
-    lines = [f"PSNR (dB) / SSIM {measured}"]
-    for name, cells in rows:
-        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{name:{first}}{''.join(padded)}")
-    return "\n".join(lines)
-
-
-def _versions(
-    pair: Pair,
-    models: Models,
-    titles: Mapping[str, str],
-    scores: Mapping[str, Scores],
-    scale: int,
-) -> dict[str, tuple[Image, float | None]]:
-    """One image as each of the models makes it, with its PSNR, and the ground truth."""
-    made: dict[str, tuple[Image, float | None]] = {}
-    for who, model in models.items():
-        image = restore(model, pair.lq) if model else degraded(pair.lq, scale)
-        made[titles[who]] = image, scores[who]["images"][pair.name]["psnr"]
-    return {**made, "ground truth": (pair.hq, None)}
 
 
 def _title(who: str, scale: int, method: str) -> str:

@@ -165,12 +165,12 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class Progress:
+class Progress(tqdm):
     """Speed, remaining time and losses: a bar on a terminal, now and then a line elsewhere."""
 
     def __init__(self, total: int, done: int, silent: bool) -> None:
         self.lines = not silent and not sys.stderr.isatty()
-        self._bar = tqdm(
+        super().__init__(
             total=total,
             initial=done,
             disable=silent,
@@ -180,19 +180,9 @@ class Progress:
             mininterval=0.5,
         )
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._bar.close()
-
-    def step(self) -> None:
-        """Count a step."""
-        self._bar.update()
-
     def show(self, text: str, *, milestone: bool) -> None:
         """Let the bar say something else; at a milestone a log file gets a line of it too."""
-        self._bar.set_postfix_str(text, refresh=False)
+        self.set_postfix_str(text, refresh=False)
         if milestone and self.lines:
             with suppress(OSError):  # a run does not end because nobody reads on
-                print(self._bar, file=sys.stderr, flush=True)
+                print(self, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,68 +40,47 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
+@dataclass(eq=False)
 class Run:
-    """A student in training: its devices, optimizer, moving average, log and checkpoint.
+    """A student in training: its devices, optimizer, moving average, log and checkpoint."""
 
-    Args:
-        folder: Where the checkpoint goes; it is made, and other processes are kept out of it.
-        recipe: The numbers of the training.
-        student: What is trained, in place.
-        crops: What it is trained on; the recipe says which of them a step takes.
-        accelerator: The devices, see `accelerate launch`. Each step's crops are gone through in as
-            many parts as its `gradient_accumulation_steps`.
-        validate: PSNR of a network, called in every process; None to skip.
-        workers: Processes that read crops ahead, each process its own; 0 reads between steps.
-        val_every: Steps between validations; by default a tenth of the run.
-        save_every: Steps between checkpoints; by default a twentieth, and 1,000 at most.
+    folder: Path  # of the checkpoint; it is made, and other processes are kept out of it
+    recipe: Recipe
+    student: nn.Module  # trained in place
+    crops: RandomCrops  # of which the recipe says what a step takes
+    accelerator: Accelerator  # each step's crops in `gradient_accumulation_steps` parts
+    _: KW_ONLY
+    validate: Callable[[nn.Module], float] | None = None  # PSNR, called in every process
+    sample: Callable[[nn.Module], Image] | None = None  # a picture for the trackers
+    save: Callable[..., None] | None = None  # writes the student, or `tensors` of it, to a path
+    settings: dict[str, Any] = field(default_factory=dict)  # all that the weights follow from
+    workers: int = 0  # processes that read ahead, each process its own; 0 reads between steps
+    val_every: int | None = None  # steps between validations; None for a tenth of the run
+    save_every: int | None = None  # between checkpoints; None for a twentieth, 1,000 at most
+    keeps: bool = True  # whether checkpoints are written
+    step: int = field(default=0, init=False)  # optimizer steps done
+    log_due: bool = field(default=False, init=False)  # whether the present step is logged
+    # each logged step's `step`, losses and, now and then, PSNR
+    records: list[dict[str, Any]] = field(default_factory=list, init=False)
+    # the highest PSNR of a validation, its step, and the tensors of what was validated
+    best: dict[str, Any] | None = field(default=None, init=False)
 
-    Attributes:
-        model: The student as a step calls it: wrapped where several processes train together.
-        optimizer: The recipe's.
-        average: The student's moving average, or None where the recipe has none.
-        sample: A picture of what a network makes, for the trackers; None to skip.
-        settings: All that the trained weights follow from. A checkpoint of others is refused.
-        save: Writes the student, or other `tensors` of it, to a path; None to skip.
-        best: The highest PSNR of a validation, its step, and the tensors of what was validated.
-        keeps: Whether checkpoints are written.
-        records: Each logged step's `step`, losses and, now and then, PSNR.
-        step: Optimizer steps done.
-        log_due: Whether the present step is one that is logged.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        recipe: Recipe,
-        student: nn.Module,
-        crops: RandomCrops,
-        accelerator: Accelerator,
-        *,
-        validate: Callable[[nn.Module], float] | None = None,
-        workers: int = 0,
-        val_every: int | None = None,
-        save_every: int | None = None,
-    ) -> None:
+    def __post_init__(self) -> None:
+        recipe, student = self.recipe, self.student
         check_crops(student, (stage.crop for stage in recipe.all_stages), trained=True)
-        self.folder, self.recipe, self.crops, self.accelerator = folder, recipe, crops, accelerator
-        self.validate, self.workers, self.keeps = validate, workers, True
-        self.val_every = val_every or max(1, recipe.iterations // VALIDATIONS)
+        self.val_every = self.val_every or max(1, recipe.iterations // VALIDATIONS)
         usual = min(CHECKPOINT_EVERY, recipe.iterations // CHECKPOINTS)
-        self.save_every = save_every or max(1, usual)
-        self.sample: Callable[[nn.Module], Image] | None = None
-        self.save: Callable[..., None] | None = None
-        self.best: dict[str, Any] | None = None
-        self.settings: dict[str, Any] = {}
-        self.records: list[dict[str, Any]] = []
-        self.step, self.log_due = 0, False
-        self.student = student.to(accelerator.device).train()
+        self.save_every = self.save_every or max(1, usual)
+        student.to(self.accelerator.device).train()
         self.average: AveragedModel | None = None
         if recipe.ema is not None:
             update = get_ema_multi_avg_fn(recipe.ema)
             self.average = AveragedModel(student, multi_avg_fn=update)
-        self.model, self.optimizer = accelerator.prepare(student, optimizer_of(recipe, student))
-        if accelerator.is_main_process:
-            self.lock = claim(folder / ".run.lock")
+        # `model` is the student as a step calls it: wrapped where processes train together
+        optimizer = optimizer_of(recipe, student)
+        self.model, self.optimizer = self.accelerator.prepare(student, optimizer)
+        if self.accelerator.is_main_process:
+            self.lock = claim(self.folder / ".run.lock")
 
     @property
     def checkpoint(self) -> Path:
@@ -165,7 +145,7 @@ def train(run: Run, step: Step, *, dckd: Any = None, resume: bool) -> None:
             run.log_due = run.step == first or _due(run, run.step + 1, *log_steps)
             terms = _optimizer_step(run, step, batches)
             run.step += 1
-            progress.step()
+            progress.update()
             stop = _any_process(bool(signals), accelerator)
             keep = run.keeps and (stop or _due(run, run.step, run.save_every))
             if run.log_due or keep:
