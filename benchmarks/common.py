@@ -43,6 +43,11 @@ def command(module: str = "benchmarks.tables") -> str:
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
+def facts(module: str, device: torch.device) -> dict[str, Any]:
+    """What a module's numbers were measured with."""
+    return {"command": command(module), **machine(device)}
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Commit, device, versions and threads; of a GPU also its software and settings."""
     cuda = device.type == "cuda"

@@ -109,8 +109,7 @@ def parts(device: str, tiny: bool, work: Path) -> list[Part]:
 
 def write(path: Path, device: torch.device, content: Mapping[str, Any]) -> None:
     """Write a part's JSON, with what it was measured with."""
-    facts = {"command": common.command("benchmarks.device"), **common.machine(device)}
-    common.write_json(path, {**facts, **content})
+    common.write_json(path, {**common.facts("benchmarks.device", device), **content})
 
 
 def bench(device: torch.device, tiny: bool) -> Bench:

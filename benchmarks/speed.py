@@ -116,8 +116,7 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[list[Ro
 def write(args: argparse.Namespace, rows: list[Row]) -> None:
     """The rows so far, and what they were measured with."""
     if args.json:
-        facts = {"command": common.command("benchmarks.speed")}
-        facts |= common.machine(torch.device(args.device))
+        facts = common.facts("benchmarks.speed", torch.device(args.device))
         common.write_json(args.json, {**facts, "rows": rows})
         args.json.with_suffix(".md").write_text(table(rows) + "\n")
 

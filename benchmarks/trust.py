@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # processes that are forked have no others
     rows: list[Row] = []
-    facts = {"command": common.command("benchmarks.trust"), **common.machine(torch.device("cpu"))}
+    facts = common.facts("benchmarks.trust", torch.device("cpu"))
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
             for row in PARTS[name](args, Path(folder)):
