@@ -38,9 +38,6 @@ from examples.restoration.training.loop import Run, Step
 
 CONTRASTIVE = ("csd", "aecr", "mclir", "dckd", "dckd_star")  # they look through an encoder
 DCKD = ("dckd", "dckd_star")
-TRANSFORMING = {  # and what seeds their transforms
-    "dukd": "seed", "consistency": "consistency_seed", "dckd_star": "consistency_seed",
-}  # fmt: skip
 DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equal settings
     "dcr_weight": DCR_WEIGHT,
     "dmm_weight": DMM_WEIGHT,
@@ -399,13 +396,14 @@ def build(
         known["level_weights"] = tuple(known["level_weights"])
         known["negatives"] = _negatives(known, student, seed)
         known.pop("history", None)  # that is where it is attached
-    if known.get("half"):
-        known["seed"] = 2 * seed + 1
+    odd = 2 * seed + 1  # the seeds of negatives are even
+    if method in ("dukd", "consistency") or known.get("half"):
+        known["seed"] = odd
+    if method == "dckd_star":
+        known["consistency"] = {"seed": odd}
     if method == "fakd":
         layers = [FAKD_LAYERS.get(str(getattr(net, "backbone", ""))) for net in (student, teacher)]
         known |= dict(zip(("student_layers", "teacher_layers"), layers, strict=True))
-    if method in TRANSFORMING:
-        known[TRANSFORMING[method]] = 2 * seed + 1
     return baselines.build(method, student, teacher, encoder, **known)
 
 
@@ -423,5 +421,5 @@ def _negatives(known: dict[str, Any], student: nn.Module, seed: int) -> Negative
         history,
         num_negatives=known.pop("num_negatives"),
         degradation=known.pop("degradation"),
-        seed=2 * seed,  # even ones; those of the rivals' transforms are odd
+        seed=2 * seed,
     )

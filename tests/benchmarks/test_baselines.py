@@ -25,9 +25,9 @@ ZERO = {
     "scratch": {},
     "logits": {},
     **{name: {"weight": 0} for name in RIVALS},
-    "consistency": {"consistency_weight": 0},
+    "consistency": {"weight": 0},
     "dckd": {"dcr_weight": 0, "dmm_weight": 0},
-    "dckd_star": {"dcr_weight": 0, "dmm_weight": 0, "consistency_weight": 0},
+    "dckd_star": {"dcr_weight": 0, "dmm_weight": 0, "consistency": {"weight": 0}},
 }
 
 
@@ -58,9 +58,7 @@ def test_defaults_are_those_of_their_sources():
     assert (dukd.WEIGHT, dukd.PROBABILITY) == (1, 0.3)
     assert (dukd.CONSISTENCY_WEIGHT, dukd.CONSISTENCY_PROBABILITY) == (1, 0.5)
     without_logits = {"scratch", "csd", "aecr", "mclir"}
-    assert {name: method.logits_weight for name, method in METHODS.items()} == {
-        name: float(name not in without_logits) for name in METHODS
-    }
+    assert {name: float(name not in without_logits) for name in METHODS} == METHODS
 
 
 @pytest.mark.parametrize("balance", [None, 0.3])
