@@ -285,7 +285,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--store", type=Path, default=Path("runs/device"), help="of the tables' runs")
     add("--teacher", metavar="FILE", help="of the table evidence, as of benchmarks.tables")
     add("--teacher-network", nargs="+", metavar="CODE", help="likewise")
-    add("--processes", type=int, help="that train at once (default: 8 on a GPU, 1 on a CPU)")
     add("--part", choices=list(MEASURES), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -302,14 +301,14 @@ def all_parts(args: argparse.Namespace, end: float) -> list[str]:
             left = end - time.monotonic() - START * len(wanted[number:])
             share = part.seconds / sum(other.seconds for other in wanted[number:])
             limit, began = max(1.0, START + left * share), time.monotonic()
-            code, output = run(part.command, limit)
+            (code,), output = run(part.command, limit)
             seconds = time.monotonic() - began
             state = {0: "done", None: f"stopped at its limit of {limit:.0f} s"}
             status = state.get(code, f"failed with code {code}")
             if part.name == "tests" and code == NO_TESTS:
                 status = "no test can run here"
             print(f"{part.name}: {status}, {seconds:.0f} s", flush=True)
-            told.append(f"| {part.name} | {status} | {seconds:.0f} | {part.file} |")
+            told.append((part.name, status, f"{seconds:.0f}", part.file))
             found, path = work / part.file, args.out / part.file
             if part.file.endswith(".txt"):
                 path.write_text(output[-200_000:], encoding="utf-8")
@@ -319,27 +318,46 @@ def all_parts(args: argparse.Namespace, end: float) -> list[str]:
                 print(output[-2000:], flush=True)
             if not path.is_file():
                 common.write_json(path, {"failed": status, "output": output[-4000:]})
-    head = ["# Device", "", "| part | state | s | file |", "|---|---|---|---|", *told, ""]
-    return [*head, *summary(args.out)]
+    states = common.grid(("part", "state", "s", "file"), told)
+    return ["# Device", "", *states, "", *summary(args.out)]
 
 
-def run(command: Sequence[str], limit: float) -> tuple[int | None, str]:
-    """Run a module; its code, None where it was stopped at its limit, and its output."""
+def run(
+    command: Sequence[str], limit: float, processes: int = 1, grace: float = 0
+) -> tuple[list[int | None], str]:
+    """Run a module, in several processes where it shares its work, up to a limit in seconds.
+
+    Then those that are left get SIGTERM and, after the grace, SIGKILL with all that they started.
+
+    Returns:
+        their codes, None of those that were stopped, and the first one's output.
+    """
+    line, codes = [sys.executable, "-m", *command], []
+    known = {"cwd": ROOT, "stderr": subprocess.STDOUT, "start_new_session": True}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        outputs = [log, *[subprocess.DEVNULL] * (processes - 1)]
+        running = [subprocess.Popen(line, stdout=output, **known) for output in outputs]
         try:
-            code: int | None = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:  # also where this process is stopped, and what the command has started
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _wait(running, limit)
+            codes = [process.poll() for process in running]
+            if grace:
+                for process in running:
+                    process.terminate()
+                _wait(running, grace)
+        finally:  # also where this process is stopped
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         log.seek(0)
-        return code, log.read()
+        return codes, log.read()
+
+
+def _wait(running: Sequence[subprocess.Popen[str]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, end - time.monotonic()))
 
 
 def summary(out: Path) -> Iterator[str]:
@@ -378,7 +396,7 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
     smoke = args.tiny or not os.environ.get("DCKD_DATA")
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    processes = args.processes or (8 if args.device != "cpu" else 1)
+    processes = 8 if args.device != "cpu" else 1
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
     args.store = args.store.resolve()  # what trains runs elsewhere
     args.store.mkdir(parents=True, exist_ok=True)
@@ -393,7 +411,11 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
         plan = run(["benchmarks.tables", *full, "--plan"], end - spare - time.monotonic())[1]
         print(plan, flush=True)
         lines += [f"  {line}" for line in plan.splitlines() if line.startswith("  ")]
-        finished = train(full, processes, end - spare)
+        codes, said = run(
+            ["benchmarks.tables", *full], end - spare - time.monotonic(), processes, 20
+        )
+        print(said[-3000:], flush=True)
+        finished = 0 in codes
         lines.append(f"  {'finished' if finished else 'stopped in time; call again'}")
         if not finished:
             break
@@ -438,32 +460,6 @@ def pack(store: Path, out: Path) -> list[str]:
                 size += files[0].stat().st_size
                 tar.add(files[0], files.pop(0).relative_to(store))
     return names
-
-
-def train(arguments: Sequence[str], processes: int, end: float) -> bool:
-    """Let several processes share a table's runs; whether they finished it."""
-    command = [sys.executable, "-m", "benchmarks.tables", *arguments]
-    with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes)]
-        running = [
-            subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-            for log in logs
-        ]
-        while time.monotonic() < end and any(p.poll() is None for p in running):
-            time.sleep(0.2)
-        for process in running:
-            if process.poll() is None:
-                process.terminate()  # which writes a checkpoint
-        for process in running:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        codes = [process.wait() for process in running]
-        for log in logs[:1]:
-            log.seek(0)
-            print(log.read()[-3000:], flush=True)
-    return 0 in codes
 
 
 if __name__ == "__main__":

@@ -238,16 +238,16 @@ def table(rows: list[Row]) -> str:
         "step", "term, unweighted", "gradient norm over L1's", "cosine with the error",
         "in the weights: one batch", "all batches", "beyond L1",
     )  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in rows:
-        cells = (
-            f"{row['norm_over_l1']:.3g}", f"{row['cosine_with_error']:.3f}",
-            f"{row['weights_cosine_one']:+.3f}",
+    rows_of_text = [
+        (
+            row["step"], row["term"], f"{row['norm_over_l1']:.3g}",
+            f"{row['cosine_with_error']:.3f}", f"{row['weights_cosine_one']:+.3f}",
             f"{row['weights_cosine']:+.3f} ± {row['weights_cosine_error']:.3f}",
             f"{row['weights_cosine_beyond_l1']:+.3f}",
-        )  # fmt: skip
-        lines.append(f"| {row['step']} | {row['term']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        )
+        for row in rows
+    ]  # fmt: skip
+    return "\n".join(common.grid(head, rows_of_text))
 
 
 if __name__ == "__main__":

@@ -155,18 +155,19 @@ def distances(seen: Sequence[tuple[float, Tensor]], truths: Sequence[tuple[float
 
 def table(rows: list[Row]) -> str:
     """Markdown; each cell is the median over the crops, and the worst."""
-    lines = [
-        "| encoder | student | term | precision | cosine | relative L2 | relative error of loss |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r['encoder']} | {r['student']} | {r['term']} | {r['precision']} | "
-            f"{r['cosine']:.4f} ({r['cosine_worst']:.4f}) | "
-            f"{r['rel_l2']:.1e} ({r['rel_l2_worst']:.1e}) | "
-            f"{r['loss_rel']:.0e} ({r['loss_rel_worst']:.0e}) |"
+    labels = ("encoder", "student", "term", "precision")
+    cells = [
+        (
+            *(row[label] for label in labels),
+            f"{row['cosine']:.4f} ({row['cosine_worst']:.4f})",
+            f"{row['rel_l2']:.1e} ({row['rel_l2_worst']:.1e})",
+            f"{row['loss_rel']:.0e} ({row['loss_rel_worst']:.0e})",
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return "\n".join(
+        common.grid((*labels, "cosine", "relative L2", "relative error of loss"), cells)
+    )
 
 
 if __name__ == "__main__":

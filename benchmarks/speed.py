@@ -360,11 +360,11 @@ def _step(
 
 def table(rows: list[Row]) -> str:
     """Markdown; the ratios are those of the released way above to this row."""
-    lines = [
-        "| batch, size | negatives | way | precision | ms (IQR) | faster | saved MB | less | "
-        "peak MB | less | gradient |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "batch, size", "negatives", "way", "precision", "ms (IQR)", "faster", "saved MB", "less",
+        "peak MB", "less", "gradient",
+    )  # fmt: skip
+    lines = []
     base: Row = {}
     for r in rows:
         if r["mode"] == "released" and r["precision"] not in HALF:
@@ -373,16 +373,15 @@ def table(rows: list[Row]) -> str:
         if "skipped" in r:
             way = f"{way} ({r['skipped']})"
         ms, spread = _number(r, "ms_median", ".0f"), _number(r, "ms_iqr", ".0f")
-        cells = [
+        lines.append([
             f"{r['batch']}x{r['size']}x{r['size']}", _number(r, "negatives", "d"),
             way, r["precision"], f"{ms} ({spread})" if spread else ms,
             _less(base, r, "ms_median", 2),
             _number(r, "saved_mb", ".1f"), _less(base, r, "saved_mb"),
             _number(r, "peak_mb", ".0f"), _less(base, r, "peak_mb"),
             _number(r, "grad_rel_l2", ".0e"),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return "\n".join(common.grid(head, lines))
 
 
 def _number(row: Row, key: str, form: str) -> str:

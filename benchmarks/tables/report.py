@@ -205,7 +205,7 @@ def write_comparisons(table: Table, blocks: Mapping[str, Arms], stem: Path) -> s
     head = ("arm", "beside", *(f"{label}, {images}" for label, images in columns))
     lines = ["# Comparisons", "", *_list(told), ""]
     lines += [COMPARISONS.format(count=len(found)), chance(seeds, len(found)), ""]
-    text = "\n".join([*lines, *_grid(head, rows)]) + "\n"
+    text = "\n".join([*lines, *common.grid(head, rows)]) + "\n"
     _file(stem, ".md").write_text(text, "utf-8")
     return text
 
@@ -325,18 +325,13 @@ def markdown(
             [n, *([sizes.get(n, "")] if sizes else []), f"{c['ms']:.0f}"] for n, c in costs.items()
         ]
         head = ("arm", *(["encoder's parameters"] if sizes else []), "ms added to a step")
-        lines += ["", "### Cost", "", *_grid(head, cells)]
+        lines += ["", "### Cost", "", *common.grid(head, cells)]
     return "\n".join(lines) + "\n"
 
 
 def _list(facts: Mapping[str, Any]) -> list[str]:
     texts = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in facts.items()}
     return [f"- {key}: {text}" for key, text in texts.items()]
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
-    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
 def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -> list[str]:
@@ -365,7 +360,7 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
             cells[6] = f"{mean(ours['psnr']).mean - theirs[0]:+.2f}" if ours else ""
             cells[7] = f"{theirs[0] - paper_reference[0]:+.2f}" if paper_reference else ""
         rows.append(cells[: len(head)])
-    return _grid(head, rows)
+    return common.grid(head, rows)
 
 
 def _spread(value: Mean | None, digits: int, sign: str = "") -> str:
@@ -421,4 +416,4 @@ def network_table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
             f"{row['multiply_adds'] / 1e9:.2f}G", row["input"],
         ])  # fmt: skip
     head = ["# Table1: the networks", "", *_list(facts)]
-    return "\n".join([*head, "", NETWORK_NOTE, "", *_grid(NETWORK_HEAD, rows)]) + "\n"
+    return "\n".join([*head, "", NETWORK_NOTE, "", *common.grid(NETWORK_HEAD, rows)]) + "\n"
