@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import common
 from benchmarks.tables.data import score
-from benchmarks.tables.runs import CONTRASTIVE, Job, Options, Part
+from benchmarks.tables.runs import CONTRASTIVE, Job, Part
 from benchmarks.tables.specs import Table
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses import VQGANEncoder
@@ -138,13 +138,13 @@ def step_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str, fl
 
 
 def write_table(
-    table: Table, options: Options, part: Part, store: Store, stem: Path
+    table: Table, name: str, part: Part, store: Store, stem: Path
 ) -> tuple[list[Path], Arms]:
     """Everything that a block of a table leaves behind, all trained.
 
     Args:
         table: What was asked for.
-        options: How.
+        name: Its name.
         part: The block.
         store: Where its runs are.
         stem: Path of the files without their ends.
@@ -154,12 +154,12 @@ def write_table(
     """
     arms, others = scored(part, store)
     costs = step_costs(table, part, store)
-    results = {name: [store.result(run) or {} for run in runs] for name, runs in part.jobs.items()}
+    results = {arm: [store.result(run) or {} for run in runs] for arm, runs in part.jobs.items()}
     by_arm = {name: results[name] for name in arms}
     ended = {name: [r for r in found if "diverged" not in r] for name, found in by_arm.items()}
     ended = {name: found for name, found in ended.items() if found}
     machine = common.machine(store.accelerator.device)
-    head = {"table": options.table, "command": common.command()}
+    head = {"table": name, "command": common.command()}
     made = {**head, "commit": machine["commit"], "device": machine["device"], "arms": arms}
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
     common.write_json(files[0], {**made, **({"costs": costs} if costs else {})})
@@ -169,7 +169,7 @@ def write_table(
     details = {"references": {label: others}, "runs": {label: said}}
     common.write_json(files[1], {**told, **details})
     facts = {**told, **commits(results), **_recipe(part, runs), **_convergence(ended)}
-    files[2].write_text(markdown(table, facts, part, arms, others, options.table, costs), "utf-8")
+    files[2].write_text(markdown(table, facts, part, arms, others, name, costs), "utf-8")
     try:
         files += _draw(table, arms, ended, stem)
     except (ImportError, ValueError) as error:  # no matplotlib, or one that is set up oddly

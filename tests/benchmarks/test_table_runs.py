@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from benchmarks import common
 from benchmarks.tables import report, runs
+from benchmarks.tables.__main__ import options, parser
 from benchmarks.tables.data import ImageSet, images
-from benchmarks.tables.runs import Given, Job, Options, parts
+from benchmarks.tables.runs import Given, Job, parts
 from benchmarks.tables.specs import BUDGETS, TABLES, averaging, encoder_study, reduced
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses.weights import COMPACT
@@ -57,7 +58,9 @@ def make(method, settings=None, **changes):
 
 def part_of(table, **said):
     """The only part of a small command line."""
-    (part,) = parts(TABLES[table], Options(table, "smoke", **said), "cpu")
+    args = options(parser().parse_args([table, "--budget", "smoke"]))
+    vars(args).update(said)
+    (part,) = parts(encoder_study(args.encoders) if args.encoders else TABLES[table], args, "cpu")
     return part
 
 
@@ -420,9 +423,7 @@ def test_a_history_follows_the_moving_average_where_an_arm_says_so(tmp_path, acc
 
 
 def test_an_encoder_study_shares_its_runs_with_the_tables():
-    (part,) = parts(
-        encoder_study(["compact", "runs/other.safetensors"]), Options("", "smoke"), "cpu"
-    )
+    part = part_of("study", encoders=["compact", "runs/other.safetensors"])
     encoders = {name: jobs[0].encoder for name, jobs in part.arms.items()}
     assert encoders == {
         "Logits": "compact",
