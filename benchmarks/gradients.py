@@ -59,15 +59,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--encoders", nargs="+", default=["compact"], metavar="NAME", help="names or files")
     add("--steps", type=int, nargs="+", default=[0, 300, 1000], help="to look at")
     add("--batches", type=int, default=8, help="to look at there, from 2 (default: 8)")
-    add("--budget", help="images and schedule of benchmarks.tables; default: photographs")
+    add(
+        "--budget",
+        choices=["small", "smoke"],
+        help="images and schedule of benchmarks.tables; default: photographs",
+    )
     add("--student", default="tiny", help="of the examples' networks (default: tiny)")
     add("--teacher", default=str(TEACHER), metavar="FILE", help="its weights")
     add("--teacher-network", nargs="+", default=(), metavar="CODE", help="file.py:callable")
     add("--seed", type=int, default=0)
     add("--json", type=Path)
     args = parser.parse_args(argv)
-    if args.batches < 2:
-        parser.error(f"got --batches {args.batches}; expected 2 or more")
+    if args.batches < 2 or min(args.steps) < 0:
+        parser.error("expected --batches from 2 and --steps from 0")
     rows = measure(args)
     print(table(rows))
     if args.json:

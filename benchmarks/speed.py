@@ -73,7 +73,10 @@ def main() -> None:
     for found in measured(args, torch.device(args.device)):
         print(table(found), flush=True)
         rows += found
-        write(args, rows)
+        if args.json:
+            facts = common.facts("benchmarks.speed", torch.device(args.device))
+            common.write_json(args.json, {**facts, "rows": rows})
+            args.json.with_suffix(".md").write_text(table(rows) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -111,14 +114,6 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[list[Ro
         for mode, precision in product(MODES, COMPILED):
             spec = Spec("plain", precision, PATHS["plain"], compiled=mode)
             yield bench.rows([spec], args.rounds)
-
-
-def write(args: argparse.Namespace, rows: list[Row]) -> None:
-    """The rows so far, and what they were measured with."""
-    if args.json:
-        facts = common.facts("benchmarks.speed", torch.device(args.device))
-        common.write_json(args.json, {**facts, "rows": rows})
-        args.json.with_suffix(".md").write_text(table(rows) + "\n")
 
 
 # The loss alone
@@ -277,14 +272,7 @@ def make_images(batch: int, side: int, negatives: int) -> list[Tensor]:
 
 
 def steps(name: str, size: str, rounds: int, device: torch.device) -> list[Row]:
-    """One row a method: student, teacher, history, loss, backward and optimizer together.
-
-    Args:
-        name: the student's, of `networks`.
-        size: batch x pixels of its output.
-        rounds: after one that warms up.
-        device: where.
-    """
+    """One row a method: student, teacher, history, loss, backward and optimizer together."""
     from examples.restoration import networks  # here: the loss alone needs none of it
 
     batch, side = map(int, size.split("x"))

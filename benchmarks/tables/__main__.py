@@ -33,11 +33,11 @@ from examples.restoration import networks
 from examples.restoration.training.console import exit_status, refusing
 
 LEAST = {"num_negatives": 1, "interval": 1, "iterations": 1, "batch_size": 1, "crop": 1}  # else 0
-RECIPE: Mapping[str, tuple[type, str]] = {
-    "iterations": (int, "optimizer steps of each student"),
-    "batch_size": (int, "crops a step"),
-    "crop": (int, "LQ pixels a side"),
-    "lr": (float, "highest learning rate"),
+RECIPE: Mapping[str, Mapping[str, Any]] = {
+    "iterations": {"type": int, "metavar": "N", "help": "optimizer steps of each student"},
+    "batch_size": {"type": int, "metavar": "N", "help": "crops a step"},
+    "crop": {"type": int, "metavar": "N", "help": "LQ pixels a side"},
+    "lr": {"type": float, "metavar": "N", "help": "highest learning rate"},
 }
 LOSSES: Mapping[str, Mapping[str, Any]] = {  # of DCKD
     "dcr_weight": {"type": float, "help": "of DCR"},
@@ -92,11 +92,10 @@ def parser() -> argparse.ArgumentParser:
     add("--encoders", nargs="+", metavar="NAME", help="of study: names or paths to compare")
     add("--workers", type=int, metavar="N", default=0, help="processes that read crops ahead")
     recipe = made.add_argument_group("training, where not as in the budget")
-    for name, (kind, text) in RECIPE.items():
-        recipe.add_argument(_flag(name), type=kind, metavar="N", help=text)
     losses = made.add_argument_group("DCKD, where not as by default nor as an arm says itself")
-    for name, known in LOSSES.items():
-        losses.add_argument(_flag(name), **known)
+    for group, names in ((recipe, RECIPE), (losses, LOSSES)):
+        for name, known in names.items():
+            group.add_argument(_flag(name), **known)
     return made
 
 
