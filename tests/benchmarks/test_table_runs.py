@@ -208,18 +208,14 @@ def test_identity_follows_from_what_determines_the_weights():
     _, job = make("dckd")
     _, same_job = make("dckd", {"dcr_weight": 0.1})  # the default, said
     assert job.identity == same_job.identity
+    settings = [{"dcr_weight": 0.2}, {"balance": 0.3}]
     changes = [
-        make("dckd", {"dcr_weight": 0.2})[1],
-        make("dckd", {"balance": 0.3})[1],
-        make("dckd", seed=1)[1],
-        make("dckd", encoder=None)[1],
-        make("dckd", device="cuda")[1],
-        make("dckd", network="small")[1],
-        make("dckd", teacher=make("logits")[1])[1],
-        make("dckd", recipe=Recipe(iterations=5, batch_size=2, crop=8))[1],
-        make("dckd_star")[1],
-    ]
-    assert len({job.identity, *(other.identity for other in changes)}) == 1 + len(changes)
+        {"seed": 1}, {"encoder": None}, {"device": "cuda"}, {"network": "small"},
+        {"teacher": make("logits")[1]}, {"recipe": replace(RECIPE, iterations=5)},
+    ]  # fmt: skip
+    others = [make("dckd_star"), *(make("dckd", each) for each in settings)]
+    others += [make("dckd", **each) for each in changes]
+    assert len({job.identity, *(other.identity for _, other in others)}) == 1 + len(others)
     _, logits = make("logits")
     _, other_encoder = make("logits", encoder=None)
     assert logits.identity == other_encoder.identity  # it has none
@@ -303,16 +299,6 @@ def test_each_seed_has_its_own_transforms():
     for method, settings in (("dukd", {}), ("dckd_star", make("dckd_star")[1].settings)):
         arms = [runs.build(method, settings, student, teacher, "compact", s) for s in (0, 1)]
         assert [arm.terms[-1].seed for arm in arms] == [1, 3]
-
-
-def test_a_runs_history_follows_its_steps(tmp_path, accelerator):
-    _, job = make("dckd")
-    teacher = networks.build("small", 2)
-    run, step, arm = job.start(tmp_path, accelerator(), teacher)
-    train(run, step, dckd=arm, resume=False)
-    assert arm.terms[1].history.iteration == RECIPE.iterations
-    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-    assert list(run.records[0])[:5] == ["step", "l1", "logits", "dcr", "dmm"]
 
 
 def test_a_measured_step_writes_no_checkpoint(store, monkeypatch):
@@ -408,18 +394,19 @@ CHANGES = {  # of the evidence's arms from DCKD
 }
 
 
-def test_a_history_follows_the_moving_average_where_an_arm_says_so(tmp_path, accelerator):
+@pytest.mark.parametrize("said", [{}, {"history": "average"}])
+def test_a_history_follows_the_student_or_its_moving_average(said, tmp_path, accelerator):
     recipe = replace(RECIPE, ema=0.9)
-    for said in ({}, {"history": "average"}):
-        settings = runs.settings_of("dckd", {"interval": 2, **said}, recipe, "tiny", 2)
-        _, job = make("dckd", recipe=recipe, settings=settings)
-        run, step, arm = job.start(
-            tmp_path / str(bool(said)), accelerator(), networks.build("small", 2)
-        )
-        followed = arm.terms[1]._step_hook.followed()
-        assert followed is (run.average.module if said else run.student)
-        train(run, step, dckd=arm, resume=False)
-        assert arm.terms[1].history.iteration == RECIPE.iterations
+    settings = runs.settings_of("dckd", {"interval": 2, **said}, recipe, "tiny", 2)
+    _, job = make("dckd", recipe=recipe, settings=settings)
+    teacher = networks.build("small", 2)
+    run, step, arm = job.start(tmp_path, accelerator(), teacher)
+    followed = arm.terms[1]._step_hook.followed()
+    assert followed is (run.average.module if said else run.student)
+    train(run, step, dckd=arm, resume=False)
+    assert arm.terms[1].history.iteration == RECIPE.iterations
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert list(run.records[0])[:5] == ["step", "l1", "logits", "dcr", "dmm"]
 
 
 def test_an_encoder_study_shares_its_runs_with_the_tables():
