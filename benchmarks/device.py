@@ -107,44 +107,33 @@ def parts(device: str, tiny: bool, work: Path) -> list[Part]:
 # What only this module measures
 
 
-def write(path: Path, device: torch.device, content: Mapping[str, Any]) -> None:
-    """Write a part's JSON, with what it was measured with."""
-    common.write_json(path, {**common.facts("benchmarks.device", device), **content})
-
-
 def bench(device: torch.device, tiny: bool) -> Bench:
     """Images and weights to measure on; in miniature small ones, through `compact`."""
     size, encoder = ("1x32", "compact") if tiny else ("16x192", None)
     return Bench(size, 5, device, truth=False, encoder=encoder)
 
 
-def facts(out: Path, device: torch.device, tiny: bool) -> None:
-    """What the machine is, and whether the library runs there at all."""
+def facts(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Whether the library runs there at all, and what is installed."""
     row = Bench("1x32", 5, device, truth=False, encoder="compact").rows([Spec("stream")], 1)[0]
     installed = sorted(f"{d.metadata['Name']} {d.version}" for d in metadata.distributions())
-    write(out / "facts.json", device, {"first_call": row, "packages": installed})
+    yield {"first_call": row, "packages": installed}
 
 
-def ceilings(out: Path, device: torch.device, tiny: bool) -> None:
+def ceilings(device: torch.device, tiny: bool) -> Iterator[Row]:
     """What the device reaches at best: copies, products, convolutions as the encoder has them."""
-    rows: list[Row] = []
-
-    def note(row: Row) -> None:
-        rows.append(row)
-        write(out / "ceilings.json", device, {"rows": rows})
-
     gigabytes, side, batch = (0.01, 128, 1) if tiny else (4.0, 8192, 16)
     source = torch.randn(int(gigabytes * 1e9 / 4), device=device)
     target = torch.empty_like(source)
     seconds = _seconds(partial(target.copy_, source), device)
-    note({"what": f"copy of {gigabytes:g} GB", "gb_per_s": 2 * gigabytes / seconds})
+    yield {"what": f"copy of {gigabytes:g} GB", "gb_per_s": 2 * gigabytes / seconds}
     del source, target
     for precision, dtype in DTYPES.items():
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         with common.tf32(precision == "tf32"):
             seconds = _seconds(partial(torch.mm, a, b), device)
         label = {"what": f"product of {side}", "precision": precision}
-        note({**label, "tflop_per_s": 2 * side**3 / seconds / 1e12})
+        yield {**label, "tflop_per_s": 2 * side**3 / seconds / 1e12}
     shapes = CONVOLUTIONS[-1:] if tiny else CONVOLUTIONS
     for benchmark, (channels, pixels) in product((False, True), shapes):
         torch.backends.cudnn.benchmark = benchmark
@@ -154,7 +143,7 @@ def ceilings(out: Path, device: torch.device, tiny: bool) -> None:
             found = _convolution(device, batch, channels, pixels, precision, bias)
             label = {"what": f"convolution, {channels} channels, {batch}x{pixels}x{pixels}"}
             label |= {"precision": precision, "bias": bias, "cudnn_benchmark": benchmark}
-            note({**label, **found})
+            yield {**label, **found}
 
 
 def _convolution(
@@ -193,34 +182,32 @@ def _seconds(job: Callable[[], object], device: torch.device, count: int = 10) -
     return (time.perf_counter() - start) / count
 
 
-def sweep(out: Path, device: torch.device, tiny: bool) -> None:
+def sweep(device: torch.device, tiny: bool) -> Iterator[Row]:
     """Chunks, and the kernels' constants, one changed at a time, in float16."""
     torch.backends.cudnn.benchmark = True
-    measured, rows = bench(device, tiny), []
+    measured = bench(device, tiny)
     precision, rounds = ("float32", 1) if tiny else ("float16", 5)
 
-    def note(label: Row, settings: Mapping[str, Any]) -> None:
+    def timed(settings: Mapping[str, Any]) -> Row:
         found = measured.rows([Spec("stream", precision, settings)], rounds)[0]
-        kept = {k: found[k] for k in ("ms_median", "ms_iqr", "peak_mb", "skipped") if k in found}
-        rows.append({**label, **kept})
-        write(out / "sweep.json", device, {"rows": rows})
+        return {k: found[k] for k in ("ms_median", "ms_iqr", "peak_mb", "skipped") if k in found}
 
     for name, values in CONSTANTS:
         for value in values[: 1 if tiny else None]:
-            label = {"constant": name, "value": value}
             try:
                 with patch(name, value):
-                    note(label, {})
+                    found = timed({})
             except Exception as error:  # a kernel that does not compile so; the rest may
-                rows.append({**label, "failed": str(error)[:300]})
+                found = {"failed": str(error)[:300]}
+            yield {"constant": name, "value": value, **found}
     for chunk in CHUNKS[: 2 if tiny else None]:
-        note({"chunk": chunk}, {"chunk": chunk})
+        yield {"chunk": chunk, **timed({"chunk": chunk})}
 
 
-def profiled(out: Path, device: torch.device, tiny: bool) -> None:
+def profiled(device: torch.device, tiny: bool) -> Iterator[Row]:
     """Kernels of one loss by time, of ours with default settings and of the released way."""
     torch.backends.cudnn.benchmark = True
-    measured, rows, cuda = bench(device, tiny), [], device.type == "cuda"
+    measured, cuda = bench(device, tiny), device.type == "cuda"
     activities = [ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
     key = f"self_{'device' if cuda else 'cpu'}_time_total"
     for spec in (Spec("stream", "float16" if cuda else "float32"), Spec("released", "tf32")):
@@ -234,14 +221,22 @@ def profiled(out: Path, device: torch.device, tiny: bool) -> None:
             if e.device_type.name == ("CUDA" if cuda else "CPU")  # not what launches kernels
         ]
         total = {"way": spec.mode, "precision": spec.precision}
-        total |= {key: sum(row[key] for row in found) for key in ("ms", "calls")}
-        rows += [total, *sorted(found, key=lambda row: -row["ms"])[:40]]
-        write(out / "profile.json", device, {"rows": rows})
+        yield total | {key: sum(row[key] for row in found) for key in ("ms", "calls")}
+        yield from sorted(found, key=lambda row: -row["ms"])[:40]
 
 
-MEASURES: Mapping[str, Callable[[Path, torch.device, bool], None]] = {
+MEASURES: Mapping[str, Callable[[torch.device, bool], Iterator[Row]]] = {
     "facts": facts, "ceilings": ceilings, "sweep": sweep, "profile": profiled,
 }  # fmt: skip
+
+
+def measure(name: str, out: Path, device: torch.device, tiny: bool) -> None:
+    """Write one of them; what came first is there whatever happens to the rest."""
+    rows: list[Row] = []
+    for row in MEASURES[name](device, tiny):
+        rows.append(row)
+        made = common.facts("benchmarks.device", device)
+        common.write_json(out / f"{name}.json", {**made, "rows": rows})
 
 
 # All parts, one after another
@@ -251,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 where a summary was written, whatever failed."""
     args = arguments(argv)
     if args.part:
-        MEASURES[args.part](args.out, torch.device(args.device), args.tiny)
+        measure(args.part, args.out, torch.device(args.device), args.tiny)
         return 0
     start = time.monotonic() - age()
     args.out.mkdir(parents=True, exist_ok=True)
