@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from benchmarks import common
 from benchmarks.tables import report
 from benchmarks.tables.runs import parts
 from benchmarks.tables.specs import BUDGETS, TABLES, encoder_study
@@ -133,7 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def whole() -> None:
         with refusing():
             options(args)
-            (table1 if args.table == "table1" else run)(args)
+            if args.table == "table1":
+                print(report.write_networks(stem(args)))
+            else:
+                run(args)
 
     return exit_status(whole, again="the same command")
 
@@ -165,17 +167,6 @@ def run(args: argparse.Namespace) -> None:
         print("written: " + ", ".join(map(str, files)))
     if table.comparisons:
         print(report.write_comparisons(table, of_blocks, stem(args)))
-
-
-def table1(args: argparse.Namespace) -> None:
-    """Count; nothing is trained."""
-    rows, machine = report.network_rows(), common.machine(torch.device("cpu"))
-    head = {"table": "table1", "command": common.command(), **machine}
-    text = report.network_table(rows, head)
-    place = stem(args)
-    common.write_json(place.with_name(f"{place.name}.json"), {**head, "rows": rows})
-    place.with_name(f"{place.name}.md").write_text(text, encoding="utf-8")
-    print(text)
 
 
 def stem(args: argparse.Namespace) -> Path:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from benchmarks import common
 from benchmarks.tables.data import score
 from benchmarks.tables.runs import CONTRASTIVE, Job, Part
@@ -384,36 +386,35 @@ size.
 """
 
 
-def network_rows() -> list[dict[str, Any]]:
-    """What the paper's networks are made of, beside what they are here, at each scale."""
-    numbers, found = json.loads(PAPER.read_text("utf-8"))["table1"], []
+def write_networks(stem: Path) -> str:
+    """Count what the paper's networks are made of, at each scale, as JSON and Markdown; the latter.
+
+    Channels and blocks are the paper's.
+    """
+    numbers, found, cells = json.loads(PAPER.read_text("utf-8"))["table1"], [], []
     for name, specification in SPECIFICATIONS.items():
         family = specification.architecture
         paper, side = numbers[family].get(name.partition("-")[2].capitalize(), {}), PATCH[family]
+        millions, channels, blocks = map(paper.get, ("millions", "channels", "blocks"))
         for scale in specification.scales:
             model = networks.build(name, scale)
             count = sum(p.numel() for p in model.parameters())
             model.to("meta")  # without values counting takes no time
+            multiply_adds, size = networks.multiply_adds(model, side, side), f"{side}x{side}"
             found.append({
-                "network": name, "scale": scale, "channels": paper.get("channels"),
-                "blocks": paper.get("blocks"), "parameters": count,
-                "paper_millions": paper.get("millions"),
-                "multiply_adds": networks.multiply_adds(model, side, side),
-                "input": f"{side}x{side}",
+                "network": name, "scale": scale, "channels": channels, "blocks": blocks,
+                "parameters": count, "paper_millions": millions, "multiply_adds": multiply_adds,
+                "input": size,
             })  # fmt: skip
-    return found
-
-
-def network_table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """Markdown; channels and blocks are the paper's."""
-    rows = []
-    for row in found:
-        paper, count = row["paper_millions"], row["parameters"]
-        rows.append([
-            row["network"], f"x{row['scale']}", row["channels"] or "", row["blocks"] or "",
-            f"{count:,}", f"{paper:.1f}M" if paper else "",
-            f"{count / 1e6 - paper:+.2f}M" if paper else "",
-            f"{row['multiply_adds'] / 1e9:.2f}G", row["input"],
-        ])  # fmt: skip
+            cells.append([
+                name, f"x{scale}", channels or "", blocks or "", f"{count:,}",
+                f"{millions:.1f}M" if millions else "",
+                f"{count / 1e6 - millions:+.2f}M" if millions else "",
+                f"{multiply_adds / 1e9:.2f}G", size,
+            ])  # fmt: skip
+    facts = {"table": "table1", **common.facts("benchmarks.tables", torch.device("cpu"))}
+    common.write_json(_file(stem, ".json"), {**facts, "rows": found})
     head = ["# Table1: the networks", "", *_list(facts)]
-    return "\n".join([*head, "", NETWORK_NOTE, "", *common.grid(NETWORK_HEAD, rows)]) + "\n"
+    text = "\n".join([*head, "", NETWORK_NOTE, "", *common.grid(NETWORK_HEAD, cells)]) + "\n"
+    _file(stem, ".md").write_text(text, "utf-8")
+    return text

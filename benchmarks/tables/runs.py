@@ -267,7 +267,14 @@ def _part(table: Table, options: Namespace, device: str, block: Block) -> Part:
         raise ValueError(
             f"got --crop {recipe.crop}, outputs of {side}x{side} pixels; expected {MIN_SIZE}"
         )
-    source = options.teacher or (None if teacher_recipe else _known(block))
+    source = options.teacher
+    if source is None and teacher_recipe is None:  # the name under which the paper's can be had
+        data = {"deblur": "gopro", "derain": "rain13k", "sr": f"x{block.scale}"}[block.task]
+        source = f"{block.teacher.partition('-')[0]}-{data}"
+        if source not in KNOWN:
+            raise ValueError(
+                f"{block.teacher} cannot be fetched by a name: pass its file by --teacher"
+            )
     found = images(options.budget, block.task, block.scale, block.sets)
     sets = options.sets or (table.sets if options.budget == "small" else ())
     found = named(found, sets, options.development_set, block.task, block.scale)
@@ -303,15 +310,6 @@ def _runs(arm: Arm, losses: Mapping[str, Any], like: Job, seeds: Sequence[int]) 
         raw=like.raw and not arm.average,
     )
     return [replace(job, seed=seed) for seed in seeds]
-
-
-def _known(block: Block) -> str:
-    """The name under which a teacher of the paper can be had."""
-    data = {"deblur": "gopro", "derain": "rain13k", "sr": f"x{block.scale}"}[block.task]
-    name = f"{block.teacher.partition('-')[0]}-{data}"
-    if name not in KNOWN:
-        raise ValueError(f"{block.teacher} cannot be fetched by a name: pass its file by --teacher")
-    return name
 
 
 # From settings to losses
