@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -41,6 +41,11 @@ Way = Callable[[Tensor], Tensor]  # from the student's images to the loss
 def command(module: str = "benchmarks.tables") -> str:
     """The command line, as it can be typed again."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+def facts(module: str, device: torch.device) -> dict[str, Any]:
+    """What a module's numbers were measured with."""
+    return {"command": command(module), **machine(device)}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -122,6 +127,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: no JSON: {error}") from error
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
 def _finite(content: Any) -> Any:

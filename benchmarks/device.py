@@ -107,45 +107,33 @@ def parts(device: str, tiny: bool, work: Path) -> list[Part]:
 # What only this module measures
 
 
-def write(path: Path, device: torch.device, content: Mapping[str, Any]) -> None:
-    """Write a part's JSON, with what it was measured with."""
-    facts = {"command": common.command("benchmarks.device"), **common.machine(device)}
-    common.write_json(path, {**facts, **content})
-
-
 def bench(device: torch.device, tiny: bool) -> Bench:
     """Images and weights to measure on; in miniature small ones, through `compact`."""
     size, encoder = ("1x32", "compact") if tiny else ("16x192", None)
     return Bench(size, 5, device, truth=False, encoder=encoder)
 
 
-def facts(out: Path, device: torch.device, tiny: bool) -> None:
-    """What the machine is, and whether the library runs there at all."""
+def facts(device: torch.device, tiny: bool) -> Iterator[Row]:
+    """Whether the library runs there at all, and what is installed."""
     row = Bench("1x32", 5, device, truth=False, encoder="compact").rows([Spec("stream")], 1)[0]
     installed = sorted(f"{d.metadata['Name']} {d.version}" for d in metadata.distributions())
-    write(out / "facts.json", device, {"first_call": row, "packages": installed})
+    yield {"first_call": row, "packages": installed}
 
 
-def ceilings(out: Path, device: torch.device, tiny: bool) -> None:
+def ceilings(device: torch.device, tiny: bool) -> Iterator[Row]:
     """What the device reaches at best: copies, products, convolutions as the encoder has them."""
-    rows: list[Row] = []
-
-    def note(row: Row) -> None:
-        rows.append(row)
-        write(out / "ceilings.json", device, {"rows": rows})
-
     gigabytes, side, batch = (0.01, 128, 1) if tiny else (4.0, 8192, 16)
     source = torch.randn(int(gigabytes * 1e9 / 4), device=device)
     target = torch.empty_like(source)
     seconds = _seconds(partial(target.copy_, source), device)
-    note({"what": f"copy of {gigabytes:g} GB", "gb_per_s": 2 * gigabytes / seconds})
+    yield {"what": f"copy of {gigabytes:g} GB", "gb_per_s": 2 * gigabytes / seconds}
     del source, target
     for precision, dtype in DTYPES.items():
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         with common.tf32(precision == "tf32"):
             seconds = _seconds(partial(torch.mm, a, b), device)
         label = {"what": f"product of {side}", "precision": precision}
-        note({**label, "tflop_per_s": 2 * side**3 / seconds / 1e12})
+        yield {**label, "tflop_per_s": 2 * side**3 / seconds / 1e12}
     shapes = CONVOLUTIONS[-1:] if tiny else CONVOLUTIONS
     for benchmark, (channels, pixels) in product((False, True), shapes):
         torch.backends.cudnn.benchmark = benchmark
@@ -155,7 +143,7 @@ def ceilings(out: Path, device: torch.device, tiny: bool) -> None:
             found = _convolution(device, batch, channels, pixels, precision, bias)
             label = {"what": f"convolution, {channels} channels, {batch}x{pixels}x{pixels}"}
             label |= {"precision": precision, "bias": bias, "cudnn_benchmark": benchmark}
-            note({**label, **found})
+            yield {**label, **found}
 
 
 def _convolution(
@@ -194,34 +182,32 @@ def _seconds(job: Callable[[], object], device: torch.device, count: int = 10) -
     return (time.perf_counter() - start) / count
 
 
-def sweep(out: Path, device: torch.device, tiny: bool) -> None:
+def sweep(device: torch.device, tiny: bool) -> Iterator[Row]:
     """Chunks, and the kernels' constants, one changed at a time, in float16."""
     torch.backends.cudnn.benchmark = True
-    measured, rows = bench(device, tiny), []
+    measured = bench(device, tiny)
     precision, rounds = ("float32", 1) if tiny else ("float16", 5)
 
-    def note(label: Row, settings: Mapping[str, Any]) -> None:
+    def timed(settings: Mapping[str, Any]) -> Row:
         found = measured.rows([Spec("stream", precision, settings)], rounds)[0]
-        kept = {k: found[k] for k in ("ms_median", "ms_iqr", "peak_mb", "skipped") if k in found}
-        rows.append({**label, **kept})
-        write(out / "sweep.json", device, {"rows": rows})
+        return {k: found[k] for k in ("ms_median", "ms_iqr", "peak_mb", "skipped") if k in found}
 
     for name, values in CONSTANTS:
         for value in values[: 1 if tiny else None]:
-            label = {"constant": name, "value": value}
             try:
                 with patch(name, value):
-                    note(label, {})
+                    found = timed({})
             except Exception as error:  # a kernel that does not compile so; the rest may
-                rows.append({**label, "failed": str(error)[:300]})
+                found = {"failed": str(error)[:300]}
+            yield {"constant": name, "value": value, **found}
     for chunk in CHUNKS[: 2 if tiny else None]:
-        note({"chunk": chunk}, {"chunk": chunk})
+        yield {"chunk": chunk, **timed({"chunk": chunk})}
 
 
-def profiled(out: Path, device: torch.device, tiny: bool) -> None:
+def profiled(device: torch.device, tiny: bool) -> Iterator[Row]:
     """Kernels of one loss by time, of ours with default settings and of the released way."""
     torch.backends.cudnn.benchmark = True
-    measured, rows, cuda = bench(device, tiny), [], device.type == "cuda"
+    measured, cuda = bench(device, tiny), device.type == "cuda"
     activities = [ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
     key = f"self_{'device' if cuda else 'cpu'}_time_total"
     for spec in (Spec("stream", "float16" if cuda else "float32"), Spec("released", "tf32")):
@@ -235,14 +221,22 @@ def profiled(out: Path, device: torch.device, tiny: bool) -> None:
             if e.device_type.name == ("CUDA" if cuda else "CPU")  # not what launches kernels
         ]
         total = {"way": spec.mode, "precision": spec.precision}
-        total |= {key: sum(row[key] for row in found) for key in ("ms", "calls")}
-        rows += [total, *sorted(found, key=lambda row: -row["ms"])[:40]]
-        write(out / "profile.json", device, {"rows": rows})
+        yield total | {key: sum(row[key] for row in found) for key in ("ms", "calls")}
+        yield from sorted(found, key=lambda row: -row["ms"])[:40]
 
 
-MEASURES: Mapping[str, Callable[[Path, torch.device, bool], None]] = {
+MEASURES: Mapping[str, Callable[[torch.device, bool], Iterator[Row]]] = {
     "facts": facts, "ceilings": ceilings, "sweep": sweep, "profile": profiled,
 }  # fmt: skip
+
+
+def measure(name: str, out: Path, device: torch.device, tiny: bool) -> None:
+    """Write one of them; what came first is there whatever happens to the rest."""
+    rows: list[Row] = []
+    for row in MEASURES[name](device, tiny):
+        rows.append(row)
+        made = common.facts("benchmarks.device", device)
+        common.write_json(out / f"{name}.json", {**made, "rows": rows})
 
 
 # All parts, one after another
@@ -252,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 where a summary was written, whatever failed."""
     args = arguments(argv)
     if args.part:
-        MEASURES[args.part](args.out, torch.device(args.device), args.tiny)
+        measure(args.part, args.out, torch.device(args.device), args.tiny)
         return 0
     start = time.monotonic() - age()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -286,7 +280,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--store", type=Path, default=Path("runs/device"), help="of the tables' runs")
     add("--teacher", metavar="FILE", help="of the table evidence, as of benchmarks.tables")
     add("--teacher-network", nargs="+", metavar="CODE", help="likewise")
-    add("--processes", type=int, help="that train at once (default: 8 on a GPU, 1 on a CPU)")
     add("--part", choices=list(MEASURES), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -303,14 +296,14 @@ def all_parts(args: argparse.Namespace, end: float) -> list[str]:
             left = end - time.monotonic() - START * len(wanted[number:])
             share = part.seconds / sum(other.seconds for other in wanted[number:])
             limit, began = max(1.0, START + left * share), time.monotonic()
-            code, output = run(part.command, limit)
+            (code,), output = run(part.command, limit)
             seconds = time.monotonic() - began
             state = {0: "done", None: f"stopped at its limit of {limit:.0f} s"}
             status = state.get(code, f"failed with code {code}")
             if part.name == "tests" and code == NO_TESTS:
                 status = "no test can run here"
             print(f"{part.name}: {status}, {seconds:.0f} s", flush=True)
-            told.append(f"| {part.name} | {status} | {seconds:.0f} | {part.file} |")
+            told.append((part.name, status, f"{seconds:.0f}", part.file))
             found, path = work / part.file, args.out / part.file
             if part.file.endswith(".txt"):
                 path.write_text(output[-200_000:], encoding="utf-8")
@@ -320,27 +313,46 @@ def all_parts(args: argparse.Namespace, end: float) -> list[str]:
                 print(output[-2000:], flush=True)
             if not path.is_file():
                 common.write_json(path, {"failed": status, "output": output[-4000:]})
-    head = ["# Device", "", "| part | state | s | file |", "|---|---|---|---|", *told, ""]
-    return [*head, *summary(args.out)]
+    states = common.grid(("part", "state", "s", "file"), told)
+    return ["# Device", "", *states, "", *summary(args.out)]
 
 
-def run(command: Sequence[str], limit: float) -> tuple[int | None, str]:
-    """Run a module; its code, None where it was stopped at its limit, and its output."""
+def run(
+    command: Sequence[str], limit: float, processes: int = 1, grace: float = 0
+) -> tuple[list[int | None], str]:
+    """Run a module, in several processes where it shares its work, up to a limit in seconds.
+
+    Then those that are left get SIGTERM and, after the grace, SIGKILL with all that they started.
+
+    Returns:
+        their codes, None of those that were stopped, and the first one's output.
+    """
+    line, codes = [sys.executable, "-m", *command], []
+    known = {"cwd": ROOT, "stderr": subprocess.STDOUT, "start_new_session": True}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        outputs = [log, *[subprocess.DEVNULL] * (processes - 1)]
+        running = [subprocess.Popen(line, stdout=output, **known) for output in outputs]
         try:
-            code: int | None = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:  # also where this process is stopped, and what the command has started
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _wait(running, limit)
+            codes = [process.poll() for process in running]
+            if grace:
+                for process in running:
+                    process.terminate()
+                _wait(running, grace)
+        finally:  # also where this process is stopped
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         log.seek(0)
-        return code, log.read()
+        return codes, log.read()
+
+
+def _wait(running: Sequence[subprocess.Popen[str]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, end - time.monotonic()))
 
 
 def summary(out: Path) -> Iterator[str]:
@@ -379,7 +391,7 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
     smoke = args.tiny or not os.environ.get("DCKD_DATA")
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    processes = args.processes or (8 if args.device != "cpu" else 1)
+    processes = 8 if args.device != "cpu" else 1
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
     args.store = args.store.resolve()  # what trains runs elsewhere
     args.store.mkdir(parents=True, exist_ok=True)
@@ -394,7 +406,11 @@ def tables(args: argparse.Namespace, end: float) -> list[str]:
         plan = run(["benchmarks.tables", *full, "--plan"], end - spare - time.monotonic())[1]
         print(plan, flush=True)
         lines += [f"  {line}" for line in plan.splitlines() if line.startswith("  ")]
-        finished = train(full, processes, end - spare)
+        codes, said = run(
+            ["benchmarks.tables", *full], end - spare - time.monotonic(), processes, 20
+        )
+        print(said[-3000:], flush=True)
+        finished = 0 in codes
         lines.append(f"  {'finished' if finished else 'stopped in time; call again'}")
         if not finished:
             break
@@ -439,32 +455,6 @@ def pack(store: Path, out: Path) -> list[str]:
                 size += files[0].stat().st_size
                 tar.add(files[0], files.pop(0).relative_to(store))
     return names
-
-
-def train(arguments: Sequence[str], processes: int, end: float) -> bool:
-    """Let several processes share a table's runs; whether they finished it."""
-    command = [sys.executable, "-m", "benchmarks.tables", *arguments]
-    with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes)]
-        running = [
-            subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-            for log in logs
-        ]
-        while time.monotonic() < end and any(p.poll() is None for p in running):
-            time.sleep(0.2)
-        for process in running:
-            if process.poll() is None:
-                process.terminate()  # which writes a checkpoint
-        for process in running:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        codes = [process.wait() for process in running]
-        for log in logs[:1]:
-            log.seek(0)
-            print(log.read()[-3000:], flush=True)
-    return 0 in codes
 
 
 if __name__ == "__main__":

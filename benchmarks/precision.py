@@ -24,8 +24,12 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import Row
-from benchmarks.gradients import SCALE, SmallTraining, crops_of
+from benchmarks.gradients import SCALE, SmallTraining, batches_of
 from dckd_losses import DCKDLoss, NegativeGenerator, VQGANEncoder
+from examples.restoration import networks
+from examples.restoration.data.crops import RandomCrops
+from examples.restoration.data.datasets import pairs_from_images
+from examples.restoration.data.images import photographs
 
 ENCODERS = ("compact", "f16-random")
 STEPS = 325  # the history, updated every 50, is half an interval behind the student then
@@ -61,7 +65,7 @@ def main() -> None:
         rows += measure(name, steps, device)
         print(table(rows), flush=True)
         if args.json:  # what came first is there whatever happens to the rest
-            facts = {"command": common.command("benchmarks.precision"), **common.machine(device)}
+            facts = common.facts("benchmarks.precision", device)
             common.write_json(args.json, {**facts, "apart": list(map(apart, steps)), "rows": rows})
             args.json.with_suffix(".md").write_text(table(rows) + "\n")
 
@@ -79,10 +83,13 @@ def arguments() -> argparse.Namespace:
 
 def make_steps(steps: int, crops: int, side: int) -> list[Step]:
     """One step for each crop, made in float32 on the CPU, so that all devices see the same."""
-    training = SmallTraining(steps)
+    pairs, held_out = (pairs_from_images(photographs(s), SCALE) for s in ("train", "held_out"))
+    torch.manual_seed(0)
+    training = SmallTraining(batches_of(pairs, steps, seed=0), networks.build("tiny", SCALE))
     training.train(steps)
     negatives = NegativeGenerator(training.history)
-    lqs = [lq[None] for lq, _ in crops_of("held_out", side // SCALE, crops, seed=0)]
+    seen = RandomCrops(held_out, crop=side // SCALE, scale=SCALE, length=crops, seed=0)
+    lqs = [lq[None] for lq, _ in seen]
     with torch.no_grad():
         return [Step(training.student(lq), training.teacher(lq), negatives(lq)) for lq in lqs]
 
@@ -148,18 +155,19 @@ def distances(seen: Sequence[tuple[float, Tensor]], truths: Sequence[tuple[float
 
 def table(rows: list[Row]) -> str:
     """Markdown; each cell is the median over the crops, and the worst."""
-    lines = [
-        "| encoder | student | term | precision | cosine | relative L2 | relative error of loss |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r['encoder']} | {r['student']} | {r['term']} | {r['precision']} | "
-            f"{r['cosine']:.4f} ({r['cosine_worst']:.4f}) | "
-            f"{r['rel_l2']:.1e} ({r['rel_l2_worst']:.1e}) | "
-            f"{r['loss_rel']:.0e} ({r['loss_rel_worst']:.0e}) |"
+    labels = ("encoder", "student", "term", "precision")
+    cells = [
+        (
+            *(row[label] for label in labels),
+            f"{row['cosine']:.4f} ({row['cosine_worst']:.4f})",
+            f"{row['rel_l2']:.1e} ({row['rel_l2_worst']:.1e})",
+            f"{row['loss_rel']:.0e} ({row['loss_rel_worst']:.0e})",
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return "\n".join(
+        common.grid((*labels, "cosine", "relative L2", "relative error of loss"), cells)
+    )
 
 
 if __name__ == "__main__":

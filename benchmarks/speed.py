@@ -73,7 +73,10 @@ def main() -> None:
     for found in measured(args, torch.device(args.device)):
         print(table(found), flush=True)
         rows += found
-        write(args, rows)
+        if args.json:
+            facts = common.facts("benchmarks.speed", torch.device(args.device))
+            common.write_json(args.json, {**facts, "rows": rows})
+            args.json.with_suffix(".md").write_text(table(rows) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -111,15 +114,6 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[list[Ro
         for mode, precision in product(MODES, COMPILED):
             spec = Spec("plain", precision, PATHS["plain"], compiled=mode)
             yield bench.rows([spec], args.rounds)
-
-
-def write(args: argparse.Namespace, rows: list[Row]) -> None:
-    """The rows so far, and what they were measured with."""
-    if args.json:
-        facts = {"command": common.command("benchmarks.speed")}
-        facts |= common.machine(torch.device(args.device))
-        common.write_json(args.json, {**facts, "rows": rows})
-        args.json.with_suffix(".md").write_text(table(rows) + "\n")
 
 
 # The loss alone
@@ -278,14 +272,7 @@ def make_images(batch: int, side: int, negatives: int) -> list[Tensor]:
 
 
 def steps(name: str, size: str, rounds: int, device: torch.device) -> list[Row]:
-    """One row a method: student, teacher, history, loss, backward and optimizer together.
-
-    Args:
-        name: the student's, of `networks`.
-        size: batch x pixels of its output.
-        rounds: after one that warms up.
-        device: where.
-    """
+    """One row a method: student, teacher, history, loss, backward and optimizer together."""
     from examples.restoration import networks  # here: the loss alone needs none of it
 
     batch, side = map(int, size.split("x"))
@@ -361,11 +348,11 @@ def _step(
 
 def table(rows: list[Row]) -> str:
     """Markdown; the ratios are those of the released way above to this row."""
-    lines = [
-        "| batch, size | negatives | way | precision | ms (IQR) | faster | saved MB | less | "
-        "peak MB | less | gradient |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "batch, size", "negatives", "way", "precision", "ms (IQR)", "faster", "saved MB", "less",
+        "peak MB", "less", "gradient",
+    )  # fmt: skip
+    lines = []
     base: Row = {}
     for r in rows:
         if r["mode"] == "released" and r["precision"] not in HALF:
@@ -374,16 +361,15 @@ def table(rows: list[Row]) -> str:
         if "skipped" in r:
             way = f"{way} ({r['skipped']})"
         ms, spread = _number(r, "ms_median", ".0f"), _number(r, "ms_iqr", ".0f")
-        cells = [
+        lines.append([
             f"{r['batch']}x{r['size']}x{r['size']}", _number(r, "negatives", "d"),
             way, r["precision"], f"{ms} ({spread})" if spread else ms,
             _less(base, r, "ms_median", 2),
             _number(r, "saved_mb", ".1f"), _less(base, r, "saved_mb"),
             _number(r, "peak_mb", ".0f"), _less(base, r, "peak_mb"),
             _number(r, "grad_rel_l2", ".0e"),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return "\n".join(common.grid(head, lines))
 
 
 def _number(row: Row, key: str, form: str) -> str:

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # processes that are forked have no others
     rows: list[Row] = []
-    facts = {"command": common.command("benchmarks.trust"), **common.machine(torch.device("cpu"))}
+    facts = common.facts("benchmarks.trust", torch.device("cpu"))
     for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
             for row in PARTS[name](args, Path(folder)):
@@ -119,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = ["| what | tried | survived | refused well | failed |", "|---|---|---|---|---|"]
-    for row in rows:
-        counts = (row.tried, row.survived, row.refused, len(row.failed))
-        lines.append(f"| {row.what} | {' | '.join(f'{n:,}' for n in counts)} |")
-    return "\n".join(lines)
+    cells = [
+        (row.what, *(f"{n:,}" for n in (row.tried, row.survived, row.refused, len(row.failed))))
+        for row in rows
+    ]
+    return "\n".join(common.grid(("what", "tried", "survived", "refused well", "failed"), cells))
 
 
 # Steps

@@ -85,7 +85,6 @@ class Logits(Baseline):
     name = "logits"
 
     def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
-        """See `Baseline.term`."""
         return F.l1_loss(student_out, teacher_out)
 
 

@@ -58,7 +58,6 @@ class CSD(Baseline):
         self.num_negatives = num_negatives
 
     def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
-        """See `Baseline.term`."""
         size = student_out.shape[2:]
         same = lq.shape[2:] == size
         enlarged = lq if same else F.interpolate(lq, size=size, mode="bicubic")
@@ -88,7 +87,6 @@ class AECR(Baseline):
         self.contrast = DCRLoss(encoder)
 
     def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
-        """See `Baseline.term`."""
         size = student_out.shape[2:]
         negative = lq if lq.shape[2:] == size else F.interpolate(lq, size=size, mode="nearest")
         return self.contrast(student_out, target, negative[None])
@@ -139,7 +137,6 @@ class MCLIR(Baseline):
         )
 
     def hooks(self, optimizer: torch.optim.Optimizer) -> Iterator[RemovableHandle]:
-        """See `Baseline.hooks`."""
         yield unwrap_optimizer(optimizer).register_step_post_hook(self._step)
 
     def _step(self, *_: object) -> None:
@@ -147,7 +144,6 @@ class MCLIR(Baseline):
             history.step(self.student)
 
     def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
-        """See `Baseline.term`."""
         negatives = torch.stack([history(lq) for history in self.histories])
         # the encoder compares with a teacher and with negatives; here all are negatives
         found = self.encoder.compare(student_out, negatives[0], negatives[1:])

@@ -107,7 +107,6 @@ class LabelConsistency(RandomBaseline):
         self.probability = probability
 
     def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
-        """See `Baseline.term`."""
         transform = Transform.draw(self.draws(), self.probability, lq)
         with torch.no_grad():
             wanted = transform.through(self.teacher, lq)
@@ -166,7 +165,6 @@ class DUKD(RandomBaseline):
         self.zoom_out = zoom_out
 
     def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
-        """See `Baseline.term`."""
         draws = self.draws()
         zoomed = random_cells(target, lq, draws)
         transform = Transform.draw(draws, self.probability, zoomed)

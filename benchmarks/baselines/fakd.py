@@ -68,7 +68,6 @@ class FAKD(Baseline):
         self._outputs: dict[nn.Module, Tensor] = {}  # by layer
 
     def hooks(self, optimizer: torch.optim.Optimizer) -> Iterator[RemovableHandle]:
-        """See `Baseline.hooks`."""
         for name in self.student_layers:
             yield self.student.get_submodule(name).register_forward_hook(self._keep)
         for name in self.teacher_layers:
@@ -87,7 +86,6 @@ class FAKD(Baseline):
         return super().detach()
 
     def term(self, student_out: Tensor, teacher_out: Tensor, lq: Tensor, target: Tensor) -> Tensor:
-        """See `Baseline.term`."""
         terms = []
         for mine, theirs in zip(self.student_layers, self.teacher_layers, strict=True):
             ours = affinity(self._outputs.pop(self.student.get_submodule(mine)))

@@ -16,17 +16,15 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from benchmarks import common
 from benchmarks.tables import report
-from benchmarks.tables.runs import Options, parts
+from benchmarks.tables.runs import parts
 from benchmarks.tables.specs import BUDGETS, TABLES, encoder_study
 from benchmarks.tables.store import Store, plan
 from dckd_losses.negatives import DEGRADATIONS
@@ -34,11 +32,11 @@ from examples.restoration import networks
 from examples.restoration.training.console import exit_status, refusing
 
 LEAST = {"num_negatives": 1, "interval": 1, "iterations": 1, "batch_size": 1, "crop": 1}  # else 0
-RECIPE: Mapping[str, tuple[type, str]] = {
-    "iterations": (int, "optimizer steps of each student"),
-    "batch_size": (int, "crops a step"),
-    "crop": (int, "LQ pixels a side"),
-    "lr": (float, "highest learning rate"),
+RECIPE: Mapping[str, Mapping[str, Any]] = {
+    "iterations": {"type": int, "metavar": "N", "help": "optimizer steps of each student"},
+    "batch_size": {"type": int, "metavar": "N", "help": "crops a step"},
+    "crop": {"type": int, "metavar": "N", "help": "LQ pixels a side"},
+    "lr": {"type": float, "metavar": "N", "help": "highest learning rate"},
 }
 LOSSES: Mapping[str, Mapping[str, Any]] = {  # of DCKD
     "dcr_weight": {"type": float, "help": "of DCR"},
@@ -93,16 +91,15 @@ def parser() -> argparse.ArgumentParser:
     add("--encoders", nargs="+", metavar="NAME", help="of study: names or paths to compare")
     add("--workers", type=int, metavar="N", default=0, help="processes that read crops ahead")
     recipe = made.add_argument_group("training, where not as in the budget")
-    for name, (kind, text) in RECIPE.items():
-        recipe.add_argument(_flag(name), type=kind, metavar="N", help=text)
     losses = made.add_argument_group("DCKD, where not as by default nor as an arm says itself")
-    for name, known in LOSSES.items():
-        losses.add_argument(_flag(name), **known)
+    for group, names in ((recipe, RECIPE), (losses, LOSSES)):
+        for name, known in names.items():
+            group.add_argument(_flag(name), **known)
     return made
 
 
-def options(args: argparse.Namespace) -> Options:
-    """What the command line asks for.
+def options(args: argparse.Namespace) -> argparse.Namespace:
+    """The same, looked at, with what is changed of the budget's recipe and of losses, by name.
 
     Raises:
         ValueError: A text is empty, a number below what it may be or not finite, a seed said twice.
@@ -118,14 +115,10 @@ def options(args: argparse.Namespace) -> Options:
         raise ValueError(f"got --seeds {' '.join(map(str, seeds))}; expected different numbers")
     if args.name and Path(args.name).name != args.name:
         raise ValueError(f"got --name {args.name}; expected one without folders")
-    changes = {"recipe": _set(args, RECIPE), "losses": _set(args, LOSSES)}
-    known = {each.name: getattr(args, each.name, None) for each in fields(Options)}
-    return Options(**{**known, **changes})
-
-
-def _set(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    found = {name: getattr(args, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    for group, names in (("recipe", RECIPE), ("losses", LOSSES)):
+        said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        setattr(args, group, said)
+    return args
 
 
 def _flag(name: str) -> str:
@@ -138,53 +131,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def whole() -> None:
         with refusing():
-            chosen = options(args)
+            options(args)
             if args.table == "table1":
-                table1(args)
+                print(report.write_networks(stem(args)))
             else:
-                run(args, chosen)
+                run(args)
 
     return exit_status(whole, again="the same command")
 
 
-def run(args: argparse.Namespace, chosen: Options) -> None:
+def run(args: argparse.Namespace) -> None:
     """Plan, train what is missing, evaluate, write."""
     if args.encoders and args.table != "study":
         raise ValueError(f"got --encoders for {args.table}; expected it for study only")
     table = encoder_study(args.encoders) if args.encoders else TABLES[args.table]
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     store = Store(Path(args.output) / "runs", accelerator, args.workers)
-    found = parts(table, chosen, accelerator.device.type)
+    found = parts(table, args, accelerator.device.type)
     for part in found:
-        print(f"{chosen.table}, {part.block.label}, {part.block.student}", flush=True)
+        print(f"{args.table}, {part.block.label}, {part.block.student}", flush=True)
         print(plan(part.jobs, store), flush=True)
     if args.plan:
         return
     of_blocks = {}
     for part in found:
-        jobs = part.jobs
+        jobs, label = part.jobs, part.block.label
         store.complete(jobs.pop("Teacher", []))
         # seed by seed, so that what is there on the way can be compared
         store.complete(run for runs in zip(*jobs.values(), strict=True) for run in runs)
         several = len(found) > 1 or table.comparisons
-        label = f"_{part.block.label.replace(' ', '_')}" if several else ""
-        place = stem(args).with_name(stem(args).name + label)
-        files, of_blocks[part.block.label] = report.write_table(table, chosen, part, store, place)
+        end = f"_{label.replace(' ', '_')}" if several else ""
+        place = stem(args).with_name(stem(args).name + end)
+        files, of_blocks[label] = report.write_table(table, args.table, part, store, place)
         print(place.with_name(f"{place.name}.md").read_text(encoding="utf-8"))
         print("written: " + ", ".join(map(str, files)))
     if table.comparisons:
         print(report.write_comparisons(table, of_blocks, stem(args)))
-
-
-def table1(args: argparse.Namespace) -> None:
-    """Count; nothing is trained."""
-    rows, machine = report.network_rows(), common.machine(torch.device("cpu"))
-    head = {"table": "table1", "command": common.command(), **machine}
-    text = report.network_table(rows, head)
-    place = stem(args)
-    common.write_json(place.with_name(f"{place.name}.json"), {**head, "rows": rows})
-    place.with_name(f"{place.name}.md").write_text(text, encoding="utf-8")
-    print(text)
 
 
 def stem(args: argparse.Namespace) -> Path:

@@ -30,7 +30,7 @@ from examples.restoration.data.datasets import Pair, PairFiles, open_pairs, pair
 from examples.restoration.data.images import PHOTOGRAPHS, Image, list_images, read_image
 from examples.restoration.data.layouts import Files, find_pairs
 from examples.restoration.data.synthetic import camera_motion, matlab_bicubic, rain
-from examples.restoration.results.evaluation import Score, restore
+from examples.restoration.results.evaluation import restore
 from examples.restoration.results.metrics import protocol, psnr, ssim
 
 TESTED, DEVELOPED = slice(0, 210, 7), slice(3, 213, 21)  # of BSDS500's 221 photographs
@@ -115,13 +115,7 @@ class Images:
 
 
 def images(budget: str, task: str, scale: int, sets: tuple[str, ...]) -> Images:
-    """The images of a task in a budget.
-
-    Args:
-        budget: "paper", "small" or "smoke".
-        task: "sr", "deblur" or "derain".
-        scale: Output size over input size.
-        sets: Names of the paper's test sets.
+    """The images of a task in a budget, with these of the paper's test sets.
 
     Raises:
         ValueError: DCKD_DATA is not set, or a folder or file is missing.
@@ -218,25 +212,25 @@ def _paper(root: Path, task: str, scale: int, sets: tuple[str, ...]) -> Images:
 # Scores
 
 
-def restored(model: nn.Module | None, pair: Pair, scale: int) -> Image:
-    """What a network makes of an input; None for the input itself, enlarged by MATLAB's bicubic."""
-    if model is not None:
-        return restore(model, pair.lq)
-    return pair.lq if scale == 1 else matlab_bicubic(pair.lq, scale)
-
-
-def score(model: nn.Module | None, images: ImageSet, task: str, scale: int) -> Score:
-    """Mean PSNR and SSIM of a network over a set."""
-    rules = protocol(task, scale)
-    made = [(restored(model, pair, scale), pair.hq) for pair in images.pairs]
-    return {
-        "psnr": sum(psnr(mine, true, rules) for mine, true in made) / len(made),
-        "ssim": sum(ssim(mine, true, rules) for mine, true in made) / len(made),
-    }
+def score(
+    model: nn.Module | None,
+    images: ImageSet,
+    task: str,
+    scale: int,
+    measures: Sequence[Callable[..., float]] = (psnr, ssim),
+) -> dict[str, float]:
+    """Means over a set, by name; without a network of the input itself, enlarged by bicubic."""
+    rules, sums = protocol(task, scale), {measure.__name__: 0.0 for measure in measures}
+    for pair in images.pairs:
+        if model is not None:
+            out = restore(model, pair.lq)
+        else:
+            out = pair.lq if scale == 1 else matlab_bicubic(pair.lq, scale)
+        for measure in measures:
+            sums[measure.__name__] += measure(out, pair.hq, rules)
+    return {name: total / len(images.pairs) for name, total in sums.items()}
 
 
 def mean_psnr(model: nn.Module, images: ImageSet, task: str, scale: int) -> float:
     """The same without SSIM, which takes longer."""
-    rules = protocol(task, scale)
-    values = [psnr(restored(model, pair, scale), pair.hq, rules) for pair in images.pairs]
-    return sum(values) / len(values)
+    return score(model, images, task, scale, (psnr,))["psnr"]

@@ -82,13 +82,9 @@ def _looks(runs: Sequence[Records]) -> tuple[list[float], npt.NDArray[np.float64
 def distances(records: Records, num_negatives: int, path: Path) -> None:
     """As the paper's Figure 1: how far the student is from its teacher, and from its negatives.
 
-    One panel a level. While the upper line stays above the lower one the lower bound still pushes;
-    where they meet, negatives have become as good as the student.
-
-    Args:
-        records: Of one run; its `negative` is summed over the negatives.
-        num_negatives: How many they are.
-        path: PNG to write.
+    One panel a level, of one run, whose `negative` is summed over the negatives. While the upper
+    line stays above the lower one the lower bound still pushes; where they meet, negatives have
+    become as good as the student.
     """
     seen = [record for record in records if "positive" in record]
     steps = [record["step"] for record in seen]
@@ -110,14 +106,7 @@ def distances(records: Records, num_negatives: int, path: Path) -> None:
 def against_number(
     arms: Arms, costs: Mapping[str, Mapping[str, float]], label: str, path: Path
 ) -> None:
-    """Figure 8: PSNR, and what a step costs, against the number that the arms are named after.
-
-    Args:
-        arms: Their names are numbers.
-        costs: By unit, each arm's as far as they are known.
-        label: Of the number.
-        path: PNG to write.
-    """
+    """Figure 8: PSNR, and what a step costs in some units, against the number that names an arm."""
     x, sets = [float(name) for name in arms], list(next(iter(arms.values())))
     panels = len(sets) + len(costs)
     figure = Figure(figsize=(3.4 * panels, 3), layout="constrained")

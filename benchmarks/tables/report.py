@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from benchmarks import common
 from benchmarks.tables.data import score
-from benchmarks.tables.runs import CONTRASTIVE, Job, Options, Part
+from benchmarks.tables.runs import CONTRASTIVE, Job, Part
 from benchmarks.tables.specs import Table
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses import VQGANEncoder
@@ -25,7 +27,7 @@ Scores = dict[str, list[float]]  # "psnr" and "ssim", one a seed
 Arms = dict[str, dict[str, Scores]]  # by arm and set
 Costs = Mapping[str, Mapping[str, float]]  # "ms" and, of encoders, "parameters", by arm
 Cited = Mapping[str, Mapping[str, Sequence[float]]]  # the paper's PSNR and SSIM by arm and set
-Results = Mapping[str, list[dict[str, Any]]]  # what each arm's trained runs say of themselves
+Results = Mapping[str, Sequence[dict[str, Any]]]  # what each arm's runs say of themselves
 LATE = 0.2  # share of a run's steps that should hardly gain any more
 ROUNDS = 3  # of the measurement of what an encoder adds to a step
 PAPER = Path(__file__).with_name("paper_numbers.json")
@@ -138,15 +140,15 @@ def step_costs(table: Table, part: Part, store: Store) -> dict[str, dict[str, fl
 
 
 def write_table(
-    table: Table, options: Options, part: Part, store: Store, stem: Path
+    table: Table, name: str, part: Part, store: Store, stem: Path
 ) -> tuple[list[Path], Arms]:
-    """Everything that a block of a table leaves behind.
+    """Everything that a block of a table leaves behind, all trained.
 
     Args:
         table: What was asked for.
-        options: How.
-        part: The block, all trained.
-        store: Where.
+        name: Its name.
+        part: The block.
+        store: Where its runs are.
         stem: Path of the files without their ends.
 
     Returns:
@@ -154,36 +156,36 @@ def write_table(
     """
     arms, others = scored(part, store)
     costs = step_costs(table, part, store)
+    results = {arm: [store.result(run) or {} for run in runs] for arm, runs in part.jobs.items()}
+    by_arm = {name: results[name] for name in arms}
+    ended = {name: [r for r in found if "diverged" not in r] for name, found in by_arm.items()}
+    ended = {name: found for name, found in ended.items() if found}
     machine = common.machine(store.accelerator.device)
-    head = {"table": options.table, "command": common.command()}
-    made = {"commit": machine["commit"], "device": machine["device"]}
-    costly = {"costs": costs} if costs else {}
+    head = {"table": name, "command": common.command()}
+    made = {**head, "commit": machine["commit"], "device": machine["device"], "arms": arms}
     files = [_file(stem, end) for end in (".json", "_details.json", ".md")]
-    common.write_json(files[0], {**head, **made, "arms": arms, **costly})
+    common.write_json(files[0], {**made, **({"costs": costs} if costs else {})})
     runs = [run for runs in part.arms.values() for run in runs]
     told = {**head, **machine, "seeds": sorted({run.seed for run in runs})}
-    by_arm = {name: [_told(run, store) for run in runs] for name, runs in part.arms.items()}
-    label = part.block.label
-    common.write_json(files[1], {**told, "references": {label: others}, "runs": {label: by_arm}})
-    facts = {**told, **commits(part, store), **_recipe(part, runs), **_convergence(part, store)}
-    files[2].write_text(markdown(table, facts, part, arms, others, options.table, costs), "utf-8")
+    label, said = part.block.label, {name: [*map(_told, found)] for name, found in by_arm.items()}
+    details = {"references": {label: others}, "runs": {label: said}}
+    common.write_json(files[1], {**told, **details})
+    facts = {**told, **commits(results), **_recipe(part, runs), **_convergence(ended)}
+    files[2].write_text(markdown(table, facts, part, arms, others, name, costs), "utf-8")
     try:
-        files += _draw(table, part, arms, store, stem)
+        files += _draw(table, arms, ended, stem)
     except (ImportError, ValueError) as error:  # no matplotlib, or one that is set up oddly
         print(f"no pictures: {error}")
     return files, arms
 
 
 def write_comparisons(table: Table, blocks: Mapping[str, Arms], stem: Path) -> str:
-    """What the arms gained for each student, beside chance, as Markdown and JSON.
+    """Write what the arms gained for each student, beside chance; the Markdown.
 
     Args:
         table: Its arms beside its reference, and its further comparisons, where both are trained.
         blocks: The arms' scores, by student.
         stem: Path of the files without their ends.
-
-    Returns:
-        the Markdown.
     """
     columns = [(label, s) for label, arms in blocks.items() for s in next(iter(arms.values()))]
     rows, found, seeds = [], [], 0
@@ -196,17 +198,16 @@ def write_comparisons(table: Table, blocks: Mapping[str, Arms], stem: Path) -> s
             cells.append(_spread(value, 3, sign="+"))
             if value is not None and mine:
                 seeds = len(mine["psnr"])
-                seen = {"mean": value.mean, "error": value.deviation}
                 pair = {"arm": arm, "beside": beside, "student": label, "set": images}
-                found.append({**pair, **seen})
+                found.append({**pair, "mean": value.mean, "error": value.deviation})
         if any(cells):
             rows.append([arm, beside, *cells])
     told = {"table": table.title, "command": common.command(), "commit": common.commit()}
     common.write_json(_file(stem, ".json"), {**told, "seeds": seeds, "rows": found})
     head = ("arm", "beside", *(f"{label}, {images}" for label, images in columns))
-    lines = ["# Comparisons", "", *(f"- {key}: {value}" for key, value in told.items()), ""]
+    lines = ["# Comparisons", "", *_list(told), ""]
     lines += [COMPARISONS.format(count=len(found)), chance(seeds, len(found)), ""]
-    text = "\n".join([*lines, *_grid(head, rows)]) + "\n"
+    text = "\n".join([*lines, *common.grid(head, rows)]) + "\n"
     _file(stem, ".md").write_text(text, "utf-8")
     return text
 
@@ -221,10 +222,9 @@ def chance(seeds: int, count: int) -> str:
     return CHANCE.format(seeds=seeds, one=one, every=every)
 
 
-def commits(part: Part, store: Store) -> dict[str, str]:
+def commits(results: Results) -> dict[str, str]:
     """Where the runs were trained, if not all at the report's own commit."""
-    runs = [run for found in part.jobs.values() for run in found]
-    known = sorted({str((store.result(run) or {}).get("commit")) for run in runs})
+    known = sorted({str(result.get("commit")) for found in results.values() for result in found})
     return {} if known == [common.commit()] else {"trained at": ", ".join(known)}
 
 
@@ -234,8 +234,13 @@ def _recipe(part: Part, runs: Sequence[Job]) -> dict[str, str]:
     encoders = dict.fromkeys(r.encoder or "each one's own" for r in runs)
     norms = dict.fromkeys(r.settings.get("balance") for r in runs if r.method in CONTRASTIVE)
     texts = [f"{norm:g} of an L1's" if norm else "fixed weights" for norm in norms]
+    teacher = part.teacher
+    if isinstance(teacher, Job):
+        known = part.block.teacher
+    else:  # its code, or its file where that says what it is
+        known = Path((*teacher.code, teacher.source)[0]).name
     facts = {
-        "student, teacher": f"{part.block.student}, {_teacher(part)}",
+        "student, teacher": f"{part.block.student}, {known}",
         "training": f"{recipe.iterations:,} steps, {recipe.batch_size} crops of {recipe.crop} "
         f"pixels, learning rate {recipe.lr:g}, on {images.name} ({len(images.files)} images)",
         "encoder of all contrastive methods": ", ".join(encoders),
@@ -244,67 +249,45 @@ def _recipe(part: Part, runs: Sequence[Job]) -> dict[str, str]:
     return {name: text for name, text in facts.items() if text}
 
 
-def _teacher(part: Part) -> str:
-    """A given teacher's code, or its file where that says what it is."""
-    if isinstance(part.teacher, Job):
-        return part.block.teacher
-    return Path((*part.teacher.code, part.teacher.source)[0]).name
-
-
-def _convergence(part: Part, store: Store) -> dict[str, str]:
+def _convergence(ended: Results) -> dict[str, str]:
     """How much the arms' last steps still changed, each arm's mean over seeds."""
-    gains = [
-        statistics.fmean(late_gain(result["records"]) for result in found)
-        for found in _results(part, store).values()
-    ]
+    gains = [statistics.fmean(late_gain(r["records"]) for r in found) for found in ended.values()]
     if not gains:
         return {}
     text = f"{min(gains):+.3f} to {max(gains):+.3f} dB on the development images"
     return {f"gained in the last {LATE:.0%} of the steps": text}
 
 
-def _results(part: Part, store: Store) -> Results:
-    """What the runs that were trained to their end say of themselves, of arms that have any."""
-    every = {name: [store.result(run) or {} for run in runs] for name, runs in part.arms.items()}
-    ended = {name: [r for r in rs if "diverged" not in r] for name, rs in every.items()}
-    return {name: found for name, found in ended.items() if found}
-
-
-def _told(run: Job, store: Store) -> dict[str, Any]:
+def _told(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a run says of itself: settings, speed, its validation curve."""
-    result = dict(store.result(run) or {})
-    looks = [r for r in result.pop("records") if "psnr" in r]
-    return {**result, "curve": [[r["step"], r["psnr"]] for r in looks]}
+    curve = [[r["step"], r["psnr"]] for r in result["records"] if "psnr" in r]
+    return {**{key: value for key, value in result.items() if key != "records"}, "curve": curve}
 
 
-def _draw(table: Table, part: Part, arms: Arms, store: Store, stem: Path) -> list[Path]:
-    """The pictures of one block."""
+def _draw(table: Table, arms: Arms, ended: Results, stem: Path) -> list[Path]:
+    """The pictures of one block, of the runs that were trained to their end."""
     from benchmarks.tables import plots  # here: the rest does without matplotlib
 
-    files, results = [_file(stem, ".png")], _results(part, store)
+    files = [_file(stem, ".png")]
     if table.x is None:
         plots.gains(arms, table.reference, files[0])
     else:
-        plots.against_number(arms, _step_costs(results), table.x, files[0])
-    if results:
+        first = {name: runs[0] for name, runs in ended.items()}
+        costs = {"ms a step": {name: 1e3 * r["seconds_per_step"] for name, r in first.items()}}
+        costs["peak MB"] = {name: r["peak_mb"] for name, r in first.items() if r["peak_mb"]}
+        known = {unit: found for unit, found in costs.items() if found}
+        plots.against_number(arms, known, table.x, files[0])
+    if ended:
         files.append(_file(stem, "_curves.png"))
-        records = {name: [r["records"] for r in found] for name, found in results.items()}
+        records = {name: [r["records"] for r in found] for name, found in ended.items()}
         plots.curves(records, table.reference, files[-1])
-    for result, *_ in reversed(results.values()):  # the table's last arm that has any
+    for result, *_ in reversed(ended.values()):  # the table's last arm that has any
         if "positive" in result["records"][-1]:
             files.append(_file(stem, "_distances.png"))
             count = result["settings"]["losses"].get("num_negatives", NUM_NEGATIVES)
             plots.distances(result["records"], count, files[-1])
             break
     return files
-
-
-def _step_costs(results: Results) -> dict[str, dict[str, float]]:
-    """Time and, on a GPU, memory of each arm's first run, by unit."""
-    first = {name: runs[0] for name, runs in results.items()}
-    costs = {"ms a step": {name: 1e3 * r["seconds_per_step"] for name, r in first.items()}}
-    costs["peak MB"] = {name: r["peak_mb"] for name, r in first.items() if r["peak_mb"]}
-    return {unit: found for unit, found in costs.items() if found}
 
 
 def _file(stem: Path, end: str) -> Path:
@@ -323,22 +306,10 @@ def markdown(
     name: str,
     costs: Costs,
 ) -> str:
-    """The whole report.
-
-    Args:
-        table: What is shown.
-        facts: How it was measured: text by name.
-        part: The block.
-        arms: Their scores.
-        others: Those of input and teacher.
-        name: Of the table.
-        costs: Of a step, where they were measured.
-    """
+    """The whole report; facts say how it was measured, and `name` is the table's."""
     title = re.sub(r"(?<=[a-z])(?=\d)", " ", name.capitalize())  # "Table 5"
     lines = [f"# {title}: {table.title}", ""]
-    for key, value in facts.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else value
-        lines.append(f"- {key}: {text}")
+    lines += _list(facts)
     lines += ["", NOTE.format(reference=table.reference), *textwrap.wrap(table.note, 100)]
     numbers = cited(name, part.block.label)
     if numbers:
@@ -356,13 +327,13 @@ def markdown(
             [n, *([sizes.get(n, "")] if sizes else []), f"{c['ms']:.0f}"] for n, c in costs.items()
         ]
         head = ("arm", *(["encoder's parameters"] if sizes else []), "ms added to a step")
-        lines += ["", "### Cost", "", *_grid(head, cells)]
+        lines += ["", "### Cost", "", *common.grid(head, cells)]
     return "\n".join(lines) + "\n"
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
-    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
+def _list(facts: Mapping[str, Any]) -> list[str]:
+    texts = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in facts.items()}
+    return [f"- {key}: {text}" for key, text in texts.items()]
 
 
 def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -> list[str]:
@@ -391,7 +362,7 @@ def _rows(table: Table, arms: Arms, others: Arms, numbers: Cited, images: str) -
             cells[6] = f"{mean(ours['psnr']).mean - theirs[0]:+.2f}" if ours else ""
             cells[7] = f"{theirs[0] - paper_reference[0]:+.2f}" if paper_reference else ""
         rows.append(cells[: len(head)])
-    return _grid(head, rows)
+    return common.grid(head, rows)
 
 
 def _spread(value: Mean | None, digits: int, sign: str = "") -> str:
@@ -415,36 +386,35 @@ size.
 """
 
 
-def network_rows() -> list[dict[str, Any]]:
-    """What the paper's networks are made of, beside what they are here, at each scale."""
-    numbers, found = json.loads(PAPER.read_text("utf-8"))["table1"], []
+def write_networks(stem: Path) -> str:
+    """Count what the paper's networks are made of, at each scale, as JSON and Markdown; the latter.
+
+    Channels and blocks are the paper's.
+    """
+    numbers, found, cells = json.loads(PAPER.read_text("utf-8"))["table1"], [], []
     for name, specification in SPECIFICATIONS.items():
         family = specification.architecture
         paper, side = numbers[family].get(name.partition("-")[2].capitalize(), {}), PATCH[family]
+        millions, channels, blocks = map(paper.get, ("millions", "channels", "blocks"))
         for scale in specification.scales:
             model = networks.build(name, scale)
             count = sum(p.numel() for p in model.parameters())
             model.to("meta")  # without values counting takes no time
+            multiply_adds, size = networks.multiply_adds(model, side, side), f"{side}x{side}"
             found.append({
-                "network": name, "scale": scale, "channels": paper.get("channels"),
-                "blocks": paper.get("blocks"), "parameters": count,
-                "paper_millions": paper.get("millions"),
-                "multiply_adds": networks.multiply_adds(model, side, side),
-                "input": f"{side}x{side}",
+                "network": name, "scale": scale, "channels": channels, "blocks": blocks,
+                "parameters": count, "paper_millions": millions, "multiply_adds": multiply_adds,
+                "input": size,
             })  # fmt: skip
-    return found
-
-
-def network_table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """Markdown; channels and blocks are the paper's."""
-    rows = []
-    for row in found:
-        paper, count = row["paper_millions"], row["parameters"]
-        rows.append([
-            row["network"], f"x{row['scale']}", row["channels"] or "", row["blocks"] or "",
-            f"{count:,}", f"{paper:.1f}M" if paper else "",
-            f"{count / 1e6 - paper:+.2f}M" if paper else "",
-            f"{row['multiply_adds'] / 1e9:.2f}G", row["input"],
-        ])  # fmt: skip
-    head = ["# Table1: the networks", "", *(f"- {key}: {value}" for key, value in facts.items())]
-    return "\n".join([*head, "", NETWORK_NOTE, "", *_grid(NETWORK_HEAD, rows)]) + "\n"
+            cells.append([
+                name, f"x{scale}", channels or "", blocks or "", f"{count:,}",
+                f"{millions:.1f}M" if millions else "",
+                f"{count / 1e6 - millions:+.2f}M" if millions else "",
+                f"{multiply_adds / 1e9:.2f}G", size,
+            ])  # fmt: skip
+    facts = {"table": "table1", **common.facts("benchmarks.tables", torch.device("cpu"))}
+    common.write_json(_file(stem, ".json"), {**facts, "rows": found})
+    head = ["# Table1: the networks", "", *_list(facts)]
+    text = "\n".join([*head, "", NETWORK_NOTE, "", *common.grid(NETWORK_HEAD, cells)]) + "\n"
+    _file(stem, ".md").write_text(text, "utf-8")
+    return text

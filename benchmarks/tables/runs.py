@@ -1,15 +1,16 @@
 """What a table trains: its runs, and what determines each of them.
 
-A command line becomes `Options`; `parts` makes of them each block's runs; a `Job` is one run; and
-`build` makes a run's losses of its settings, which are numbers and names.
+`parts` makes of a command line each block's runs; a `Job` is one run; and `build` makes a run's
+losses of its settings, which are numbers and names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,9 +39,6 @@ from examples.restoration.training.loop import Run, Step
 
 CONTRASTIVE = ("csd", "aecr", "mclir", "dckd", "dckd_star")  # they look through an encoder
 DCKD = ("dckd", "dckd_star")
-TRANSFORMING = {  # and what seeds their transforms
-    "dukd": "seed", "consistency": "consistency_seed", "dckd_star": "consistency_seed",
-}  # fmt: skip
 DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equal settings
     "dcr_weight": DCR_WEIGHT,
     "dmm_weight": DMM_WEIGHT,
@@ -210,28 +208,6 @@ Trained = Job | Given
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line asks for."""
-
-    table: str  # its name
-    budget: str  # "paper", "small" or "smoke"
-    block: str | None = None  # label of the one block to do, None for all
-    arms: Sequence[str] | None = None  # names of the arms to do, None for all
-    seeds: Sequence[int] | None = None  # none for the budget's
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # what is not as in the budget's recipe
-    # what is not as by default in DCKD, where an arm does not say it itself; of them `balance` is
-    # of all contrastive methods
-    losses: Mapping[str, Any] = field(default_factory=dict)
-    encoder: str | None = None  # of all contrastive methods, None for the budget's
-    student: str | None = None  # network to train, None for the budget's
-    teacher: str | None = None  # file of the teacher, None for the budget's
-    teacher_network: Sequence[str] = ()  # its code and options, where the file does not say it
-    sets: Sequence[str] | None = None  # that the scores are of, None for the table's
-    development_set: str | None = None  # of the curves, None for the budget's
-    development: bool = False  # scores are of development images
-
-
-@dataclass(frozen=True)
 class Part:
     """One block of a table."""
 
@@ -248,8 +224,13 @@ class Part:
         return {**teacher, **self.arms}
 
 
-def parts(table: Table, options: Options, device: str) -> list[Part]:
+def parts(table: Table, options: Namespace, device: str) -> list[Part]:
     """Every block that is asked for.
+
+    Args:
+        table: Its arms and blocks.
+        options: What the command line says, as `__main__.options` makes it.
+        device: "cpu" or "cuda".
 
     Raises:
         ValueError: What is asked for is not there, or does not fit.
@@ -273,10 +254,10 @@ def parts(table: Table, options: Options, device: str) -> list[Part]:
     return [_part(table, options, device, block) for block in chosen]
 
 
-def _part(table: Table, options: Options, device: str, block: Block) -> Part:
+def _part(table: Table, options: Namespace, device: str, block: Block) -> Part:
     budget = BUDGETS[options.budget]
     fixed = {"balance": 0} if options.losses.keys() & WEIGHTS else {}  # they mean themselves
-    options = replace(options, losses={**budget.losses, **fixed, **options.losses})
+    losses = {**budget.losses, **fixed, **options.losses}
     block = replace(block, student=options.student or block.student)
     recipe, teacher_recipe = budget.recipes(block, options.recipe)
     if table.average and recipe.ema is None:
@@ -286,10 +267,16 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
         raise ValueError(
             f"got --crop {recipe.crop}, outputs of {side}x{side} pixels; expected {MIN_SIZE}"
         )
-    source = options.teacher or (None if teacher_recipe else _known(block))
+    source = options.teacher
+    if source is None and teacher_recipe is None:  # the name under which the paper's can be had
+        data = {"deblur": "gopro", "derain": "rain13k", "sr": f"x{block.scale}"}[block.task]
+        source = f"{block.teacher.partition('-')[0]}-{data}"
+        if source not in KNOWN:
+            raise ValueError(
+                f"{block.teacher} cannot be fetched by a name: pass its file by --teacher"
+            )
     found = images(options.budget, block.task, block.scale, block.sets)
-    usual = table.sets if options.budget == "small" else ()
-    sets = options.sets or usual
+    sets = options.sets or (table.sets if options.budget == "small" else ())
     found = named(found, sets, options.development_set, block.task, block.scale)
     encoder = options.encoder or budget.encoder
     scratch = Job(block, block.student, "scratch", {}, recipe, 0, found, None, encoder, device)
@@ -301,9 +288,9 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
         paper = [teacher_of(block.student)] if block.student in SPECIFICATIONS else []
         teacher = Given(source, block.scale, tuple(options.teacher_network or paper))
         teacher.network()  # refused now, not after hours of training
-    seeds = options.seeds or budget.seeds
+    like = replace(scratch, teacher=teacher, raw=table.average)
     arms = {
-        arm.name: _runs(arm, options, replace(scratch, teacher=teacher, raw=table.average), seeds)
+        arm.name: _runs(arm, losses, like, options.seeds or budget.seeds)
         for arm in table.arms
         if options.arms is None or arm.name in options.arms
     }
@@ -311,9 +298,9 @@ def _part(table: Table, options: Options, device: str, block: Block) -> Part:
     return Part(block, found, teacher, arms, scored)
 
 
-def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[Job]:
-    """An arm's runs, one a seed."""
-    settings = {**meant_for(arm.method, options.losses), **arm.settings}
+def _runs(arm: Arm, losses: Mapping[str, Any], like: Job, seeds: Sequence[int]) -> list[Job]:
+    """An arm's runs, one a seed; the losses' settings are those that it does not say itself."""
+    settings = {**meant_for(arm.method, losses), **arm.settings}
     job = replace(
         like,
         method=arm.method,
@@ -325,25 +312,11 @@ def _runs(arm: Arm, options: Options, like: Job, seeds: Sequence[int]) -> list[J
     return [replace(job, seed=seed) for seed in seeds]
 
 
-def _known(block: Block) -> str:
-    """The name under which a teacher of the paper can be had."""
-    data = {"deblur": "gopro", "derain": "rain13k", "sr": f"x{block.scale}"}[block.task]
-    name = f"{block.teacher.partition('-')[0]}-{data}"
-    if name not in KNOWN:
-        raise ValueError(f"{block.teacher} cannot be fetched by a name: pass its file by --teacher")
-    return name
-
-
 # From settings to losses
 
 
 def meant_for(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of DCKD's settings that a method has, too: rivals that look through an encoder a pull.
-
-    Args:
-        method: Of `baselines.METHODS`.
-        settings: As the command line says them.
-    """
+    """Those of DCKD's settings that a method has, too: contrastive rivals have a balance."""
     if method in DCKD:
         return dict(settings)
     return {k: v for k, v in settings.items() if k == "balance" and method in CONTRASTIVE}
@@ -384,28 +357,20 @@ def build(
     encoder: str | None,
     seed: int,
 ) -> baselines.Arm:
-    """The losses of one run.
-
-    Args:
-        method: Of `baselines.METHODS`.
-        settings: What `settings_of` gave.
-        student: The network to be trained.
-        teacher: Its teacher.
-        encoder: Of the contrastive methods, one for all; None for each method's own.
-        seed: Of negatives.
-    """
+    """The losses of one run, from the settings of `settings_of`; no encoder: each one's own."""
     known = dict(settings)
     if method in DCKD:
         known["level_weights"] = tuple(known["level_weights"])
         known["negatives"] = _negatives(known, student, seed)
         known.pop("history", None)  # that is where it is attached
-    if known.get("half"):
-        known["seed"] = 2 * seed + 1
+    odd = 2 * seed + 1  # the seeds of negatives are even
+    if method in ("dukd", "consistency") or known.get("half"):
+        known["seed"] = odd
+    if method == "dckd_star":
+        known["consistency"] = {"seed": odd}
     if method == "fakd":
         layers = [FAKD_LAYERS.get(str(getattr(net, "backbone", ""))) for net in (student, teacher)]
         known |= dict(zip(("student_layers", "teacher_layers"), layers, strict=True))
-    if method in TRANSFORMING:
-        known[TRANSFORMING[method]] = 2 * seed + 1
     return baselines.build(method, student, teacher, encoder, **known)
 
 
@@ -423,5 +388,5 @@ def _negatives(known: dict[str, Any], student: nn.Module, seed: int) -> Negative
         history,
         num_negatives=known.pop("num_negatives"),
         degradation=known.pop("degradation"),
-        seed=2 * seed,  # even ones; those of the rivals' transforms are odd
+        seed=2 * seed,
     )

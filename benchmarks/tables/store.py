@@ -23,7 +23,6 @@ from benchmarks import common
 from benchmarks.tables.data import ImageSet, score
 from benchmarks.tables.runs import Given, Job, Trained
 from examples.restoration import networks
-from examples.restoration.results.evaluation import Score
 from examples.restoration.training import checkpoint as checkpoints
 from examples.restoration.training.console import DivergedError, RefusedError
 from examples.restoration.training.loop import train
@@ -83,16 +82,15 @@ class Store:
         for job in busy:
             self._train(job, wait=True)
 
-    def scores(self, trained: Trained, images: ImageSet, task: str, scale: int) -> Score:
+    def scores(self, trained: Trained, images: ImageSet, task: str, scale: int) -> dict[str, float]:
         """A network's scores on a set, computed once; nan for a run that diverged."""
         if "diverged" in (self.result(trained) or {}):
             return {"psnr": nan, "ssim": nan}
         kind = "raw_" if trained.raw else ""
         path = self.folder(trained) / f"scores_{kind}{images.name}_{images.fingerprint}.json"
         if not path.is_file():
-            found = score(self.network(trained), images, task, scale)
-            common.write_json(path, found)
-        known: Score = common.read_json(path)
+            common.write_json(path, score(self.network(trained), images, task, scale))
+        known: dict[str, float] = common.read_json(path)
         return known
 
     def _train(self, job: Job, wait: bool) -> bool:
@@ -123,39 +121,29 @@ class Store:
         except DivergedError as error:  # a result as others; it would end there on each try
             print(f"diverged: {error}", flush=True)
             end = {"diverged": str(error)}
-        seconds = time.perf_counter() - start
+        seconds, device = time.perf_counter() - start, self.accelerator.device
         self.accelerator.free_memory()
+        peak = None
+        if device.type == "cuda":  # since the run before
+            peak = torch.cuda.max_memory_allocated(device) / 1e6
+            torch.cuda.reset_peak_memory_stats(device)
         facts = {
             **end,
             "settings": job.determined,
-            **common.machine(self.accelerator.device),
+            **common.machine(device),
             "seconds_per_step": seconds / max(1, first),
-            "peak_mb": _peak_mb(self.accelerator.device),
+            "peak_mb": peak,
             "records": run.records,
         }
         common.write_json(folder / "result.json", facts)
         run.checkpoint.unlink(missing_ok=True)
 
 
-def _peak_mb(device: torch.device) -> float | None:
-    """Memory at most, of a GPU, since the last time that this was asked."""
-    if device.type != "cuda":
-        return None
-    peak = torch.cuda.max_memory_allocated(device) / 1e6
-    torch.cuda.reset_peak_memory_stats(device)
-    return peak
-
-
 # What is still to be done, and how long it will take
 
 
 def plan(jobs: Mapping[str, list[Job]], store: Store) -> str:
-    """A line for each arm, and the sum.
-
-    Args:
-        jobs: The runs of each arm, one a seed.
-        store: Where finished and begun ones are.
-    """
+    """A line for each arm, whose runs are one a seed, and the sum."""
     lines, total = [], 0.0
     unit = "GPU-hours" if store.accelerator.device.type == "cuda" else "hours on the CPU"
     counted: set[str] = set()

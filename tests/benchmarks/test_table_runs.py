@@ -9,7 +9,6 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +17,9 @@ from safetensors.torch import load_file
 
 from benchmarks import common
 from benchmarks.tables import report, runs
+from benchmarks.tables.__main__ import options, parser
 from benchmarks.tables.data import ImageSet, images
-from benchmarks.tables.runs import Given, Job, Options, parts
+from benchmarks.tables.runs import Given, Job, parts
 from benchmarks.tables.specs import BUDGETS, TABLES, averaging, encoder_study, reduced
 from benchmarks.tables.store import Store, step_seconds
 from dckd_losses.weights import COMPACT
@@ -54,6 +54,14 @@ def make(method, settings=None, **changes):
     known = dict(settings={}, seed=3, method="scratch", teacher=None, network="small")
     teacher = Job(**{**facts, **known})
     return teacher, Job(**{**facts, "teacher": teacher, **changes})
+
+
+def part_of(table, **said):
+    """The only part of a small command line."""
+    args = options(parser().parse_args([table, "--budget", "smoke"]))
+    vars(args).update(said)
+    (part,) = parts(encoder_study(args.encoders) if args.encoders else TABLES[table], args, "cpu")
+    return part
 
 
 def weights(store, job):
@@ -151,19 +159,17 @@ def test_sets_are_the_budgets_or_folders(tmp_path, monkeypatch):
     image = photographs("held_out")["chelsea"][100:148, 100:148]
     for name in ("sr/Own/HR", "else/where"):
         write_png(image, tmp_path / name / "cat.png")
-    said = Options("evidence", "smoke", student="tiny", seeds=(0,), arms=("Logits",))
-    chosen = replace(said, sets=("Own", "photographs", str(tmp_path / "else/where")))
-    (part,) = parts(TABLES["evidence"], chosen, "cpu")
-    assert [images.name for images in part.sets] == ["Own", "photographs", "where"]
-    assert part.sets[2].pairs[0].lq.shape == (24, 24, 3)
-    (usual,) = parts(TABLES["evidence"], said, "cpu")
-    assert part.arms["Logits"][0].identity == usual.arms["Logits"][0].identity
-    chosen = replace(said, development_set="Own", development=True)
-    (part,) = parts(TABLES["evidence"], chosen, "cpu")
-    assert [images.name for images in part.sets] == ["Own"] == [part.images.development.name]
-    assert part.arms["Logits"][0].identity != usual.arms["Logits"][0].identity  # another curve
+    said = {"student": "tiny", "seeds": (0,), "arms": ("Logits",)}
+    usual = part_of("evidence", **said)
+    other = part_of("evidence", sets=("Own", "photographs", str(tmp_path / "else/where")), **said)
+    assert [images.name for images in other.sets] == ["Own", "photographs", "where"]
+    assert other.sets[2].pairs[0].lq.shape == (24, 24, 3)
+    assert other.arms["Logits"][0].identity == usual.arms["Logits"][0].identity
+    other = part_of("evidence", development_set="Own", development=True, **said)
+    assert [images.name for images in other.sets] == ["Own"] == [other.images.development.name]
+    assert other.arms["Logits"][0].identity != usual.arms["Logits"][0].identity  # another curve
     with pytest.raises(ValueError, match=r"got set Nowhere, no folder Nowhere or .*photographs"):
-        parts(TABLES["evidence"], replace(said, sets=("Nowhere",)), "cpu")
+        part_of("evidence", sets=("Nowhere",), **said)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
@@ -202,18 +208,14 @@ def test_identity_follows_from_what_determines_the_weights():
     _, job = make("dckd")
     _, same_job = make("dckd", {"dcr_weight": 0.1})  # the default, said
     assert job.identity == same_job.identity
+    settings = [{"dcr_weight": 0.2}, {"balance": 0.3}]
     changes = [
-        make("dckd", {"dcr_weight": 0.2})[1],
-        make("dckd", {"balance": 0.3})[1],
-        make("dckd", seed=1)[1],
-        make("dckd", encoder=None)[1],
-        make("dckd", device="cuda")[1],
-        make("dckd", network="small")[1],
-        make("dckd", teacher=make("logits")[1])[1],
-        make("dckd", recipe=Recipe(iterations=5, batch_size=2, crop=8))[1],
-        make("dckd_star")[1],
-    ]
-    assert len({job.identity, *(other.identity for other in changes)}) == 1 + len(changes)
+        {"seed": 1}, {"encoder": None}, {"device": "cuda"}, {"network": "small"},
+        {"teacher": make("logits")[1]}, {"recipe": replace(RECIPE, iterations=5)},
+    ]  # fmt: skip
+    others = [make("dckd_star"), *(make("dckd", each) for each in settings)]
+    others += [make("dckd", **each) for each in changes]
+    assert len({job.identity, *(other.identity for _, other in others)}) == 1 + len(others)
     _, logits = make("logits")
     _, other_encoder = make("logits", encoder=None)
     assert logits.identity == other_encoder.identity  # it has none
@@ -243,11 +245,8 @@ def test_identity_follows_from_an_encoders_content(tmp_path, monkeypatch):
     ],
 )
 def test_an_arms_own_settings_win_over_the_command_lines(table, arm, expected):
-    chosen = Options(
-        table, "smoke", losses={"dcr_weight": 0.02, "balance": 0.3}, recipe={"iterations": 50_000}
-    )
-    (part,) = parts(TABLES[table], chosen, "cpu")
-    settings = part.arms[arm][0].settings
+    losses, recipe = {"dcr_weight": 0.02, "balance": 0.3}, {"iterations": 50_000}
+    settings = part_of(table, losses=losses, recipe=recipe).arms[arm][0].settings
     assert {name: settings[name] for name in expected} == expected
 
 
@@ -263,16 +262,13 @@ def test_an_arms_own_settings_win_over_the_command_lines(table, arm, expected):
     ],
 )
 def test_given_weights_mean_themselves(said, balance):
-    chosen = Options("table5", "smoke", losses=said)
-    (part,) = parts(TABLES["table5"], chosen, "cpu")
-    assert part.arms["DCR+DMM"][0].settings["balance"] == balance
-    assert part.arms["neither"][0].settings == {}
-    (part,) = parts(TABLES["table2"], replace(chosen, table="table2"), "cpu")
+    arms = part_of("table2", losses=said).arms
+    assert arms["DCKD"][0].settings["balance"] == balance
     expected = {"balance": balance} if balance else {}
     for arm in ("CSD", "AECR", "MCLIR"):
-        assert part.arms[arm][0].settings == expected
-    for arm in ("Scratch", "FAKD", "DUKD"):
-        assert part.arms[arm][0].settings == {}
+        assert arms[arm][0].settings == expected
+    for arm in ("Scratch", "Logits", "FAKD", "DUKD"):
+        assert arms[arm][0].settings == {}
 
 
 def test_sizes_of_the_command_line_are_of_the_whole_run():
@@ -305,16 +301,6 @@ def test_each_seed_has_its_own_transforms():
         assert [arm.terms[-1].seed for arm in arms] == [1, 3]
 
 
-def test_a_runs_history_follows_its_steps(tmp_path, accelerator):
-    _, job = make("dckd")
-    teacher = networks.build("small", 2)
-    run, step, arm = job.start(tmp_path, accelerator(), teacher)
-    train(run, step, dckd=arm, resume=False)
-    assert arm.terms[1].history.iteration == RECIPE.iterations
-    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-    assert list(run.records[0])[:5] == ["step", "l1", "logits", "dcr", "dmm"]
-
-
 def test_a_measured_step_writes_no_checkpoint(store, monkeypatch):
     monkeypatch.setattr("examples.restoration.training.checkpoint.save", None)  # a call would fail
     assert step_seconds(make("logits")[1], store) > 0
@@ -326,12 +312,8 @@ def test_settings_reach_the_losses():
     said |= {"level_weights": [1, 0, 0, 0, 0], "form": "released", "logits_weight": 0.5}
     settings = runs.settings_of("dckd", said, SMALL_SR, "tiny", 2)
     logits, dckd = runs.build("dckd", settings, student, teacher, "compact", seed=4).terms
-    assert logits.weight == 0.5
-    assert (dckd.balance, dckd.dcr.level_weights, dckd.dmm.form) == (
-        0.3,
-        (1, 0, 0, 0, 0),
-        "released",
-    )
+    assert (logits.weight, dckd.balance, dckd.dmm.form) == (0.5, 0.3, "released")
+    assert dckd.dcr.level_weights == (1, 0, 0, 0, 0)
     assert type(dckd.negatives.degradation).__name__ == "RandomBlur"
     assert (dckd.negatives.num_negatives, dckd.history.interval) == (2, 7)
     assert dckd.negatives.seed == 8
@@ -372,8 +354,7 @@ def test_arms_of_the_evidence_have_one_change():
 
     A moving average is kept in all of them, so it is no change of any.
     """
-    chosen = Options("evidence", "smoke", seeds=(0,), student="medium", losses={"balance": 0.3})
-    (part,) = parts(TABLES["evidence"], chosen, "cpu")
+    part = part_of("evidence", seeds=(0,), student="medium")
     jobs = {name: run for name, (run,) in part.arms.items()}
     logits, dckd = jobs["Logits"].determined, jobs["DCKD"].determined
     assert logits["recipe"]["ema"] is not None and logits["losses"] == {}
@@ -409,32 +390,31 @@ CHANGES = {  # of the evidence's arms from DCKD
 }
 
 
-def test_a_history_follows_the_moving_average_where_an_arm_says_so(tmp_path, accelerator):
+@pytest.mark.parametrize("said", [{}, {"history": "average"}])
+def test_a_history_follows_the_student_or_its_moving_average(said, tmp_path, accelerator):
     recipe = replace(RECIPE, ema=0.9)
-    for said in ({}, {"history": "average"}):
-        settings = runs.settings_of("dckd", {"interval": 2, **said}, recipe, "tiny", 2)
-        _, job = make("dckd", recipe=recipe, settings=settings)
-        run, step, arm = job.start(
-            tmp_path / str(bool(said)), accelerator(), networks.build("small", 2)
-        )
-        followed = arm.terms[1]._step_hook.followed()
-        assert followed is (run.average.module if said else run.student)
-        train(run, step, dckd=arm, resume=False)
-        assert arm.terms[1].history.iteration == RECIPE.iterations
+    settings = runs.settings_of("dckd", {"interval": 2, **said}, recipe, "tiny", 2)
+    _, job = make("dckd", recipe=recipe, settings=settings)
+    teacher = networks.build("small", 2)
+    run, step, arm = job.start(tmp_path, accelerator(), teacher)
+    followed = arm.terms[1]._step_hook.followed()
+    assert followed is (run.average.module if said else run.student)
+    train(run, step, dckd=arm, resume=False)
+    assert arm.terms[1].history.iteration == RECIPE.iterations
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert list(run.records[0])[:5] == ["step", "l1", "logits", "dcr", "dmm"]
 
 
-def test_an_encoder_study_compares_dckd_through_each():
-    """Each arm looks through its own encoder; Logits has none."""
-    table = encoder_study(["compact", "runs/other.safetensors"])
-    chosen = Options("study", "smoke", losses={"balance": 1.0})
-    (part,) = parts(table, chosen, "cpu")
-    found = {name: jobs[0] for name, jobs in part.arms.items()}
-    assert list(found) == ["Logits", "compact", "other"]
-    assert [job.encoder for job in found.values()][1:] == ["compact", "runs/other.safetensors"]
-    (like,) = parts(TABLES["table2"], replace(chosen, table="table2", encoder="compact"), "cpu")
-    assert found["compact"].identity == like.arms["DCKD"][0].identity
-    with pytest.raises(ValueError, match="expected different names"):
-        encoder_study(["a/x.safetensors", "b/x.safetensors"])
+def test_an_encoder_study_shares_its_runs_with_the_tables():
+    part = part_of("study", encoders=["compact", "runs/other.safetensors"])
+    encoders = {name: jobs[0].encoder for name, jobs in part.arms.items()}
+    assert encoders == {
+        "Logits": "compact",
+        "compact": "compact",
+        "other": "runs/other.safetensors",
+    }
+    table2 = part_of("table2", arms=("DCKD",))
+    assert part.arms["compact"][0].identity == table2.arms["DCKD"][0].identity
 
 
 def test_the_paper_has_numbers_for_every_table_and_network():
@@ -461,18 +441,11 @@ def test_what_the_last_fifth_of_a_run_gained():
     assert report.late_gain([{"step": 4.0, "psnr": 30.0}]) == 0  # one look at all
 
 
-def test_a_report_tells_where_its_runs_were_trained_if_elsewhere(store):
-    here, trained = common.commit(), []
-    for seed, commit in enumerate((here, "0ldc0de")):
-        _, job = make("logits", seed=seed)
-        store.folder(job).mkdir(parents=True)
-        (store.folder(job) / "result.json").write_text(
-            json.dumps({"commit": commit, "records": []})
-        )
-        trained.append(job)
-    blocks = [SimpleNamespace(jobs={"Logits": found}) for found in (trained[:1], trained)]
-    assert report.commits(blocks[0], store) == {}
-    assert set(report.commits(blocks[1], store)["trained at"].split(", ")) == {here, "0ldc0de"}
+def test_a_report_tells_where_its_runs_were_trained_if_elsewhere():
+    here = {"commit": common.commit()}
+    assert report.commits({"Teacher": [here], "Logits": [here, here]}) == {}
+    found = report.commits({"Teacher": [{"commit": "0ldc0de"}], "Logits": [here]})
+    assert set(found["trained at"].split(", ")) == {common.commit(), "0ldc0de"}
 
 
 def test_a_recorded_command_can_be_typed_again(monkeypatch):
@@ -490,11 +463,12 @@ def test_figure_8_without_what_a_step_costs(tmp_path):
 
 
 def test_means_deviations_and_paired_gains():
-    assert report.mean([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    assert math.isnan(report.mean([4.0]).deviation)
-    found = report.gain([1.1, 2.3, 3.2], [1.0, 2.0, 3.0])
-    assert found.mean == pytest.approx(0.2)
-    assert found.deviation == pytest.approx(0.1 / 3**0.5)
+    """Runs that diverged are no part of them."""
+    nan = math.nan
+    assert report.mean([1.0, nan, 2.0, 3.0]) == (2.0, 1.0)
+    assert math.isnan(report.mean([4.0]).deviation) and math.isnan(report.mean([nan]).mean)
+    found = report.gain([1.1, 2.3, nan, 3.2, 4.0], [1.0, 2.0, 5.0, 3.0, nan])
+    assert found == pytest.approx((0.2, 0.1 / 3**0.5))
     assert report.gain([1.0], [1.0, 2.0]) is None
 
 
@@ -513,15 +487,6 @@ def test_comparisons_stand_beside_chance(tmp_path):
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert [(row["arm"], row["student"]) for row in rows[:2]] == [("DCKD", "a"), ("DCKD", "b")]
     assert "One seed says nothing" in report.chance(1, 2)
-
-
-def test_runs_that_diverged_are_no_part_of_means():
-    nan = math.nan
-    assert report.mean([1.0, nan, 3.0]) == report.mean([1.0, 3.0])
-    assert all(map(math.isnan, report.mean([nan, nan])))
-    seen = report.gain([1.1, nan, 3.2, 4.4], [1.0, 2.0, nan, 4.0])
-    assert seen == report.gain([1.1, 4.4], [1.0, 4.0])
-    assert all(map(math.isnan, report.gain([nan], [1.0])))
 
 
 @pytest.mark.skipif(

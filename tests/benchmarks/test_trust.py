@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -47,9 +46,8 @@ def test_readers_read_what_they_write(tmp_path):
 
 def test_files_are_damaged_in_many_ways_and_again_alike():
     data = bytes(range(256)) * 8
-    first, again = ([trust.damaged(data, draw) for _ in range(200)] for draw in map(
-        random.Random, (1, 1)
-    ))  # fmt: skip
+    draws = (random.Random(1), random.Random(1))
+    first, again = ([trust.damaged(data, draw) for _ in range(200)] for draw in draws)
     assert first == again
     assert sum(each != data for each in first) > 180
     lengths = [len(each) for each in first]
@@ -111,18 +109,9 @@ def test_kills_are_compared_with_what_was_not_killed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_parts_in_miniature(tmp_path):
     path = tmp_path / "trust.json"
-    options = ["--kills", "3", "--steps", "60", "--minutes", "0.1", "--json", str(path)]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.trust",
-        "--only",
-        "steps",
-        "kills",
-        "files",
-        "fuzz",
-    ]
-    subprocess.run([*command, *options], cwd=Path(__file__).parents[2], check=False, timeout=500)
+    said = "--only steps kills files fuzz --kills 3 --steps 60 --minutes 0.1 --json"
+    command = [sys.executable, "-m", "benchmarks.trust", *said.split(), str(path)]
+    subprocess.run(command, cwd=trust.ROOT, check=False, timeout=500)
     rows = {row["what"]: row for row in json.loads(path.read_text())["rows"]}
     kills = [row for what, row in rows.items() if what.startswith("kills")]
     assert [(row["tried"], row["survived"]) for row in kills] == [(1, 1)] * 3
