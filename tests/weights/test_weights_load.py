@@ -138,9 +138,9 @@ def test_the_first_load_of_a_process_imports_no_compiler(tmp_path):
     code = f"""
 import sys, time
 from dckd_losses import VQGANEncoder
-known, start = set(sys.modules), time.perf_counter()
+known, start = set(sys.modules), time.process_time()
 VQGANEncoder.from_pretrained({str(tmp_path / "f16.safetensors")!r})
-assert time.perf_counter() - start < 1
+assert time.process_time() - start < 1  # second of computing, on a busy machine too
 assert not {{"sympy", "torch._inductor"}} & (set(sys.modules) - known)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,7 +14,7 @@ from .images import BadImageError, Image, image_size, read_image
 from .layouts import Files, Source, TwoFolders, check_alike, find_pairs, sets_in
 from .synthetic import matlab_bicubic
 
-MEMORY = 4.0  # gigabytes of pixels up to which a data set is kept in memory: see benchmarks.loading
+MEMORY = 4.0  # gigabytes of pixels up to which a data set is kept in memory
 
 MADE = {"sr": "shrunk by MATLAB's bicubic", "deblur": "blurred", "derain": "rained on"}
 
