@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from dckd_losses.network import VQGANNetwork
-from dckd_losses.weights import SOURCES
+from dckd_losses.weights import F16
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "DCKD_COMMIT"  # environment variable that names the commit where there is no clone
@@ -283,4 +283,4 @@ def peak(job: Callable[[], object], device: torch.device) -> int:
 def random_f16(seed: int = 0) -> VQGANNetwork:
     """A network of the paper's f16-1024 architecture with random weights."""
     torch.manual_seed(seed)
-    return VQGANNetwork(SOURCES["vqgan-f16-1024"].architecture).requires_grad_(False).eval()
+    return VQGANNetwork(F16).requires_grad_(False).eval()

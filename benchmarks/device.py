@@ -8,8 +8,8 @@ Each part is a command of its own with a limit, and leaves the time that it does
 parts after it. Its file is there as soon as it ends, also where it was stopped; whatever fails is
 told in `summary.md`, which is printed last. Without a clone, DCKD_COMMIT names the commit.
 
-`--tables` trains the small tables, first `evidence` at 30,000 steps and five seeds, from --teacher
-where that is given, prints each plan beforehand, and stops in time. `--store` (default:
+`--tables` trains the small tables, and first `evidence` at 30,000 steps and five seeds, beside
+--teacher where that is given. It prints each plan beforehand and stops in time. `--store` (default:
 runs/device, which git ignores) holds the runs. All of it also lies packed in DIR, as
 `store_*.tar.gz`; a call unpacks what it finds of these in its store. DCKD_DATA names the images
 (benchmarks/tables/data.py); without it, or with `--tiny`, the smoke budget is trained.
@@ -96,7 +96,12 @@ def parts(device: str, tiny: bool, work: Path) -> list[Part]:
     return [
         Part("facts", 12, "facts.json", [*mine, "--part", "facts"]),
         Part("ceilings", 30, "ceilings.json", [*mine, "--part", "ceilings"]),
-        Part("tests", 130, "tests.txt", ["pytest", "-q", "-m", "cuda", "--maxfail=30", *tests]),
+        Part(
+            "tests",
+            130,
+            "tests.txt",
+            ["pytest", "-q", "-o", "addopts=", "-m", "cuda", "--maxfail=30", *tests],
+        ),
         Part("speed", 170, "speed.json", speed),
         Part("sweep", 50, "sweep.json", [*mine, "--part", "sweep"]),
         Part("profile", 30, "profile.json", [*mine, "--part", "profile"]),
@@ -322,7 +327,8 @@ def run(
 ) -> tuple[list[int | None], str]:
     """Run a module, in several processes where it shares its work, up to a limit in seconds.
 
-    Then those that are left get SIGTERM and, after the grace, SIGKILL with all that they started.
+    Those that are left get SIGTERM and the grace, where there is any, then SIGKILL with all that
+    they have started.
 
     Returns:
         their codes, None of those that were stopped, and the first one's output.

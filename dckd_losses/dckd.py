@@ -25,8 +25,8 @@ from dckd_losses.encoder import FeatureEncoder, VQGANEncoder, as_encoder
 from dckd_losses.history import HistoryModel
 from dckd_losses.negatives import NegativeGenerator
 
-# Paper, Table 7, for its encoder. With "compact" DCR's gradient is 27 times that of both L1 terms
-# before weights, Eq. 9's 6 to 11 times (benchmarks/results/gradients.json).
+# Paper, Table 7, for its encoder. With "compact" DCR's gradient is 27 to 29 times that of both L1
+# terms before weights, Eq. 9's 6 to 11 times (benchmarks/results/gradients.json).
 DCR_WEIGHT = 0.1
 DMM_WEIGHT = 1e-3  # tuned with the released code's doubled softmax
 
@@ -197,8 +197,8 @@ class DCKDLoss(Attachable):
             with torch.no_grad():
                 negatives = self.negatives(lq.clone())  # whatever a callable does to it
             check_negatives(negatives, student_out)
-        # Through balance.py, encoder/vqgan.py, encoder/stream.py, network.py; gradients come back
-        # the same way.
+        # Through balance.py, encoder/vqgan.py, encoder/stream.py, network.py and layers.py to
+        # ops/distances.py, where levels are compared; gradients come back the same way.
         student, unit = normalize_gradient(student_out, self.balance, teacher_out, pixel_loss)
         found = self.encoder.compare(
             student, teacher_out.detach(), negatives, codes=self.dmm_weight != 0

@@ -86,7 +86,7 @@ class HistoryModel(nn.Module):
         self.model = frozen_copy(student)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         self.moves = 0  # how often this object was stepped or updated since it was made
-        self.stepped = False  # whether by `step`, and so at every step of an optimizer
+        self.stepped = False  # whether by `step`, not only by `update`
         self._known: tuple[Tensor, int, int] | None = None  # spares a device read a step
         self._counter: weakref.ref[object] | None = None  # who counts for all that share this
         self._warned_not_finite = False
@@ -188,7 +188,7 @@ class HistoryModel(nn.Module):
         return any(not torch.equal(tensor.to(theirs[name]), theirs[name]) for name, tensor in mine)
 
     def fits(self, source: nn.Module) -> bool:
-        """Whether `check` has nothing to say of a source, which is whole on this process."""
+        """Whether `check` accepts a source, and none of its weights is sharded."""
         try:
             self.check(source)
         except ValueError:

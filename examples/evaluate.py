@@ -27,7 +27,7 @@ from restoration.results.evaluation import (
     PICTURES,
     UNIT,
     Scores,
-    degraded,
+    enlarged,
     evaluate,
     mean,
     table,
@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
     add("--data", **folders, help=f"{text}; a set each")
     text = "instead of --data: each set's degraded images, beside --gt"
     add("--input", "--lq", dest="lq", **folders, help=text)
-    text = "instead of --data: each set's ground truths; without --input the others are made"
+    text = "instead of --data: each set's ground truths; sr makes the others without --input"
     add("--gt", **folders, help=text)
     add("--tile", type=int, metavar="N", help="restore large images in parts of NxN pixels")
     add("--json", type=path, metavar="FILE", help="write the scores, each image's too")
@@ -90,6 +90,8 @@ def arguments() -> argparse.Namespace:
         parser.error("got --data beside --input or --gt; expected --data, or --input and --gt")
     if not (args.data or args.gt):
         parser.error("got no ground truths; expected --data, or --input and --gt")
+    if args.gt and not args.lq and args.task != "sr":
+        parser.error("got --gt without --input; expected both")
     if args.lq and len(args.lq) != len(args.gt):
         parser.error(
             f"got --input of {len(args.lq)} sets and --gt of {len(args.gt)}; expected both of each"
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, {**facts, **(one if len(each) == 1 else {"models": each})})
     if args.picture:
         few = list(itertools.islice(next(iter(sets.values())), PICTURES))
-        inputs = {name: degraded(lq, scale) for name, lq, _ in few}
+        inputs = {name: enlarged(lq, scale) for name, lq, _ in few}
         args.picture.parent.mkdir(parents=True, exist_ok=True)
         versions = {INPUT[scale > 1]: inputs, **shown}
         figures.side_by_side(few, versions, protocol(args.task, scale), args.picture)
@@ -202,7 +204,7 @@ def open_models(args: argparse.Namespace, scale: int) -> tuple[Models, dict[str,
         for name in names:
             if name == "bicubic" and scale == 1:
                 raise ValueError(f"got --model bicubic for --task {args.task}; expected input")
-            if backbone and set(names) <= set(INPUT):
+            if number in args.backbone and set(names) <= set(INPUT):
                 said = " ".join(backbone)
                 raise ValueError(f"got --backbone {said} for --model {name}; expected none")
             said, name = name, INPUT[scale > 1] if name in INPUT else name

@@ -19,7 +19,7 @@ class CheaperDCKD(DCKDLoss):
     Args:
         student: as of `DCKDLoss`.
         encoder: likewise.
-        every: of so many steps the loss is computed in the last, times that number.
+        every: only each step of this number has the loss, times the number.
         half: whether it sees half of each output only: left, right, upper or lower, drawn anew in
             each step, one for the whole batch, of at least 16 pixels a side. Negatives are made
             of the whole input, so that they end where the student's output does.

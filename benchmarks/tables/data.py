@@ -8,7 +8,7 @@ Under the folder that the environment variable DCKD_DATA names:
 - `deblur/REDS_mini` and `derain/Rain100L_dev`, each `train` and `val`: the last fifth of `train` is
   for development, `val` is tested on.
 - For the paper's budget `sr/train/DIV2K`, `sr/<set>`, `deblur/GoPro/{train,test}`,
-  `derain/Rain13K` and `derain/<set>`, in the layouts of `examples/restoration/layouts.py`; the
+  `derain/Rain13K` and `derain/<set>`, in the layouts of `examples/restoration/data/layouts.py`; the
   first test set is also looked at on the way, as the released code does.
 
 The smoke budget takes the middle of scikit-image's photographs and leaves DCKD_DATA alone.
@@ -29,8 +29,8 @@ from torch import nn
 from examples.restoration.data.datasets import Pair, PairFiles, open_pairs, pairs_from_images
 from examples.restoration.data.images import PHOTOGRAPHS, Image, list_images, read_image
 from examples.restoration.data.layouts import Files, find_pairs
-from examples.restoration.data.synthetic import camera_motion, matlab_bicubic, rain
-from examples.restoration.results.evaluation import restore
+from examples.restoration.data.synthetic import camera_motion, rain
+from examples.restoration.results.evaluation import enlarged, restore
 from examples.restoration.results.metrics import protocol, psnr, ssim
 
 TESTED, DEVELOPED = slice(0, 210, 7), slice(3, 213, 21)  # of BSDS500's 221 photographs
@@ -222,10 +222,7 @@ def score(
     """Means over a set, by name; without a network of the input itself, enlarged by bicubic."""
     rules, sums = protocol(task, scale), {measure.__name__: 0.0 for measure in measures}
     for pair in images.pairs:
-        if model is not None:
-            out = restore(model, pair.lq)
-        else:
-            out = pair.lq if scale == 1 else matlab_bicubic(pair.lq, scale)
+        out = enlarged(pair.lq, scale) if model is None else restore(model, pair.lq)
         for measure in measures:
             sums[measure.__name__] += measure(out, pair.hq, rules)
     return {name: total / len(images.pairs) for name, total in sums.items()}

@@ -49,7 +49,8 @@ in 5 % of cases, and any of all beyond {every:.1f} (Student's t, Bonferroni)."""
 
 
 class Mean(NamedTuple):
-    """Of a few seeds' numbers, with their standard deviation; nan for one seed, both for none."""
+    """Of a few seeds' numbers, with their standard deviation, which is nan for one seed; for none
+    both are."""
 
     mean: float
     deviation: float
@@ -414,7 +415,7 @@ def write_networks(stem: Path) -> str:
             ])  # fmt: skip
     facts = {"table": "table1", **common.facts("benchmarks.tables", torch.device("cpu"))}
     common.write_json(_file(stem, ".json"), {**facts, "rows": found})
-    head = ["# Table1: the networks", "", *_list(facts)]
+    head = ["# Table 1: the networks", "", *_list(facts)]
     text = "\n".join([*head, "", NETWORK_NOTE, "", *common.grid(NETWORK_HEAD, cells)]) + "\n"
     _file(stem, ".md").write_text(text, "utf-8")
     return text

@@ -48,9 +48,9 @@ DEFAULTS: Mapping[str, Any] = {  # of DCKD, in full, so that equal runs have equ
     "num_negatives": NUM_NEGATIVES,
     "degradation": "noise",
 }
-GROWTH_EVERY = 100_000  # steps of the 250,000 that the paper has, or their share of a shorter run:
-LENGTH = 250_000  # there the history's interval grows (released code) ...
-GROWTHS = 3  # ... by its first value, up to so many times that
+# The history's interval grows by its first value every so many of the paper's steps, or their share
+# of a shorter run, up to so many times its first value (released code)
+GROWTH_EVERY, LENGTH, GROWTHS = 100_000, 250_000, 3
 DUKD = {  # its released configurations, against an L1 to the ground truth of 1
     ("rcan-student", 2): {"probability": 0.0},
     ("rcan-student", 3): {"weight": 0.5, "logits_weight": 0.5, "zoom_out": True},
@@ -334,7 +334,7 @@ def settings_of(
             `interval_factor`, which multiplies them.
         recipe: By default it says the interval.
         network: The student.
-        scale: Its.
+        scale: The student's.
     """
     if method not in DCKD:
         published = DUKD.get((network, scale), {}) if method == "dukd" else {}

@@ -52,7 +52,7 @@ class Store:
             return None
         found: dict[str, Any] = common.read_json(path)
         if not isinstance(found, dict) or "records" not in found:
-            raise ValueError(f"{path}: no run's result; without it the run is trained again")
+            raise ValueError(f"{path}: no run's result; remove it, and the run is trained again")
         return found
 
     def steps_left(self, job: Job) -> int:
@@ -109,7 +109,7 @@ class Store:
         print(f"training {job.identity}", flush=True)
         teacher = None if job.teacher is None else self.network(job.teacher)
         run, step, arm = job.start(folder, self.accelerator, teacher, self.workers)
-        first, start = self.steps_left(job), time.perf_counter()
+        left, start = self.steps_left(job), time.perf_counter()
         try:
             train(run, step, dckd=arm, resume=True)
             end: dict[str, str] = {}
@@ -131,7 +131,7 @@ class Store:
             **end,
             "settings": job.determined,
             **common.machine(device),
-            "seconds_per_step": seconds / max(1, first),
+            "seconds_per_step": seconds / max(1, left),
             "peak_mb": peak,
             "records": run.records,
         }

@@ -1,9 +1,9 @@
 """The scale at which gradients pass through a float16 network.
 
 A contrast's gradient at a feature is about 1e-10; float16 ends at 6e-8. So gradients grow by a
-power of two where they enter the network, and shrink by the same where they leave it, at its
-images. The power is found on the device, anew in each backward, from the largest gradient that
-arrives; whatever factor a GradScaler has put on the loss is swallowed. An image whose gradient
+power of two at the network's results, and shrink by the same at its images. The power is found on
+the device, anew in each backward, from the largest gradient that arrives; so a GradScaler's factor
+on the loss does not matter inside, and is still there at the images. An image whose gradient
 leaves float16's range nevertheless, as that of a flat one may, gets none.
 """
 
@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 from dckd_losses.ops import first_order
 
-LARGEST = -3  # a scaled gradient's largest element is below 2 to this, and at least half of it
+LARGEST = -3  # a scaled gradient's largest element is below 2**LARGEST, and at least half of it
 LIMIT = 100  # of the power, so that it and its inverse are float32 numbers
 
 
@@ -99,7 +99,7 @@ class _Leave(Function):
 
 
 def _power(largest: Tensor) -> Tensor:
-    """The power of two that brings a number to just below 2 to `LARGEST`; 1 for inf and nan."""
+    """The power of two that brings a number to below 2**LARGEST; 1 for inf and nan."""
     exponent = (LARGEST - torch.frexp(largest).exponent).clamp(-LIMIT, LIMIT)
     one = torch.ones_like(largest)
     return torch.where(largest.isfinite(), torch.ldexp(one, exponent), one)

@@ -69,14 +69,14 @@ def verify(path: Path) -> list[str]:
     if name in SOURCES:
         check_architecture(name, a, path)
         found.append(f"the architecture of {name}")
-        published, original = SOURCES[name].sha256, metadata.get(ORIGINAL)
-        if None not in (published, original):
-            if published != original:
+        expected, original = SOURCES[name].sha256 or recorded(name), metadata.get(ORIGINAL)
+        if None not in (expected, original):
+            if expected != original:
                 raise RuntimeError(
                     f"{path} was made from a checkpoint with sha256 {original}; that of {name} is "
-                    f"{published}"
+                    f"{expected}"
                 )
-            found.append(f"made from the published checkpoint, sha256 {published}")
+            found.append(f"made from the checkpoint of {name}, sha256 {expected}")
     return found
 
 

@@ -95,7 +95,8 @@ def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not tensors[name].sum(dtype=torch.float64).isfinite():
             raise RuntimeError(f"{path}: {name} has values that are not finite")
     if not tensors:
-        raise RuntimeError(f"{path}: holds no tensor named {', '.join(PREFIXES[:3])}...")
+        names = " or ".join(PREFIXES[:3])
+        raise RuntimeError(f"{path}: holds no tensor whose name begins with {names}")
     return tensors, metadata
 
 

@@ -59,8 +59,8 @@ class StoredTensor:
 class PickleStub(dict[Any, Any]):
     """Stands for whatever else a pickle names: a callback, a settings node, a function.
 
-    It can be made, filled and given a state, and none of that does anything. Nor does a call; but
-    a call of what makes no plain value refuses the file, for other readers would carry it out.
+    It can be made, filled, given a state and called, and none of that does anything. A call of what
+    is not known to make a plain value refuses the file, as other readers would carry it out.
     """
 
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -84,6 +84,7 @@ class PickleStub(dict[Any, Any]):
     extend = add = append
 
 
+# more: requires_grad, hooks, of version 3 then the dtype, and metadata of odd tensors
 def _typed(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> StoredTensor:
     dtype = getattr(storage, "dtype", None)
     return StoredTensor(storage, dtype, offset, size, stride, plain=not any(more[2:]))

@@ -22,6 +22,7 @@ STATES = ("model_state_dict", "state_dict", "params_ema", "params-ema", "params"
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
 NOT_WEIGHTS = "it is not a file of torch.save or safetensors"
 MAX_INT = 2**63 - 1  # of a tensor's sizes
+Content = tuple[Any, Callable[[Storage], bytes]]  # of a file, and what reads a storage's bytes
 
 
 def read_saved(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -49,7 +50,8 @@ def read_saved(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
                 storage = _check(name, value, file_size)
                 if storage.key not in records:
                     records[storage.key] = _read(name, storage, read)
-                flat = torch.frombuffer(records[storage.key] or bytearray(16), dtype=value.dtype)
+                record = records[storage.key] or bytearray(16)  # an empty one: torch wants some
+                flat = torch.frombuffer(record, dtype=value.dtype)
                 tensors[name] = flat.as_strided(value.size, value.stride, value.offset)
             elif type(value).__name__.startswith("torch."):
                 raise ValueError(f"{name} is not a plain tensor but {type(value).__name__}")
@@ -107,9 +109,6 @@ def _check(name: str, tensor: StoredTensor, file_size: int) -> Storage:
     if math.prod(size) * tensor.dtype.itemsize > file_size:  # repeated by strides of zero
         raise ValueError(f"{name} is larger than the whole file")
     return storage
-
-
-Content = tuple[Any, Callable[[Storage], bytes]]  # and how a storage's record is read
 
 
 def _read(name: str, storage: Storage, read: Callable[[Storage], bytes]) -> bytearray:

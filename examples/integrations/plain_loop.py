@@ -150,4 +150,4 @@ if __name__ == "__main__":
     try:
         main()
     except (KeyboardInterrupt, OSError) as error:  # a full disk, a file in the folder's place
-        sys.exit(f"stopped: {error or 'Ctrl-C'}")
+        sys.exit(f"stopped: {str(error) or 'Ctrl-C'}")

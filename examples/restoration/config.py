@@ -12,7 +12,7 @@ import yaml
 from .training.checkpoint import write_whole
 from .training.console import RefusedError
 
-APART = ("help", "config", "resume")  # what a run is not repeated by
+APART = ("help", "config", "resume")  # not written: a run is not repeated by them
 
 
 class _Text(yaml.SafeLoader):
@@ -110,7 +110,7 @@ def write(path: Path, command: str, options: dict[str, Any]) -> None:
 
     Args:
         path: What it held before stays until the new one is complete.
-        command: That understands them, for the first line.
+        command: Reads these options; named in the first line.
         options: By name: numbers, text, paths, true or false, lists of them, or None.
     """
 

@@ -68,8 +68,8 @@ CHOICES = {
 }
 # larger ones are mistakes, and exhaust the memory
 MOST = {"iterations": 10**9, "batch_size": 2**16, "crop": 2**13}
-HISTORY_UPDATES = 200  # of a run at least: the paper's shortest has 200,000 steps and moves it
-HISTORY_INTERVAL = 1000  # every so many steps at first (Eq. 6, Figure 8b)
+HISTORY_UPDATES = 200  # that a run aims at: the paper's shortest has so many in 200,000 steps
+HISTORY_INTERVAL = 1000  # steps between its first updates (Eq. 6, Figure 8b)
 MIN_HISTORY_INTERVAL = 50  # steps; a short run's history would otherwise be the student itself
 SHORT = Cosine(end=1e-5, warm_up=50)  # of runs of a thousand steps
 MSE_FLOOR = 1e-8  # NAFNet's; at 80 dB
@@ -178,8 +178,7 @@ class Recipe:
         return replace(self, iterations=iterations, stages=stages, schedule=schedule)
 
 
-# Eq. 10's in the paper; the second was tuned with the released code's DMM, whose gradient is 100 to
-# 350 times smaller than Eq. 9's.
+# Eq. 10's in the paper; the second was tuned with the released code's DMM
 WEIGHTS = {"dcr_weight": 0.1, "dmm_weight": 1e-3, "form": "released", "balance": None}
 # "ADAM optimizer with b1 = 0.9, b2 = 0.99 [...] batch size is set to 16 with a total of 2.5 x 10^5
 # iterations [...] decayed by a factor of 10 at every 10^5"; the moving average is the released

@@ -238,6 +238,7 @@ def test_command_scores_lr_that_is_given_and_says_where_it_makes_its_own(tmp_pat
         ([*line, *more, "--input", tmp_path], "got --data beside --input or --gt; expected"),
         ([*line, "--gt", 1, 2, "--input", 1], "got --input of 1 sets and --gt of 2; expected both"),
         ([*line, "--data", ""], "--data: got an empty path"),
+        (["--task", "derain", "--model", "input", "--gt", 1], "got --gt without --input; expected"),
     ):
         with pytest.raises(SystemExit, match="2"):
             command(*wrong)
@@ -366,6 +367,8 @@ def test_backbones_belong_to_the_model_before_them(folder, tmp_path, command):
     path, *own = files[0]
     all_of = ("--backbone", *own, "--model", path, "input")
     assert set(rows(command(*line, *all_of))) == {"w4", "bicubic"}
+    one_by_one = ("--backbone", *own, "--model", "input", "--model", path)
+    assert set(rows(command(*line, *one_by_one))) == {"w4", "bicubic"}
     assert "w6.pth holds another network, of " in command(*line, *all_of, files[1][0]).stderr
     broken = tmp_path / "nan.pth"
     torch.save({k: v + torch.nan for k, v in torch.load(path).items()}, broken)

@@ -255,6 +255,16 @@ def test_what_a_command_line_can_have_wrong_is_a_line(module, tmp_path, monkeypa
         assert len(said) <= 3  # of which argparse's usage may be two
 
 
+def test_ctrl_c_ends_the_plain_loop_with_a_word(tmp_path, monkeypatch):
+    def interrupt(*shape, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["plain_loop.py", "--output", str(tmp_path)])
+    monkeypatch.setattr(torch, "rand", interrupt)
+    with pytest.raises(SystemExit, match="stopped: Ctrl-C"):
+        runpy.run_module("plain_loop", run_name="__main__")
+
+
 TIMEOUT = 240  # seconds, on a machine with other work
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 

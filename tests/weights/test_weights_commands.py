@@ -171,14 +171,20 @@ def promise(architecture, monkeypatch):
     return promise
 
 
-def test_verify_holds_a_name_against_what_it_promises(run, refused, tensors, tmp_path, promise):
+def test_verify_holds_a_name_against_what_it_promises(
+    run, refused, tensors, tmp_path, promise, home
+):
     path = tmp_path / "vqgan-f16-16384.safetensors"
     write_safetensors(tensors, path, original_sha256="0" * 64)
     assert "is not vqgan-f16-16384" in refused("verify", path)
     promise("vqgan-f16-16384", "1" * 64)
     assert re.search("sha256 0{64}; that of vqgan-f16-16384 is 1{64}", refused("verify", path))
     promise("vqgan-f16-16384", "0" * 64)
-    assert "the published checkpoint" in run("verify", path)
+    assert "made from the checkpoint of" in run("verify", path)
+    promise("vqgan-f16-16384", None)
+    home.mkdir()
+    (home / "vqgan-f16-16384.sha256").write_text("2" * 64)  # of the first fetch
+    assert "that of vqgan-f16-16384 is 222" in refused("verify", path)
 
 
 def test_convert_onto_a_name_takes_its_published_checkpoint_alone(
@@ -193,7 +199,7 @@ def test_convert_onto_a_name_takes_its_published_checkpoint_alone(
     run("convert", checkpoint, tmp_path / "other.safetensors")
     promise("vqgan-f16-16384", seen)
     run("convert", checkpoint, named)
-    assert "made from the published checkpoint" in run("verify", named)
+    assert "made from the checkpoint of" in run("verify", named)
     assert f"{seen}, vqgan-f16-16384" in run("verify", checkpoint)
 
 

@@ -271,7 +271,10 @@ def test_tied_weights_stay_tied_and_averaged_ones_are_taken_where_there_are_two(
     [
         (torch.nn.Linear(2, 2), " .*holds no state_dict"),
         ([1, 2], " .*holds no state_dict"),
-        ({"state_dict": {"decoder.weight": torch.zeros(1)}}, ": holds no tensor named encoder"),
+        (
+            {"state_dict": {"decoder.weight": torch.zeros(1)}},
+            ": holds no tensor whose name begins with encoder",
+        ),
     ],
 )
 def test_what_holds_no_encoder_is_refused(tmp_path, content, message):

@@ -78,8 +78,8 @@ def camera_motion(image: Image, rng: np.random.Generator) -> Image:
     padded = np.pad(image.astype(np.float64), ((radius,) * 2, (radius,) * 2, (0, 0)), "reflect")
     blurred = oaconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1))
     blurred += rng.normal(0, SENSOR_NOISE, blurred.shape)
-    restored: Image = np.clip(np.rint(blurred), 0, 255).astype(np.uint8)
-    return restored
+    rounded: Image = np.clip(np.rint(blurred), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def motion_kernel(rng: np.random.Generator) -> Floats:

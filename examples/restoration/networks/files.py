@@ -23,9 +23,11 @@ from .small import ResidualNetwork, small
 SILENCE = 30.0  # seconds
 SHAPE = ("channels", "blocks", "scale")  # what a small network's metadata must say to rebuild it
 
-SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/001_classicalSR_DIV2K_s48w8"
-RESTORMER = "https://github.com/swz30/Restormer/releases/download/v1.0"
-NAFNET = "https://huggingface.co/nyanko7/nafnet-models/resolve/main/NAFNet"  # a mirror
+SWINIR_URL = (
+    "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/001_classicalSR_DIV2K_s48w8"
+)
+RESTORMER_URL = "https://github.com/swz30/Restormer/releases/download/v1.0"
+NAFNET_URL = "https://huggingface.co/nyanko7/nafnet-models/resolve/main/NAFNet"  # a mirror
 SWINIR_X4_SHA256 = "129dc773ba2d4c07f3eb0bb116fbe692011b7cc072d9ca12797cd3748198610a"
 NAFNET_SHA256 = "19394e6155d12ef6371d1d57496f87f0ec88f92bdffa27c0792690722d5d1a5c"
 
@@ -40,12 +42,12 @@ class Weights(NamedTuple):
 
 
 KNOWN = {  # the paper's teachers; RCAN's lie in a Google Drive folder, which has no plain address
-    "swinir-x2": Weights("swinir-teacher", 2, f"{SWINIR}_SwinIR-M_x2.pth"),
-    "swinir-x3": Weights("swinir-teacher", 3, f"{SWINIR}_SwinIR-M_x3.pth"),
-    "swinir-x4": Weights("swinir-teacher", 4, f"{SWINIR}_SwinIR-M_x4.pth", SWINIR_X4_SHA256),
-    "nafnet-gopro": Weights("nafnet-teacher", 1, f"{NAFNET}-GoPro-width32.pth", NAFNET_SHA256),
-    "restormer-gopro": Weights("restormer-teacher", 1, f"{RESTORMER}/motion_deblurring.pth"),
-    "restormer-rain13k": Weights("restormer-teacher", 1, f"{RESTORMER}/deraining.pth"),
+    "swinir-x2": Weights("swinir-teacher", 2, f"{SWINIR_URL}_SwinIR-M_x2.pth"),
+    "swinir-x3": Weights("swinir-teacher", 3, f"{SWINIR_URL}_SwinIR-M_x3.pth"),
+    "swinir-x4": Weights("swinir-teacher", 4, f"{SWINIR_URL}_SwinIR-M_x4.pth", SWINIR_X4_SHA256),
+    "nafnet-gopro": Weights("nafnet-teacher", 1, f"{NAFNET_URL}-GoPro-width32.pth", NAFNET_SHA256),
+    "restormer-gopro": Weights("restormer-teacher", 1, f"{RESTORMER_URL}/motion_deblurring.pth"),
+    "restormer-rain13k": Weights("restormer-teacher", 1, f"{RESTORMER_URL}/deraining.pth"),
 }
 
 

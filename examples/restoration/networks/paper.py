@@ -4,7 +4,7 @@ Names of parameters stay spandrel's, which are the authors': official weights fi
 SwinIR is Apache-2.0 and NAFNet MIT; Restormer (from spandrel-extra-arches) is for non-commercial
 use only, and RCAN's authors state no licence.
 
-Importing this imports spandrel, and that torchvision: see `backbones.build`.
+Importing this imports spandrel, and that torchvision: see `build.build`.
 """
 
 from typing import Any

@@ -33,8 +33,8 @@ class ResidualBlock(nn.Module):
 class ResidualNetwork(nn.Module):
     """What the small networks have in common: convolutions around residual blocks.
 
-    The last convolution starts at zero, so an untrained network is its starting point and the first
-    updates improve on it. `inputs` and `outputs` are channels of the first and the last
+    The last convolution starts at zero, so an untrained network returns its input, enlarged, and
+    the first updates improve on that. `inputs` and `outputs` are channels of the first and the last
     convolution.
     """
 

@@ -92,7 +92,7 @@ def _tiled(model: nn.Module, image: Tensor, tile: int) -> Tensor:
     return torch.cat(rows, dim=-2)
 
 
-def degraded(lq: Image, scale: int) -> Image:
+def enlarged(lq: Image, scale: int) -> Image:
     """What restores nothing: MATLAB's bicubic, and for scale 1 the image itself."""
     return lq if scale == 1 else matlab_bicubic(lq, scale)
 
@@ -107,10 +107,11 @@ def evaluate(
     folder: Path | None = None,
     shown: dict[str, Image] | None = None,
 ) -> Scores:
-    """Score a network, or the `degraded` images, as the papers of a task do: `metrics.protocol`.
+    """Score a network, or the images as they are, as the papers of a task do: `metrics.protocol`.
 
     Args:
-        model: (1, 3, H, W) in [0, 1] to `scale` times that size; None for `degraded`.
+        model: (1, 3, H, W) in [0, 1] to `scale` times that size; None for the images
+            as they are, `enlarged`.
         pairs: The data set.
         scale: HR size over LR size; 1 for deblurring and deraining.
         task: "sr", "deblur" or "derain".
@@ -121,7 +122,7 @@ def evaluate(
     rules = protocol(task, scale)
     images: dict[str, Score] = {}
     for name, lq, hq in pairs:
-        output = restore(model, lq, tile) if model else degraded(lq, scale)
+        output = restore(model, lq, tile) if model else enlarged(lq, scale)
         images[name] = {"psnr": psnr(output, hq, rules), "ssim": ssim(output, hq, rules)}
         if folder:
             write_png(output, folder / f"{name}.png")

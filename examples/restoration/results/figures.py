@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.datasets import Pair
 from ..data.images import Image
-from .evaluation import degraded, restore
+from .evaluation import enlarged, restore
 from .metrics import Protocol, psnr
 
 SIZE = 96  # pixels a side of the compared crops
@@ -109,7 +109,7 @@ def sample(pairs: Sequence[Pair], scale: int) -> Callable[[nn.Module], Image]:
 
     def restored(model: nn.Module) -> Image:
         _, lq, hq = pairs[0]
-        images = (degraded(lq, scale), restore(model, lq), hq)
+        images = (enlarged(lq, scale), restore(model, lq), hq)
         top, left = telling_crop(images[0], hq)
         return np.hstack([image[top : top + SIZE, left : left + SIZE] for image in images])
 
