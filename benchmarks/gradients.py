@@ -13,8 +13,9 @@ at each term, without its weight, over some batches of training crops:
 - in the student's weights: the cosine with the gradient of the squared error of photographs that no
   network has seen, of one batch alone and of the mean over all. Noise averages out over batches, a
   useful part does not. A positive cosine says that a step along the term lowers that error; the
-  last column leaves out what lies along the two L1 terms. Each batch's gradient at the output is
-  scaled to one norm first, as `balance` does.
+  last column leaves out what lies along the two L1 terms. What `l2` has there, the squared errors
+  to both targets, comes without an encoder. Each batch's gradient at the output is scaled to one
+  norm first, as `balance` does.
 """
 
 from __future__ import annotations
@@ -163,6 +164,7 @@ def terms_of(encoders: Mapping[str, VQGANEncoder], history: HistoryModel) -> Ter
             "l1": to_target + to_teacher,
             "l1 to target": to_target,
             "l1 to teacher": to_teacher,
+            "l2": F.mse_loss(out, target) + F.mse_loss(out, teacher_out),
         }
         made = {kind: generator(lq) for kind, generator in negatives.items()}
         for name, encoder in encoders.items():

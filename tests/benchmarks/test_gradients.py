@@ -89,8 +89,8 @@ def test_gradients_have_a_row_for_every_term(data, tmp_path, monkeypatch, capsys
     content = json.loads(path.read_text())
     assert {"command", "device", "torch", "commit", "threads", "seed"} <= content.keys()
     rows = {(row["step"], row["term"]): row for row in content["rows"]}
-    assert len(rows) == 2 * 14
-    for term in ("l1", "dcr", "dmm", "dmm released", "dcr, mix", "dcr, level 4"):
+    assert len(rows) == 2 * 15
+    for term in ("l1", "l2", "dcr", "dmm", "dmm released", "dcr, mix", "dcr, level 4"):
         for row in (rows[0, term], rows[2, term]):
             assert row["norm_over_l1"] > 0 and -1 <= row["weights_cosine"] <= 1
     assert capsys.readouterr().out.count("\n") == 2 + len(rows)
